@@ -1,0 +1,66 @@
+# `make demo` on a machine with Python 3.11, git and make; `make help` lists the rest.
+# Everything runs from .venv, which `make install` makes once and again when a pin changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+# After the install nothing needs the network, and nothing may try.
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export DO_NOT_TRACK := 1
+export VLLM_NO_USAGE_STATS := 1
+
+.PHONY: help
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: install
+install: $(STAMP)  ## make .venv and install the pinned packages (once; about 3 minutes)
+
+$(STAMP): requirements-cpu.txt pyproject.toml
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
+	then echo "make: no Python 3.11 found; install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@echo "installing $$(grep -c == requirements-cpu.txt) packages into $(VENV), about 3 minutes"
+	@"$(PYTHON)" -m venv $(VENV)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --no-deps -r requirements-cpu.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+	@echo "installed"
+
+.PHONY: demo
+demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what they brought
+	@$(BIN)/videoopd demo
+
+.PHONY: test
+test: lint  ## ruff, mypy, pytest (at most 15 minutes)
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: up
+up: $(STAMP)  ## a Prefect server on loopback that serves the deployments
+	@$(BIN)/videoopd up
+
+.PHONY: down
+down: $(STAMP)  ## stop what `make up` started
+	@$(BIN)/videoopd down
+
+.PHONY: bench
+bench: $(STAMP)  ## the numbers the project is measured by (long)
+	@$(BIN)/videoopd bench
+
+.PHONY: clean
+clean:  ## remove the environment and caches; runs/ and worlds/ stay
+	@if [ -x $(BIN)/videoopd ]; then $(BIN)/videoopd down || true; fi
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find flows opd_core storage tests -name __pycache__ -prune -exec rm -rf {} +
