@@ -1,0 +1,273 @@
+"""Run configs: TOML in, frozen and strict records out.
+
+An unknown key fails with the nearest right name. Defaults are the reference setting of the method;
+nothing here is computed at run time. Paths are relative to the file they stand in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from opd_core.types import VideoOPDError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class RunSection(Section):
+    path: Path
+    """Folder of the run: tables, checkpoints, logs."""
+    seed: int = 0
+
+
+class DataSection(Section):
+    train: Path
+    """Annotations, TimeLens-100K JSONL."""
+    eval: Path
+    videos: Path
+    """Folder that the annotations' video paths are relative to."""
+
+
+class ModelSection(Section):
+    path: Path
+    """Folder of a Hugging Face checkpoint (model and processor)."""
+    dtype: Dtype = "bfloat16"
+
+
+class TeacherSection(ModelSection):
+    predictions: Positive = 4
+    """k of TRPV: the teacher's own answers to an example, from which its reliability is measured."""
+
+
+class VideoSection(Section):
+    fps: Annotated[float, Field(gt=0)] = 2.0
+    max_frames: Positive = 768
+    max_video_tokens: Positive = 8192
+    """After merging; frames are resized so that a video stays below it."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A decoder that takes longer is killed and its video quarantined."""
+    cached_videos: Positive = 1024
+    """Decoded videos kept in memory by a process."""
+
+
+class RolloutSection(Section):
+    examples_per_round: Positive = 256
+    rollouts_per_example: Positive = 1
+    max_queries_per_video: Positive = 8
+    """Sentences of one video that may be drawn into one round (they share its prefix)."""
+    max_new_tokens: Positive = 512
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """These three are the model's own distribution. Anything else is refused, because then the
+    gradient is no longer that of the reverse KL, unless the next line says otherwise."""
+    allow_off_policy_sampling: bool = False
+    prompts_per_batch: Positive = 32
+    """Prompts sampled together; also the unit that is lost at most when a process is killed."""
+
+    @model_validator(mode="after")
+    def _samples_its_own_distribution(self) -> Self:
+        wanted = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        off = {k: v for k, v in wanted.items() if getattr(self, k) != v}
+        if off and not self.allow_off_policy_sampling:
+            name, value = next(iter(off.items()))
+            raise ValueError(
+                f"{name} = {getattr(self, name)} samples another distribution than the policy's own;"
+                f" set rollout.{name} = {value}, or rollout.allow_off_policy_sampling = true"
+            )
+        return self
+
+
+class ScoreSection(Section):
+    teacher_topk: Annotated[int, Field(ge=0)] = 32
+    """Teacher tokens and log-probs kept at each position; 0 keeps none."""
+
+
+class FocusSection(Section):
+    curriculum: Literal["tvdf", "uniform"] = "tvdf"
+    min_teacher_iou: Fraction = 0.3
+    """TRPV: the mean IoU of the teacher's k answers must reach it."""
+    top_k: Positive = 128
+    """DBTP: items taken from the top of the disagreement."""
+    unit: Literal["example", "rollout"] = "example"
+    """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
+
+
+class LoraSection(Section):
+    rank: Positive
+    alpha: Positive = 32
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class UpdateSection(Section):
+    objective: Literal["policy_gradient", "exact_reverse_kl"] = "policy_gradient"
+    """`policy_gradient`: the paper's, on the sampled tokens. `exact_reverse_kl`: KL(pi || q) over
+    the teacher's top k plus one bucket for the rest; needs score.teacher_topk > 0."""
+    epochs: Positive = 1
+    """Passes over the selected rollouts."""
+    examples_per_step: Positive = 32
+    max_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Counted over the whole run, not each round."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_policy_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Nats a token; beyond it the round's update ends."""
+    max_logprob_mismatch: Annotated[float, Field(gt=0)] = 0.5
+    """Nats; a larger |student - sampling| log-prob on the first step stops the round."""
+    max_tokens_per_pack: Positive = 16384
+    """Tokens of one forward and backward pass."""
+    completion_rows_per_chunk: Positive = 1024
+    """Completion tokens that go through lm_head at once."""
+    freeze_vision: bool = True
+    """Vision tower and merger."""
+    gradient_checkpointing: bool = False
+    lora: LoraSection | None = None
+
+
+class EvaluateSection(Section):
+    max_examples: Positive | None = None
+    max_new_tokens: Positive = 512
+    prompts_per_batch: Positive = 32
+
+
+class MachineSection(Section):
+    device: str = "auto"
+    """`auto` takes CUDA where there is one; or a torch device name."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of torch on CPU; 0 leaves torch's own choice. On a shared machine 1 is often faster."""
+
+
+class Config(Section):
+    run: RunSection
+    data: DataSection
+    student: ModelSection
+    teacher: TeacherSection
+    video: VideoSection = VideoSection()
+    rollout: RolloutSection = RolloutSection()
+    score: ScoreSection = ScoreSection()
+    focus: FocusSection = FocusSection()
+    update: UpdateSection = UpdateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    machine: MachineSection = MachineSection()
+
+    @model_validator(mode="after")
+    def _objective_has_its_inputs(self) -> Self:
+        if self.update.objective == "exact_reverse_kl" and self.score.teacher_topk == 0:
+            raise ValueError(
+                "update.objective = 'exact_reverse_kl' needs the teacher's top-k; "
+                "set score.teacher_topk = 32"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """Canonical text: the same config gives the same text on any machine."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over `to_json`, without the run's path (a copy of a run is the same)."""
+        content = self.model_dump(mode="json", exclude={"run": {"path"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML.
+
+    Raises `VideoOPDError` with one sentence: the file, the key, and the fix.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise VideoOPDError(
+            f"there is no config at {path}; give the path of a TOML file such as configs/tiny.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise VideoOPDError(f"{path} cannot be read as TOML: {error}; correct the file") from None
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise VideoOPDError(f"{path}: {_first_problem(error)}") from None
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not separator or not sections or not key:
+        raise VideoOPDError(
+            f"--set {override!r} is not section.key=value; "
+            "write for example --set update.learning_rate=1e-5"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
+    data[key] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            names = _names_at(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}"
+            return f"unknown key {location!r}; {hint}"
+        case "missing":
+            return f"the key {location!r} is missing; add it"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case _:
+            return f"{location} = {problem['input']!r} is not valid: {problem['msg']}; correct it"
+
+
+def _names_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation: Any = model.model_fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    updates: dict[str, Section] = {}
+    for name in Config.model_fields:
+        section = getattr(config, name)
+        paths = {
+            key: (folder / value.expanduser()).resolve()
+            for key, value in section
+            if isinstance(value, Path)
+        }
+        if paths:
+            updates[name] = section.model_copy(update=paths)
+    return config.model_copy(update=updates)

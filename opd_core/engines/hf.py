@@ -1,0 +1,218 @@
+"""The engine that every machine has: transformers, with one prefill a video.
+
+The trees of a batch (video -> sentences) are prefilled as packed sequences, their keys and values
+kept; every sentence's rows then decode against them. Nothing is expanded for the rollouts of a
+prompt, and finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_core.prefix_tree import Pack, PrefixTree, fill, grow, pack
+from opd_core.sampling import Request, Sample, SamplingParams, draw_tokens, uniforms
+from opd_core.tree_attention import DecodeAttention, PackedAttention
+from opd_core.tree_model import TreeModel, load_model
+
+
+class HFEngine:
+    name = "hf"
+    version = f"transformers {version('transformers')}, torch {torch.__version__}"
+
+    def __init__(self, model: TreeModel, tokenizer: Any, max_tokens_per_pack: int = 16384) -> None:
+        self.model = model
+        self._max_tokens = max_tokens_per_pack
+        self._end_ids = end_token_ids(model.model, tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Any, dtype: str, device: Any) -> HFEngine:
+        return cls(TreeModel(load_model(folder, dtype, device), tokenizer), tokenizer)
+
+    @torch.inference_mode()
+    def sample(
+        self, videos: Sequence[Sequence[Request]], params: SamplingParams
+    ) -> dict[Hashable, list[Sample]]:
+        requests = [request for video in videos for request in video]
+        trees = [
+            grow([r.prompt.token_ids for r in video], [[] for _ in video], video[0].prompt.vision)
+            for video in videos
+        ]
+        prefixes: list[_Prefix] = []
+        for group in fill(trees, self._max_tokens):
+            prefixes.extend(self._prefill(pack(group)))
+        return _Decoding(self.model, requests, prefixes, params, self._end_ids).run()
+
+    def _prefill(self, packed: Pack) -> list[_Prefix]:
+        layout = PackedAttention(packed, self.model.device, keep=True)
+        hidden_ND = self.model.hidden(packed, layout)
+        assert layout.kept is not None
+        prefixes = []
+        for t, tree in enumerate(packed.trees):
+            for s in _ends(tree):
+                rows = torch.cat(
+                    [torch.as_tensor(packed.rows(t, i), dtype=torch.long) for i in tree.path(s)]
+                ).to(self.model.device)
+                cache = {
+                    layer: (key[0, :, rows], value[0, :, rows])
+                    for layer, (key, value) in layout.kept.items()
+                }
+                following = int(self.model.prompt_positions(tree, s)[0, -1])
+                prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]]))
+        return prefixes
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the generation config."""
+    ids = {tokenizer.eos_token_id}
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)
+
+
+def _ends(tree: PrefixTree) -> list[int]:
+    """The segments at which prompts end: the root alone, or the sentences."""
+    parents = {s.parent for s in tree.segments}
+    return [i for i in range(len(tree.segments)) if i not in parents]
+
+
+class _Prefix:
+    """The prefilled prompt of one request."""
+
+    def __init__(
+        self,
+        cache: dict[int, tuple[Tensor, Tensor]],
+        length: int,
+        position: int,
+        hidden_D: Tensor,
+    ) -> None:
+        self.cache = cache
+        self.length = length
+        self.position = position
+        self.hidden_D = hidden_D
+
+
+class _Decoding:
+    """P prompts with G slots each; slots that finish leave, prompts that finish leave.
+
+    A prompt with fewer live rows than G fills its slots with copies of its first live row, whose
+    tokens nobody reads.
+    """
+
+    def __init__(
+        self,
+        model: TreeModel,
+        requests: Sequence[Request],
+        prefixes: Sequence[_Prefix],
+        params: SamplingParams,
+        end_ids: frozenset[int],
+    ) -> None:
+        self._model = model
+        self._params = params
+        self._requests = requests
+        self._end_ids = torch.tensor(sorted(end_ids), device=model.device)
+        self._stride = self._group = max(len(r.seeds) for r in requests)
+        owner = [(p, min(g, len(r.seeds) - 1)) for p, r in enumerate(requests)
+                 for g in range(self._group)]  # fmt: skip
+        self._rows = [p * self._stride + g for p, g in owner]
+        """The answer (prompt, sample) that each slot decodes."""
+        seeds = [requests[p].seeds[g] for p, g in owner]
+        self._uniforms = uniforms(seeds, params.max_new_tokens).to(model.device)
+        self._answers: dict[int, tuple[list[int], list[float]]] = {
+            row: ([], []) for row in self._rows
+        }
+        self._live = set(self._answers)
+        self._layout = DecodeAttention(
+            _stack_prefixes(prefixes),
+            torch.tensor([p.length for p in prefixes], device=model.device),
+            self._group,
+        )
+        self._position_B = torch.tensor(
+            [p.position for p in prefixes], device=model.device
+        ).repeat_interleave(self._group)
+        self._hidden_BD = torch.stack([p.hidden_D for p in prefixes]).repeat_interleave(
+            self._group, dim=0
+        )
+
+    def run(self) -> dict[Hashable, list[Sample]]:
+        finished: dict[int, str] = {}
+        for step in range(self._params.max_new_tokens):
+            logprobs_BV = self._model.log_softmax(self._hidden_BD)
+            tokens_B = draw_tokens(logprobs_BV, self._uniforms[:, step], self._params)
+            chosen_B = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+            ended = torch.isin(tokens_B, self._end_ids).tolist()
+            seen: set[int] = set()
+            for row, token, logprob, end in zip(
+                self._rows, tokens_B.tolist(), chosen_B.tolist(), ended, strict=True
+            ):
+                if row in seen or row not in self._live:
+                    continue
+                seen.add(row)
+                token_ids, logprobs = self._answers[row]
+                token_ids.append(token)
+                logprobs.append(logprob)
+                if end:
+                    finished[row] = "stop"
+            self._live -= finished.keys()
+            if not self._live or step + 1 == self._params.max_new_tokens:
+                break
+            tokens_B = self._drop_finished(tokens_B)
+            self._hidden_BD = self._model.decode_hidden(tokens_B, self._position_B, self._layout)
+            self._position_B = self._position_B + 1
+        return self._collect(finished)
+
+    def _drop_finished(self, tokens_B: Tensor) -> Tensor:
+        """Repack the slots when a prompt has finished or no prompt needs all its slots."""
+        slots: dict[int, dict[int, int]] = {}
+        for slot, row in enumerate(self._rows):
+            if row in self._live:
+                slots.setdefault(slot // self._group, {}).setdefault(row, slot)
+        needed = max(len(rows) for rows in slots.values())
+        if len(slots) * self._group == len(self._rows) and needed == self._group:
+            return tokens_B
+        kept: list[int] = []
+        for rows in slots.values():
+            live = list(rows.values())
+            kept.extend(live + live[:1] * (needed - len(live)))
+        index = torch.tensor(kept, device=tokens_B.device)
+        prompts = torch.tensor(list(slots), device=tokens_B.device)
+        self._layout.keep(prompts, index, needed)
+        self._group = needed
+        self._rows = [self._rows[slot] for slot in kept]
+        self._uniforms = self._uniforms[index]
+        self._position_B = self._position_B[index]
+        return tokens_B[index]
+
+    def _collect(self, finished: dict[int, str]) -> dict[Hashable, list[Sample]]:
+        result: dict[Hashable, list[Sample]] = {}
+        for p, request in enumerate(self._requests):
+            samples = []
+            for g in range(len(request.seeds)):
+                token_ids, logprobs = self._answers[p * self._stride + g]
+                reason = finished.get(p * self._stride + g, "length")
+                samples.append(Sample(tuple(token_ids), tuple(logprobs), reason))
+            result[request.key] = samples
+        return result
+
+
+def _stack_prefixes(prefixes: Sequence[_Prefix]) -> dict[int, tuple[Tensor, Tensor]]:
+    """layer -> keys, values [P, H, L, D], zero-padded to the longest prompt."""
+    longest = max(p.length for p in prefixes)
+    stacked: dict[int, tuple[Tensor, Tensor]] = {}
+    for layer in list(prefixes[0].cache):
+        both = []
+        for which in (0, 1):
+            first = prefixes[0].cache[layer][which]
+            out = first.new_zeros(len(prefixes), first.shape[0], longest, first.shape[2])
+            for p, prefix in enumerate(prefixes):
+                out[p, :, : prefix.length] = prefix.cache[layer][which]
+            both.append(out)
+        for prefix in prefixes:
+            del prefix.cache[layer]
+        stacked[layer] = (both[0], both[1])
+    return stacked

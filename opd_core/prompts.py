@@ -1,0 +1,119 @@
+"""Prompts: a sentence and a clip as token ids and pixels, by the checkpoint's own processor.
+
+The processor runs once for a clip and each sentence; whoever needs the pixels of several sentences
+of one video takes them once, because prompts of a clip share their `vision`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_core import torchvision_guard
+from opd_core.types import VideoOPDError
+from opd_core.video import VideoClip
+
+TIMELENS = (
+    "Please find the visual event described by the sentence '{query}', determining its starting "
+    "and ending times. The format should be: 'The event happens in <start time> - <end time> "
+    "seconds'."
+)
+"""The prompt of TimeLens, also used by the released Video-OPD rows (DESIGN section 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionInput:
+    """What the model needs for the vision tokens of one clip."""
+
+    patches: Tensor
+    """[patches, channels * temporal * patch * patch] normalised pixels."""
+    grid_thw: tuple[int, int, int]
+    second_per_grid: float
+    """Seconds between vision tokens in time (Qwen2.5-VL's positions need it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    token_ids: tuple[int, ...]
+    vision: VisionInput
+
+
+class PromptEncoder:
+    """Encodes prompts with the processor of one checkpoint folder."""
+
+    def __init__(self, folder: Path, template: str = TIMELENS) -> None:
+        self.processor = load_processor(folder)
+        self._template = template
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
+        """One prompt a query, all sharing one `vision`."""
+        prompts: list[EncodedPrompt] = []
+        vision: VisionInput | None = None
+        # vLLM reads do_sample_frames from the metadata, transformers takes it as an argument.
+        metadata = {k: v for k, v in clip.metadata.items() if k != "do_sample_frames"}
+        for query in queries:
+            batch = self.processor(
+                text=[self.chat_text(query)],
+                videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
+                video_metadata=[dict(metadata)],
+                do_resize=False,
+                do_sample_frames=False,
+                return_tensors="pt",
+            )
+            if vision is None:
+                t, h, w = (int(n) for n in batch["video_grid_thw"][0])
+                temporal = self.processor.video_processor.temporal_patch_size
+                step = clip.timestamps[1] - clip.timestamps[0] if len(clip.timestamps) > 1 else 0.5
+                vision = VisionInput(batch["pixel_values_videos"], (t, h, w), step * temporal)
+            prompts.append(EncodedPrompt(tuple(batch["input_ids"][0].tolist()), vision))
+        return prompts
+
+    def chat_text(self, query: str) -> str:
+        """The chat with one video placeholder, up to where the assistant begins."""
+        content = [
+            {"type": "video"},
+            {"type": "text", "text": self._template.format(query=query)},
+        ]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text.strip()
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a checkpoint folder; raises `VideoOPDError` when there is none."""
+    torchvision_guard.install()
+    from transformers import AutoProcessor
+
+    if not folder.is_dir():
+        raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
+    try:
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise VideoOPDError(
+            f"{folder} has no usable processor ({first_line}); copy the processor files of the "
+            "base checkpoint into it"
+        ) from None
+
+
+def processor_hash(processor: Any) -> str:
+    """16 hex digits over everything a processor does: its configuration, vocabulary, template."""
+    digest = hashlib.sha256()
+    digest.update(processor.to_json_string().encode())
+    digest.update((processor.chat_template or "").encode())
+    digest.update(processor.tokenizer.backend_tokenizer.to_str().encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,260 @@
+"""Answers to examples: a policy's rollouts, the teacher's own predictions, greedy evaluation.
+
+Each function is a stream of batches: the records that are ready to be appended, and what had to be
+set aside. A batch is the unit that is lost when the process is killed; how examples are cut into
+batches does not depend on what is already done, so a resumed stage computes the very same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from opd_core.config import Config
+from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.grounding import answer_iou, parse_span, round_span
+from opd_core.sampling import Engine, Request, Sample, SamplingParams
+from opd_core.types import (
+    Evaluation,
+    GroundingExample,
+    QuarantinedItem,
+    Rollout,
+    TeacherPrediction,
+    make_rollout_id,
+    make_seed,
+)
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Weights that answer: a student's version, or the teacher."""
+
+    version: int
+    folder: Path
+    weights_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Record]):
+    records: tuple[Record, ...]
+    quarantined: tuple[QuarantinedItem, ...]
+    examples: int
+    """Examples this batch has dealt with."""
+
+
+def sample_rollouts(
+    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+) -> Iterator[Batch[Rollout]]:
+    """`rollouts_per_example` rollouts of each example; `done` are rollout ids that exist."""
+    settings = config.rollout
+
+    def ids(example: GroundingExample) -> list[str]:
+        count = settings.rollouts_per_example
+        return [make_rollout_id(policy.version, example.example_id, i) for i in range(count)]
+
+    def seeds(example: GroundingExample) -> tuple[int, ...]:
+        return tuple(
+            make_seed(config.run.seed, "rollout", policy.version, example.example_id, i)
+            for i in range(settings.rollouts_per_example)
+        )
+
+    def record(
+        item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
+    ) -> Rollout:
+        text = asked.encoder.prompts.decode(sample.token_ids)
+        span = parse_span(text)
+        return Rollout(
+            rollout_id=make_rollout_id(policy.version, item.example.example_id, index),
+            policy_version=policy.version,
+            policy_hash=policy.weights_hash,
+            example_id=item.example.example_id,
+            sample_index=index,
+            seed=seeds(item.example)[index],
+            prompt_token_ids=item.prompt.token_ids,
+            completion_token_ids=sample.token_ids,
+            sampling_logprobs=sample.logprobs,
+            finish_reason=sample.finish_reason,
+            text=text,
+            predicted_span=span,
+            student_iou=answer_iou(span, item.example.span),
+            frame_indices=item.clip.frame_indices,
+            frame_timestamps=item.clip.timestamps,
+            grid_thw=item.prompt.vision.grid_thw,
+            pixel_hash=item.clip.pixel_hash,
+            processor_hash=asked.encoder.processor_hash,
+            engine=asked.engine.name,
+            engine_version=asked.engine.version,
+            seconds=seconds,
+        )
+
+    params = SamplingParams(
+        settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    work = _Work("rollout", policy, settings.prompts_per_batch, params, seeds, config.student.dtype)
+    needed = [e for e in examples if not done.issuperset(ids(e))]
+    return _answer(config, work, examples, {e.example_id for e in needed}, record)
+
+
+def predict(
+    config: Config, teacher: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+) -> Iterator[Batch[TeacherPrediction]]:
+    """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs."""
+
+    def seeds(example: GroundingExample) -> tuple[int, ...]:
+        # Not of the run's seed: predictions belong to a data set and a teacher, not to a run.
+        return tuple(
+            make_seed(0, f"predict {teacher.weights_hash}", 0, example.example_id, i)
+            for i in range(config.teacher.predictions)
+        )
+
+    def record(
+        item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
+    ) -> TeacherPrediction:
+        text = asked.encoder.prompts.decode(sample.token_ids)
+        span = parse_span(text)
+        return TeacherPrediction(
+            example_id=item.example.example_id,
+            prediction_index=index,
+            teacher_id=teacher.folder.name,
+            teacher_hash=teacher.weights_hash,
+            text=text,
+            predicted_span=span,
+            iou=answer_iou(span, item.example.span),
+            seed=seeds(item.example)[index],
+        )
+
+    settings = config.rollout
+    params = SamplingParams(settings.max_new_tokens)
+    work = _Work(
+        "validate", teacher, settings.prompts_per_batch, params, seeds, config.teacher.dtype
+    )
+    needed = {e.example_id for e in examples} - done
+    return _answer(config, work, examples, needed, record)
+
+
+def evaluate(
+    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+) -> Iterator[Batch[Evaluation]]:
+    """One greedy answer an example; `done` are example ids that this policy has answered."""
+
+    def record(
+        item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
+    ) -> Evaluation:
+        text = asked.encoder.prompts.decode(sample.token_ids)
+        span = parse_span(text)
+        return Evaluation(
+            policy_version=policy.version,
+            policy_hash=policy.weights_hash,
+            example_id=item.example.example_id,
+            text=text,
+            completion_token_ids=sample.token_ids,
+            finish_reason=sample.finish_reason,
+            predicted_span=span,
+            iou=answer_iou(span, item.example.span),
+            iou_rounded=answer_iou(span and round_span(span), item.example.span),
+            engine=asked.engine.name,
+            seconds=seconds,
+        )
+
+    settings = config.evaluate
+    params = SamplingParams(settings.max_new_tokens, greedy=True)
+    work = _Work(
+        "evaluate", policy, settings.prompts_per_batch, params, lambda _: (0,), config.student.dtype
+    )
+    needed = {e.example_id for e in examples} - done
+    return _answer(config, work, examples, needed, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    stage: str
+    policy: Policy
+    prompts_per_batch: int
+    params: SamplingParams
+    seeds: Callable[[GroundingExample], tuple[int, ...]]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    encoder: ExampleEncoder
+    engine: Engine
+
+
+def _answer(
+    config: Config,
+    work: _Work,
+    examples: Sequence[GroundingExample],
+    needed: AbstractSet[str],
+    record: Callable[[EncodedExample, int, Sample, _Asked, float], Record],
+) -> Iterator[Batch[Record]]:
+    """Sample for the `needed` examples, batch by batch of the whole plan."""
+    if not needed:
+        return
+    from opd_core.engines.hf import HFEngine
+    from opd_core.tree_model import choose_device
+
+    plan = [
+        batch
+        for batch in cut_at_videos(examples, work.prompts_per_batch)
+        if any(e.example_id in needed for e in batch)
+    ]
+    encoder = ExampleEncoder(config, work.policy.folder)
+    engine = HFEngine.load(
+        work.policy.folder,
+        encoder.prompts.tokenizer,
+        work.dtype,
+        choose_device(config.machine.device),
+    )
+    asked = _Asked(encoder, engine)
+    for encoded in encoder.encode_batches(plan, work.stage, work.policy.version):
+        began = time.perf_counter()
+        items = [item for video in encoded.videos for item in video]
+        requests = [
+            [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
+            for video in encoded.videos
+        ]
+        answers = engine.sample(requests, work.params) if items else {}
+        seconds = time.perf_counter() - began
+        quarantined = list(encoded.quarantined)
+        records: list[Record] = []
+        count = sum(len(a) for a in answers.values())
+        for item in items:
+            samples = answers[item.example.example_id]
+            if reason := _fault(samples):
+                quarantined.append(_quarantine(work, item, f"{engine.name}: {reason}"))
+                continue
+            if item.example.example_id in needed:
+                records.extend(
+                    record(item, index, sample, asked, seconds / count)
+                    for index, sample in enumerate(samples)
+                )
+        dealt = len(items) + len(encoded.quarantined)
+        yield Batch(tuple(records), tuple(quarantined), dealt)
+
+
+def _fault(samples: Sequence[Sample]) -> str | None:
+    """Why these samples cannot be kept, or None."""
+    for sample in samples:
+        if len(sample.token_ids) != len(sample.logprobs):
+            return f"{len(sample.logprobs)} log-probs for {len(sample.token_ids)} tokens"
+        for position, logprob in enumerate(sample.logprobs):
+            if not math.isfinite(logprob):
+                return f"the log-prob of token {position} is {logprob}"
+    return None
+
+
+def _quarantine(work: _Work, item: EncodedExample, reason: str) -> QuarantinedItem:
+    return QuarantinedItem(
+        item.example.example_id, work.stage, item.example.video_path, reason, work.policy.version
+    )

@@ -1,0 +1,90 @@
+"""Sampling: what an engine is asked for, what it answers, and how a token is drawn.
+
+An engine gets the prompts of one video next to each other, so that it can compute their common
+prefix once. A row's random numbers come from its own seed, so what is sampled does not depend on
+which rows it was sampled with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from opd_core.prompts import EncodedPrompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    max_new_tokens: int
+    greedy: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`len(seeds)` answers to one prompt."""
+
+    key: Hashable
+    prompt: EncodedPrompt
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    token_ids: tuple[int, ...]
+    """The end token included, when there is one."""
+    logprobs: tuple[float, ...]
+    """Of each token, under the model's own distribution (temperature 1, nothing truncated)."""
+    finish_reason: str
+    """`stop` or `length`."""
+
+
+class Engine(Protocol):
+    """What samples from one policy."""
+
+    name: str
+    version: str
+
+    def sample(
+        self, videos: Sequence[Sequence[Request]], params: SamplingParams
+    ) -> dict[Hashable, list[Sample]]:
+        """Answers by request key; the requests of one inner sequence share a video."""
+        ...
+
+
+def uniforms(seeds: Sequence[int], length: int) -> Tensor:
+    """[len(seeds), length] float64 in [0, 1); each row depends on its seed only."""
+    import torch
+
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def draw_tokens(logprobs_BV: Tensor, uniforms_B: Tensor, params: SamplingParams) -> Tensor:
+    """[B] token ids by inverting the cumulative distribution at `uniforms_B`; or the likeliest."""
+    if params.greedy:
+        return logprobs_BV.argmax(dim=1)
+    logits = logprobs_BV.double() / params.temperature
+    if params.top_k:
+        kth = logits.topk(params.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    probs = logits.softmax(dim=1)
+    if params.top_p < 1.0:
+        ordered, order = probs.sort(dim=1, descending=True)
+        beyond = ordered.cumsum(dim=1) - ordered >= params.top_p
+        probs = probs.masked_fill(beyond.scatter(1, order, beyond), 0.0)
+    cumulative = probs.cumsum(dim=1)
+    targets = uniforms_B.to(cumulative)[:, None] * cumulative[:, -1:]
+    import torch
+
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0]

@@ -1,0 +1,386 @@
+"""Update: a short run of optimiser steps on one round's selected rollouts (arXiv 2602.02994).
+
+One forward and one backward pass a prefix tree; no second student pass for old log-probabilities,
+because the sampler's were kept. On the first step, before any weight has moved, the student's
+log-probs are those of the policy that sampled: how far the two are apart is measured and bounded.
+
+Weights that are trained, and the optimiser's state, are float32; a lower precision in the config
+is the precision of the forward pass (autocast). The optimiser's state goes into the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opd_core import objectives
+from opd_core.config import Config
+from opd_core.encoding import ExampleEncoder
+from opd_core.prefix_tree import PrefixTree, fill, pack
+from opd_core.rollout import Policy
+from opd_core.scoring import rollout_tree
+from opd_core.tree_model import TreeModel, choose_device, load_model
+from opd_core.types import (
+    GroundingExample,
+    Rollout,
+    TeacherScore,
+    UpdateStep,
+    VideoOPDError,
+    make_seed,
+)
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """An example of the update: its selected rollouts and their scores, side by side."""
+
+    example: GroundingExample
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[TeacherScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    steps: tuple[UpdateStep, ...]
+    rollouts: int
+    tokens: int
+    max_logprob_mismatch: float
+    stopped_early: str | None
+
+
+def update_student(
+    config: Config,
+    parent: Policy,
+    work: Sequence[Trained],
+    staging: Path,
+    on_step: Callable[[UpdateStep], None] = lambda _: None,
+) -> UpdateResult:
+    """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
+
+    `work` has the sentences of one video next to each other. Raises `VideoOPDError` on rows of
+    another policy, on log-probs that the sampler and the trainer do not agree on, and on a loss
+    that is no number; the run is then as it was before.
+    """
+    _check_on_policy(parent, work)
+    settings = config.update
+    encoder = ExampleEncoder(config, parent.folder)
+    student = _Student(config, parent, encoder.prompts.tokenizer)
+    plan = plan_steps([w.example for w in work], config, parent.version)
+    facts = {
+        r.rollout_id: (r, s) for w in work for r, s in zip(w.rollouts, w.scores, strict=True)
+    }
+    rollouts = {w.example.example_id: list(w.rollouts) for w in work}
+    steps: list[UpdateStep] = []
+    mismatch = 0.0
+    stopped: str | None = None
+    trained: set[str] = set()
+    for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
+        began = time.perf_counter()
+        for item in batch.quarantined:
+            raise VideoOPDError(
+                f"{item.video_path}, on which selected rollouts stand, can no longer be read "
+                f"({item.reason}); restore the file and rerun the update"
+            )
+        trees = [rollout_tree(video, rollouts) for video in batch.videos]
+        tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
+        measured = student.accumulate(trees, facts, tokens)
+        if number == 0:
+            mismatch = measured.check_first_step(settings.max_logprob_mismatch)
+        policy_kl = measured.policy_kl()
+        if policy_kl > settings.max_policy_kl:
+            stopped = (
+                f"before step {number} the KL to the sampling policy was {policy_kl:.3f} nats a "
+                f"token, above update.max_policy_kl = {settings.max_policy_kl}"
+            )
+            break
+        rate, grad_norm = student.step()
+        trained.update(measured.keys)
+        steps.append(
+            UpdateStep(
+                step=number,
+                loss=measured.loss,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                tokens=tokens,
+                rollouts=len(measured.keys),
+                reverse_kl=float((measured.student - measured.teacher).mean()),
+                policy_kl=policy_kl,
+                ratio_min=float(measured.ratio().min()),
+                ratio_max=float(measured.ratio().max()),
+                effective_sample_size=measured.effective_sample_size(),
+                seconds=time.perf_counter() - began,
+            )
+        )
+        on_step(steps[-1])
+    student.save(staging, parent.folder)
+    tokens = sum(len(facts[key][0].completion_token_ids) for key in trained)
+    return UpdateResult(tuple(steps), len(trained), tokens, mismatch, stopped)
+
+
+def plan_steps(
+    examples: Sequence[GroundingExample], config: Config, version: int
+) -> list[list[GroundingExample]]:
+    """The examples of each optimiser step: `examples_per_step` or a little more, because a video
+    is never parted; the videos shuffled anew each epoch, by seed."""
+    settings = config.update
+    videos = [list(group) for _, group in groupby(examples, key=lambda e: e.video_path)]
+    steps: list[list[GroundingExample]] = []
+    for epoch in range(settings.epochs):
+        order = sorted(videos, key=lambda v: v[0].example_id)
+        random.Random(make_seed(config.run.seed, "steps", version, "", epoch)).shuffle(order)
+        batch: list[GroundingExample] = []
+        for video in order:
+            batch.extend(video)
+            if len(batch) >= settings.examples_per_step:
+                steps.append(batch)
+                batch = []
+        if batch:
+            steps.append(batch)
+    return steps[: settings.max_steps]
+
+
+class _Student:
+    """The trained model, its optimiser, and its schedule."""
+
+    def __init__(self, config: Config, parent: Policy, tokenizer: Any) -> None:
+        self._settings = settings = config.update
+        self._device = choose_device(config.machine.device)
+        model = load_model(parent.folder, "float32", self._device)
+        torch.manual_seed(make_seed(config.run.seed, "update", parent.version, "", 0))
+        self.trainable = _choose_trainable(model, config, parent.folder)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        model.train()
+        self.model = TreeModel(model, tokenizer, settings.completion_rows_per_chunk)
+        self._autocast = getattr(torch, config.student.dtype)
+        self._optimizer = torch.optim.AdamW(
+            self.trainable,
+            lr=settings.learning_rate,
+            betas=settings.adam_betas,
+            weight_decay=settings.weight_decay,
+        )
+        self._steps_done = 0
+        state = parent.folder / OPTIMIZER_FILE
+        if state.exists():
+            saved = torch.load(state, map_location=self._device, weights_only=True)
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self._steps_done = int(saved["steps_done"])
+
+    def accumulate(
+        self,
+        trees: Sequence[PrefixTree],
+        facts: dict[str, tuple[Rollout, TeacherScore]],
+        tokens: int,
+    ) -> _Measured:
+        """Gradients of the step's loss: summed over packs, divided by the step's token count."""
+        self._optimizer.zero_grad(set_to_none=True)
+        measured = _Measured()
+        for group in fill(trees, self._settings.max_tokens_per_pack):
+            packed = pack(group)
+            loss = torch.zeros((), device=self._device)
+            with self._precision():
+                for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(packed):
+                    rows = [facts[str(key)] for key in keys]
+                    chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+                    loss = loss + self._losses(rows, chosen_C, logprobs_CV).sum() / tokens
+                    measured.add(rows, chosen_C.detach().cpu())
+            if not torch.isfinite(loss):
+                raise VideoOPDError(
+                    f"the loss of the update is {float(loss)} on rollouts such as "
+                    f"{measured.keys[-1]}; lower update.learning_rate and rerun the stage"
+                )
+            loss.backward()
+            measured.loss += float(loss.detach())
+        return measured
+
+    def _losses(
+        self, rows: list[tuple[Rollout, TeacherScore]], chosen_C: Tensor, logprobs_CV: Tensor
+    ) -> Tensor:
+        scores = [score for _, score in rows]
+        if self._settings.objective == "policy_gradient":
+            return objectives.policy_gradient(
+                chosen_C,
+                self._join([r.sampling_logprobs for r, _ in rows]),
+                self._join([s.teacher_logprobs for s in scores]),
+            )
+        for score in scores:
+            if score.topk_token_ids is None:
+                raise VideoOPDError(
+                    f"rollout {score.rollout_id} was scored without the teacher's top-k, which "
+                    "update.objective = 'exact_reverse_kl' needs; start a new run with "
+                    "score.teacher_topk = 32"
+                )
+        return objectives.exact_reverse_kl(
+            logprobs_CV,
+            self._join([s.topk_token_ids for s in scores], torch.long),
+            self._join([s.topk_logprobs for s in scores]),
+            self._join([s.tail_logprobs for s in scores]),
+        )
+
+    def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)
+
+    def step(self) -> tuple[float, float]:
+        """One optimiser step; (learning rate, gradient norm before clipping)."""
+        warm = max(self._settings.warmup_steps, 1)
+        rate = self._settings.learning_rate * min(1.0, (self._steps_done + 1) / warm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(self.trainable, self._settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise VideoOPDError(
+                f"the gradient norm of the update is {float(norm)}; lower update.learning_rate "
+                "and rerun the stage"
+            )
+        self._optimizer.step()
+        self._steps_done += 1
+        return rate, float(norm)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._autocast == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=self._autocast)
+
+    def save(self, staging: Path, parent: Path) -> None:
+        """A Hugging Face folder (or PEFT adapter folder) with processor and optimiser state."""
+        staging.mkdir(parents=True, exist_ok=True)
+        self.model.model.save_pretrained(staging)
+        for file in sorted(parent.iterdir()):
+            if file.is_file() and _belongs_to_processor(file.name):
+                shutil.copyfile(file, staging / file.name)
+        torch.save(
+            {"optimizer": self._optimizer.state_dict(), "steps_done": self._steps_done},
+            staging / OPTIMIZER_FILE,
+        )
+
+
+def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Parameter]:
+    """Freeze what the config freezes; add or continue the LoRA adapter."""
+    settings = config.update
+    adapted = (folder / "adapter_config.json").exists()
+    if settings.lora is None and adapted:
+        raise VideoOPDError(
+            f"the policy at {folder} is a LoRA adapter but the config has no [update.lora]; "
+            "keep the section, or start a new run"
+        )
+    if settings.lora is not None:
+        if not adapted:
+            from peft import LoraConfig
+
+            model.add_adapter(
+                LoraConfig(
+                    r=settings.lora.rank,
+                    lora_alpha=settings.lora.alpha,
+                    lora_dropout=settings.lora.dropout,
+                    target_modules=_language_modules(model, settings.lora.target_modules),
+                    base_model_name_or_path=str(folder),
+                )
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    elif settings.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _language_modules(model: Any, names: Sequence[str]) -> list[str]:
+    """The full names of the language model's layers: the vision tower stays as it is."""
+    found = [n for n, _ in model.named_modules()
+             if "language_model" in n and n.rsplit(".", 1)[-1] in names]  # fmt: skip
+    if not found:
+        raise VideoOPDError(
+            f"update.lora.target_modules {list(names)} name no layer of the language model; "
+            "correct the names"
+        )
+    return found
+
+
+def _belongs_to_processor(name: str) -> bool:
+    starts = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
+    return name.startswith(starts) or "processor" in name
+
+
+class _Measured:
+    """What one step's forward passes said about its tokens."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.loss = 0.0
+        self._student: list[Tensor] = []
+        self._sampling: list[Tensor] = []
+        self._teacher: list[Tensor] = []
+        self._owner: list[tuple[str, int]] = []
+
+    def add(self, rows: list[tuple[Rollout, TeacherScore]], student_C: Tensor) -> None:
+        self._student.append(student_C.double())
+        for rollout, score in rows:
+            self.keys.append(rollout.rollout_id)
+            self._sampling.append(torch.tensor(rollout.sampling_logprobs, dtype=torch.float64))
+            self._teacher.append(torch.tensor(score.teacher_logprobs, dtype=torch.float64))
+            length = len(rollout.completion_token_ids)
+            self._owner.extend((rollout.rollout_id, t) for t in range(length))
+
+    @property
+    def student(self) -> Tensor:
+        return torch.cat(self._student)
+
+    @property
+    def teacher(self) -> Tensor:
+        return torch.cat(self._teacher)
+
+    def log_ratio(self) -> Tensor:
+        return self.student - torch.cat(self._sampling)
+
+    def ratio(self) -> Tensor:
+        return self.log_ratio().exp()
+
+    def policy_kl(self) -> float:
+        log_ratio = self.log_ratio()
+        return float((log_ratio.exp() - 1.0 - log_ratio).mean())
+
+    def effective_sample_size(self) -> float:
+        ratio = self.ratio()
+        return float(ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum()))
+
+    def check_first_step(self, bound: float) -> float:
+        """The largest |student - sampling| log-prob; raises above `bound`, naming the token."""
+        difference = self.log_ratio().abs()
+        worst = int(difference.argmax())
+        if not float(difference[worst]) <= bound:
+            rollout_id, position = self._owner[worst]
+            raise VideoOPDError(
+                f"token {position} of rollout {rollout_id} has log-prob "
+                f"{float(torch.cat(self._sampling)[worst]):.6f} from the sampler and "
+                f"{float(self.student[worst]):.6f} from the trainer, further apart than "
+                f"update.max_logprob_mismatch = {bound}; the two do not compute the same model: "
+                "compare their precision and processor"
+            )
+        return float(difference[worst])
+
+
+def _check_on_policy(parent: Policy, work: Sequence[Trained]) -> None:
+    for item in work:
+        for rollout, score in zip(item.rollouts, item.scores, strict=True):
+            if rollout.policy_hash != parent.weights_hash:
+                raise VideoOPDError(
+                    f"rollout {rollout.rollout_id} was sampled by policy {rollout.policy_version} "
+                    f"(weights {rollout.policy_hash}) but the update trains policy "
+                    f"{parent.version} (weights {parent.weights_hash}); a round trains on its own "
+                    "rollouts only: rerun the rollout stage of this round"
+                )
+            if score.rollout_id != rollout.rollout_id:
+                raise ValueError(f"score of {score.rollout_id} beside {rollout.rollout_id}")

@@ -1,0 +1,189 @@
+"""A Hugging Face video-language model that runs prefix trees.
+
+One class for student and teacher: it loads a checkpoint folder, computes positions with the model's
+own rope index, runs packed trees, and gives log-probabilities of completions. Only completion rows
+go through `lm_head`, in chunks; a [B, T, V] tensor never exists.
+
+Shape suffixes: N packed tokens, C completion tokens of a pack, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opd_core import torchvision_guard
+from opd_core.prefix_tree import Pack, PrefixTree
+from opd_core.types import VideoOPDError
+from opd_core.vocabulary import excluded_token_ids
+
+SUPPORTED = ("qwen3_vl", "qwen2_5_vl")
+
+
+class TreeModel:
+    """A model in evaluation mode; `student.py` turns on what training needs."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
+        from opd_core import tree_attention
+
+        kind = model.config.model_type
+        if kind not in SUPPORTED:
+            raise VideoOPDError(
+                f"prefix trees do not know how to continue positions in {kind!r}; "
+                f"use a checkpoint of {' or '.join(SUPPORTED)}"
+            )
+        tree_attention.register()
+        self.model: Any = model
+        self.rows_per_chunk = rows_per_chunk
+        self.forwards = 0
+        """Passes of the language model so far; `make bench` reads it."""
+        model.config.text_config._attn_implementation = tree_attention.NAME
+        vocab_size = model.config.text_config.vocab_size
+        self.excluded_ids = excluded_token_ids(tokenizer, vocab_size)
+        self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
+        self._prompt_positions: dict[tuple[Any, ...], np.ndarray] = {}
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def hidden(self, pack: Pack, layout: Any) -> Tensor:
+        """Last hidden states, [N, D], of one forward pass over a pack."""
+        visions = [tree.vision for tree in pack.trees]
+        positions_3N = pack.positions(self.prompt_positions)
+        self.forwards += 1
+        output = self.model.model(
+            input_ids=self._tensor(pack.token_ids_N)[None],
+            position_ids=self._tensor(positions_3N)[:, None],
+            pixel_values_videos=torch.cat([v.patches for v in visions]).to(
+                self.device, self.model.dtype
+            ),
+            video_grid_thw=torch.tensor([v.grid_thw for v in visions], device=self.device),
+            tree_layout=layout,
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: Any) -> Tensor:
+        """Last hidden states, [B, D], of one new text token a row."""
+        self.forwards += 1
+        output = self.model.model(
+            input_ids=token_ids_B[:, None],
+            position_ids=positions_B[None, :, None].expand(3, -1, 1),
+            tree_layout=layout,
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, 0]
+
+    def log_softmax(self, hidden_CD: Tensor) -> Tensor:
+        """Log-probabilities [C, V] in float32, -inf at the excluded ids."""
+        logits = self.model.lm_head(hidden_CD).float()
+        logits = logits.index_fill(1, self._excluded, float("-inf"))
+        return logits.log_softmax(dim=1)
+
+    def completion_distributions(
+        self, pack: Pack, layout: Any | None = None
+    ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
+        """One forward pass; then yields, chunk by chunk, (keys, token_ids_C, log_probs_CV).
+
+        A chunk holds whole completions in the pack's order and about `rows_per_chunk` rows.
+        """
+        from opd_core.tree_attention import PackedAttention
+
+        hidden_ND = self.hidden(pack, layout or PackedAttention(pack, self.device))
+        keys: list[Hashable] = []
+        rows = 0
+        pending = list(pack.completions)
+        for i, key in enumerate(pending):
+            keys.append(key)
+            rows += len(pack.completions[key])
+            if rows >= self.rows_per_chunk or i + 1 == len(pending):
+                predicting = self._tensor(np.concatenate([pack.predicting[k] for k in keys]))
+                own = np.concatenate([pack.completions[k] for k in keys])
+                token_ids_C = self._tensor(pack.token_ids_N[own])
+                yield keys, token_ids_C, self.log_softmax(hidden_ND[predicting])
+                keys, rows = [], 0
+
+    def prompt_positions(self, tree: PrefixTree, segment: int) -> np.ndarray:
+        """[3, n + 1] positions of a prompt segment, and of the text that follows it.
+
+        The model's own rope index of the whole path, so nothing of it is written again here.
+        """
+        path = tree.path(segment)
+        vision = tree.vision
+        token_ids = tuple(t for i in path for t in tree.segments[i].token_ids)
+        cached = self._prompt_positions.get((token_ids, vision.grid_thw))
+        if cached is None:
+            cached = self._rope_index(token_ids, vision)
+            if len(self._prompt_positions) > 4096:
+                self._prompt_positions.clear()
+            self._prompt_positions[(token_ids, vision.grid_thw)] = cached
+        return cached[:, len(token_ids) - len(tree.segments[segment].token_ids) :]
+
+    def _rope_index(self, token_ids: tuple[int, ...], vision: Any) -> np.ndarray:
+        config = self.model.config
+        followed = torch.tensor([[*token_ids, 0]])
+        kinds = torch.zeros_like(followed)
+        kinds[followed == config.image_token_id] = 1
+        kinds[followed == config.video_token_id] = 2
+        positions, _ = self.model.model.get_rope_index(
+            followed,
+            mm_token_type_ids=kinds,
+            video_grid_thw=torch.tensor([vision.grid_thw]),
+            second_per_grid_ts=[vision.second_per_grid],
+        )
+        result: np.ndarray = positions[:, 0].numpy()
+        return result
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def load_model(folder: Path, dtype: str, device: torch.device | str = "cpu") -> nn.Module:
+    """A checkpoint folder (full or PEFT adapter) as a model in evaluation mode.
+
+    Raises `VideoOPDError` naming the folder when it holds no loadable model.
+    """
+    torchvision_guard.install()
+    from transformers import AutoModelForImageTextToText
+
+    if not folder.is_dir():
+        raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise VideoOPDError(
+            f"{folder} is no loadable checkpoint ({first_line}); give a folder with config.json "
+            "and safetensors weights"
+        ) from None
+    return model.to(device).eval()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VideoOPDError(
+            f"machine.device = {name!r} is not usable here ({str(error).splitlines()[0]}); "
+            "set it to 'auto'"
+        ) from None
+    return device
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch on CPU; 0 leaves its own choice."""
+    if count:
+        torch.set_num_threads(count)

@@ -1,0 +1,250 @@
+"""The contract between stages: one frozen record a table row, and nothing that is slow to import.
+
+Every stage reads records, computes, and appends records. `storage/schemas.py` gives each field a
+column and a description; a test holds the two together. Absent is `None`, never 0.0.
+Times are seconds from the start of the video. Log-probabilities are natural logarithms.
+
+The three log-probabilities of a sampled token, which must never be mixed up:
+
+    sampling_logprobs   recorded by the engine while it sampled          (policy v)
+    student_logprobs    recomputed by the trainer's own forward          (policy v, first step)
+    teacher_logprobs    one forward of the frozen teacher
+
+All three are log-softmaxes over the same distribution: the vocabulary without the vision
+placeholders (see `opd_core/vocabulary.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class VideoOPDError(Exception):
+    """An error a user can cause. Its text is one sentence that names the thing and the fix."""
+
+
+class Span(NamedTuple):
+    """A moment of a video: `start < end`, both in seconds."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroundingExample:
+    """One video, one sentence, one span of truth."""
+
+    example_id: str
+    """`make_example_id(video_path, query, span)`: the same annotation has the same id anywhere."""
+    video_path: str
+    """As in the annotation file, relative to the `videos` folder of the config."""
+    duration: float
+    """Seconds, as annotated."""
+    query: str
+    span: Span
+    source: str
+    split: str
+    """`train` or `eval`."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedItem:
+    """Something that could not be used, with the reason; the rest of the run went on without it."""
+
+    item_id: str
+    """example id, or `file:line` of an annotation that made no example."""
+    stage: str
+    video_path: str | None
+    reason: str
+    policy_version: int | None
+    """None for what was found while importing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """An example drawn for a round. Kept, so that a resumed round works on the same examples."""
+
+    policy_version: int
+    example_id: str
+    position: int
+    """Order of work in the round: 0, 1, ... Sentences of one video are neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPrediction:
+    """One of the teacher's own k answers to an example (TRPV); made once, kept for ever."""
+
+    example_id: str
+    prediction_index: int
+    teacher_id: str
+    teacher_hash: str
+    text: str
+    predicted_span: Span | None
+    iou: float
+    """Temporal IoU with the truth; an answer without a span counts 0 (a rule, not a default)."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer of one policy to one example, with all that is needed to redo it."""
+
+    rollout_id: str
+    """`make_rollout_id(policy_version, example_id, sample_index)`."""
+    policy_version: int
+    policy_hash: str
+    """Hash of the weights that sampled it."""
+    example_id: str
+    sample_index: int
+    seed: int
+    prompt_token_ids: Sequence[int]
+    completion_token_ids: Sequence[int]
+    """[T] what was sampled, the end token included when there is one."""
+    sampling_logprobs: Sequence[float]
+    """[T] log pi_v of each sampled token, recorded while sampling."""
+    finish_reason: str
+    """`stop` (end token) or `length`."""
+    text: str
+    predicted_span: Span | None
+    student_iou: float
+    """Temporal IoU with the truth; an answer without a span counts 0."""
+    frame_indices: Sequence[int]
+    """[F] which frames of the file were seen."""
+    frame_timestamps: Sequence[float]
+    """[F] seconds, of the same frames."""
+    grid_thw: Sequence[int]
+    """[3] vision patches: time, height, width (before merging)."""
+    pixel_hash: str
+    """Hash of the resized uint8 frames."""
+    processor_hash: str
+    engine: str
+    engine_version: str
+    seconds: float
+    """This rollout's share of its batch's wall-clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherScore:
+    """The teacher's log-probabilities of one rollout's tokens; the teacher generated nothing."""
+
+    rollout_id: str
+    policy_version: int
+    teacher_id: str
+    teacher_hash: str
+    teacher_logprobs: Sequence[float]
+    """[T] log q of each sampled token."""
+    topk_token_ids: Sequence[Sequence[int]] | None
+    """[T, K] the teacher's K likeliest tokens at each position."""
+    topk_logprobs: Sequence[Sequence[float]] | None
+    """[T, K] their log-probs under the full vocabulary (not renormalised: the rest is the tail)."""
+    tail_logprobs: Sequence[float] | None
+    """[T] log of the probability of all other tokens together; kept, because 1 - sum cancels."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Whether focus (TVDF) took a rollout, and the numbers it decided on."""
+
+    rollout_id: str
+    policy_version: int
+    example_id: str
+    curriculum: str
+    selected: bool
+    reason: str
+    """`selected`, `teacher unreliable`, `teacher unknown`, `disagreement outside top k`, ..."""
+    teacher_iou: float | None
+    student_iou: float | None
+    disagreement: float | None
+    rank: int | None
+    """0 = largest disagreement, among the examples of reliable teachers."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStep:
+    """One optimiser step, all numbers over the step's trained tokens."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    rollouts: int
+    reverse_kl: float
+    """Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of KL(pi || q))."""
+    policy_kl: float
+    """KL(pi_v || pi) to the policy that sampled: mean over tokens of ratio - 1 - log ratio (k3)."""
+    ratio_min: float
+    ratio_max: float
+    effective_sample_size: float
+    """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A committed round: policy `policy_version - 1` became `policy_version`. Written last."""
+
+    policy_version: int
+    """Of the new policy."""
+    policy_hash: str
+    parent_version: int
+    parent_hash: str
+    checkpoint: str
+    """Folder, relative to the run."""
+    objective: str
+    teacher_hash: str
+    rollouts: int
+    """Rollouts trained on."""
+    tokens: int
+    """Completion tokens trained on."""
+    max_logprob_mismatch: float | None
+    """Largest |student - sampling| log-prob on the first step, before any weight moved."""
+    stopped_early: str | None
+    """Why the update ended before its last step, or None."""
+    teacher_passes_saved: int
+    """Rollouts that focus could no longer select and that were therefore never scored."""
+    steps: Sequence[UpdateStep]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One greedy answer of one policy to one example of the eval split."""
+
+    policy_version: int
+    policy_hash: str
+    example_id: str
+    text: str
+    completion_token_ids: Sequence[int]
+    finish_reason: str
+    predicted_span: Span | None
+    iou: float
+    """Unrounded temporal IoU (protocol `strict`); no span counts 0."""
+    iou_rounded: float
+    """Temporal IoU of the prediction rounded to whole seconds (protocol `timelens`)."""
+    engine: str
+    seconds: float
+
+
+def make_example_id(video_path: str, query: str, span: Span) -> str:
+    """16 hex digits over the annotation's content."""
+    return _digest("example", video_path, query, f"{span.start:.3f}", f"{span.end:.3f}")[:16]
+
+
+def make_rollout_id(policy_version: int, example_id: str, sample_index: int) -> str:
+    """Deterministic, readable, sorted by round: `v3-<example_id>-0`."""
+    return f"v{policy_version}-{example_id}-{sample_index}"
+
+
+def make_seed(run_seed: int, purpose: str, policy_version: int, example_id: str, index: int) -> int:
+    """A seed in [0, 2^63) that depends on its arguments only, never on order or process."""
+    digest = _digest("seed", str(run_seed), purpose, str(policy_version), example_id, str(index))
+    return int(digest[:16], 16) >> 1
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

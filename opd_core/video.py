@@ -1,0 +1,295 @@
+"""From a video file to the frames a model sees, or to the reason why it cannot see them.
+
+The parts: which frames, and what size (`frame_selection.py`); a child process in which files are
+opened and decoded (`decoding.py`), with a hard timeout (`decoder_process.py`); here, what holds
+them together, remembers clips, and works ahead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_core.config import VideoSection
+from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
+from opd_core.frame_selection import import_smart_resize, sample_frame_indices, target_size
+from opd_core.types import VideoOPDError
+
+MAX_CACHE_BYTES = 4 << 30
+"""A video at 8,192 tokens is 50 MB of pixels: `cached_videos` alone would not bound the memory."""
+MAX_AHEAD = 4
+"""Prefetched videos that nobody has read yet."""
+
+_Key = tuple[str, int, int]
+
+
+class VideoError(Exception):
+    """A video that cannot be used; str(error) is the reason for `quarantine` (one sentence)."""
+
+
+class DecoderLostError(VideoError):
+    """The decoder hung or crashed on it. Not remembered: another try may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoClip:
+    """The frames of one video that a model sees. Shared by all who read it: do not write to it."""
+
+    frames: np.ndarray
+    """[F, H, W, 3] uint8, RGB, resized, contiguous."""
+    frame_indices: tuple[int, ...]
+    """[F] of the file, increasing."""
+    fps: float
+    """Of the file."""
+    total_frames: int
+    """Of the file, counted."""
+    duration: float
+    """Seconds, of the file: total_frames / fps."""
+    timestamps: tuple[float, ...]
+    """[F] seconds: frame index / fps."""
+    pixel_hash: str
+    """16 hex digits over shape and bytes of `frames`."""
+    decoder: str
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What Qwen3VLProcessor and vLLM want to know of a video whose frames are chosen."""
+        return {
+            "fps": self.fps,
+            "total_num_frames": self.total_frames,
+            "frames_indices": list(self.frame_indices),
+            "duration": self.duration,
+            "video_backend": self.decoder,
+            "do_sample_frames": False,
+        }
+
+
+class VideoReader:
+    """Reads videos through one child process, which is started when first needed.
+
+    May be used from several threads. A context manager; `close` kills the child.
+    """
+
+    def __init__(
+        self,
+        settings: VideoSection,
+        *,
+        patch_size: int = 16,
+        merge_size: int = 2,
+        temporal_patch_size: int = 2,
+        min_frames: int = 4,
+        max_cache_bytes: int = MAX_CACHE_BYTES,
+    ) -> None:
+        fewest = -(-settings.max_frames // temporal_patch_size)
+        if settings.max_video_tokens < fewest:
+            raise VideoOPDError(
+                f"video.max_frames = {settings.max_frames} needs at least {fewest} tokens; "
+                f"set video.max_video_tokens >= {fewest}, or lower video.max_frames"
+            )
+        if settings.max_frames < temporal_patch_size:
+            raise VideoOPDError(
+                f"video.max_frames = {settings.max_frames} is less than the "
+                f"{temporal_patch_size} frames of one patch; set it to {temporal_patch_size}"
+            )
+        import_smart_resize()  # takes seconds: now, not in the background or against a deadline
+        self._settings = settings
+        self._patch_size = patch_size
+        self._merge_size = merge_size
+        self._temporal_patch_size = temporal_patch_size
+        self._min_frames = min_frames
+        self._max_cache_bytes = max_cache_bytes
+        self._decoding = threading.Lock()
+        """Held by whoever talks to the child."""
+        self._child: DecoderProcess | None = None
+        self._closed = False
+        self._state = threading.Condition()
+        """Guards all below; never held while decoding."""
+        self._cache: OrderedDict[_Key, VideoClip | VideoError] = OrderedDict()
+        self._cache_bytes = 0
+        self._readers_waiting = 0
+        self._ahead: deque[Path] = deque()
+        self._unread: set[Path] = set()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, path: Path) -> VideoClip:
+        """The clip of one file. Raises `VideoError` with the reason why there is none."""
+        path = Path(path)
+        with self._state:
+            self._readers_waiting += 1
+            if path in self._ahead:
+                self._ahead.remove(path)
+        try:
+            entry = self._entry(path)
+        finally:
+            with self._state:
+                self._readers_waiting -= 1
+                self._unread.discard(path)
+                self._state.notify_all()
+        if isinstance(entry, VideoError):
+            raise type(entry)(*entry.args)
+        return entry
+
+    def prefetch(self, paths: Iterable[Path]) -> None:
+        """Decode these in the background, in order, a few ahead of `read`.
+
+        Replaces what an earlier call asked for. What goes wrong is raised by `read`.
+        """
+        with self._state:
+            self._ahead = deque(Path(path) for path in paths)
+            self._unread.clear()
+            if self._thread is None and self._ahead:
+                self._thread = threading.Thread(target=self._work_ahead, daemon=True)
+                self._thread.start()
+            self._state.notify_all()
+
+    def close(self) -> None:
+        with self._state:
+            self._closed = True
+            self._ahead.clear()
+            self._state.notify_all()
+        child = self._child
+        if child is not None:
+            child.kill()  # whoever waits for it lets go
+        if self._thread is not None:
+            self._thread.join()
+        with self._decoding:
+            if self._child is not None:
+                self._child.close()
+                self._child = None
+
+    def _work_ahead(self) -> None:
+        limit = min(MAX_AHEAD, self._settings.cached_videos)
+        while True:
+            with self._state:
+                while not self._closed and (
+                    not self._ahead or self._readers_waiting or len(self._unread) >= limit
+                ):
+                    self._state.wait()
+                if self._closed:
+                    return
+                path = self._ahead.popleft()
+                self._unread.add(path)
+            with contextlib.suppress(VideoOPDError, RuntimeError):  # `read` will raise its own
+                self._entry(path, keep_lost=True)
+
+    def _entry(self, path: Path, keep_lost: bool = False) -> VideoClip | VideoError:
+        """From the cache, or decoded now. `keep_lost`: for the `read` that is still to come."""
+        try:
+            key = _file_key(path)
+        except VideoError as error:
+            return error
+        with self._decoding:
+            with self._state:
+                entry = self._cache.get(key)
+                if entry is not None:
+                    self._cache.move_to_end(key)
+                    if isinstance(entry, DecoderLostError) and not keep_lost:
+                        del self._cache[key]
+                    return entry
+            try:
+                entry = self._decode(path)
+            except VideoError as error:
+                entry = error
+            if keep_lost or not isinstance(entry, DecoderLostError):
+                self._remember(key, entry)
+            return entry
+
+    def _remember(self, key: _Key, entry: VideoClip | VideoError) -> None:
+        with self._state:
+            self._cache[key] = entry
+            self._cache_bytes += _size(entry)
+            while len(self._cache) > 1 and (
+                len(self._cache) > self._settings.cached_videos
+                or self._cache_bytes > self._max_cache_bytes
+            ):
+                _, old = self._cache.popitem(last=False)
+                self._cache_bytes -= _size(old)
+
+    def _decode(self, path: Path) -> VideoClip:
+        if self._closed:
+            raise RuntimeError("this VideoReader is closed")
+        settings = self._settings
+        seconds = settings.decode_timeout_seconds
+        try:
+            if self._child is None:
+                self._child = DecoderProcess(settings.decoder)
+            return self._ask_child(self._child, path, time.monotonic() + seconds)
+        except DecoderTimeout:
+            self._child = None
+            reason = f"{path.name}: decoding took longer than {seconds:g} s"
+            raise DecoderLostError(reason) from None
+        except DecoderCrash as error:
+            self._child = None
+            raise DecoderLostError(f"{path.name}: {error}") from None
+
+    def _ask_child(self, child: DecoderProcess, path: Path, deadline: float) -> VideoClip:
+        settings = self._settings
+        probed, _ = child.ask({"do": "probe", "path": str(path.absolute())}, deadline)
+        if "unusable" in probed:
+            raise VideoError(f"{path.name} {probed['unusable']}")
+        total, fps = int(probed["total_frames"]), float(probed["fps"])
+        indices = sample_frame_indices(total, fps, settings, self._min_frames)
+        try:
+            height, width = target_size(
+                len(indices),
+                probed["height"],
+                probed["width"],
+                settings.max_video_tokens,
+                patch_size=self._patch_size,
+                merge_size=self._merge_size,
+                temporal_patch_size=self._temporal_patch_size,
+            )
+        except ValueError as error:
+            size = f"{probed['width']}x{probed['height']}"
+            raise VideoError(f"{path.name} is {size}, which no model takes: {error}") from None
+        request = {"do": "decode", "indices": indices, "height": height, "width": width}
+        reply, pixels = child.ask(request, deadline)
+        if "unusable" in reply:
+            raise VideoError(f"{path.name} {reply['unusable']}")
+        frames = np.frombuffer(pixels, dtype=np.uint8).reshape(reply["shape"])
+        digest = hashlib.sha256(repr(frames.shape).encode() + b"\n")
+        digest.update(pixels)
+        return VideoClip(
+            frames=frames,
+            frame_indices=tuple(indices),
+            fps=fps,
+            total_frames=total,
+            duration=total / fps,
+            timestamps=tuple(index / fps for index in indices),
+            pixel_hash=digest.hexdigest()[:16],
+            decoder=settings.decoder,
+        )
+
+
+def _file_key(path: Path) -> _Key:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise VideoError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path} cannot be read: {error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise VideoError(f"{path} is no regular file")
+    if found.st_size == 0:
+        raise VideoError(f"{path.name} is empty (0 bytes)")
+    return str(path.absolute()), found.st_mtime_ns, found.st_size
+
+
+def _size(entry: VideoClip | VideoError) -> int:
+    return entry.frames.nbytes if isinstance(entry, VideoClip) else 0

@@ -1,0 +1,61 @@
+"""Which tokens a policy may say.
+
+A student can sample `<|video_pad|>` or another vision placeholder, and then the next forward pass
+fails, because there is a placeholder without pixels. These tokens, and rows of the embedding that
+no tokenizer knows, are left out of the distribution everywhere: in sampling, and in the student's
+and the teacher's log-softmax. So all log-probabilities speak of one distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opd_core.types import VideoOPDError
+
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def excluded_token_ids(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
+    """Ids in [0, vocab_size) that no engine may sample, ascending.
+
+    `tokenizer` is a Hugging Face tokenizer; `vocab_size` is the number of rows of `lm_head`.
+    """
+    known = tokenizer.get_vocab()
+    placeholders = {known[token] for token in VISION_TOKENS if token in known}
+    untokenizable = set(range(vocab_size)) - set(known.values())
+    return tuple(sorted(placeholders | untokenizable))
+
+
+def check_same_vocabulary(student: Path, teacher: Path) -> None:
+    """Raise `VideoOPDError` unless both folders' tokenizers map the same tokens to the same ids."""
+    ours, theirs = _vocabulary(student), _vocabulary(teacher)
+    if ours == theirs:
+        return
+    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    token = differing[0]
+    raise VideoOPDError(
+        f"student {student} and teacher {teacher} have different vocabularies "
+        f"({len(differing)} tokens differ, the first is {token!r}: id {ours.get(token)} and "
+        f"{theirs.get(token)}); distillation on tokens needs two models of one tokenizer"
+    )
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    path = folder / "tokenizer.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise VideoOPDError(
+            f"there is no tokenizer.json in {folder}; give a folder of a Hugging Face checkpoint"
+        ) from None
+    vocabulary = dict(content["model"]["vocab"])
+    vocabulary.update({t["content"]: t["id"] for t in content.get("added_tokens", [])})
+    return vocabulary
