@@ -1,0 +1,166 @@
+"""What a folder of weights, or a processor, is: a hash over content that ignores how it is stored.
+
+The same tensors in one file or in forty, saved in any order, have the same hash. Read by hand
+(a safetensors file is a JSON header and raw bytes), so that no torch is needed, and in threads,
+since hashlib lets go of the interpreter lock: 16 GB take seconds, not a minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from opd_core.types import VideoOPDError
+from storage.files import write_json
+
+_PROCESSOR_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*processor_config.json",
+)  # fmt: skip
+_ADAPTER_KEYS = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+    "target_modules", "modules_to_save", "layers_to_transform", "fan_in_fan_out", "bias",
+)  # fmt: skip
+
+
+class WeightsCache:
+    """Hashes of folders whose files have not been touched since, in one JSON file.
+
+    A file counts as untouched when size, modification time and inode change time are the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get(self, folder: Path) -> str | None:
+        """The hash of the tensors in `folder`, or None when it must be computed."""
+        entry = self._content().get(str(folder.resolve()))
+        return entry["hash"] if entry and entry["files"] == _stats(folder) else None
+
+    def put(self, folder: Path, digest: str, files: dict[str, list[int]]) -> None:
+        content = self._content()
+        content[str(folder.resolve())] = {"hash": digest, "files": files}
+        self._write(content)
+
+    def moved(self, old: Path, new: Path) -> None:
+        """After a rename, which leaves the files as they were."""
+        content = self._content()
+        entry = content.pop(str(old.resolve()), None)
+        if entry:
+            content[str(new.resolve())] = entry
+            self._write(content)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        content = {folder: entry for folder, entry in content.items() if Path(folder).is_dir()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, content)
+        except OSError:
+            pass  # a run on a read-only disk can be read too; the hash is computed again
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | None = None) -> str:
+    """sha256 (hex) over the tensors of all `*.safetensors` in `folder`: name, dtype, shape, bytes.
+
+    For a PEFT adapter, what its config says and the hash of its base are mixed in; the base is
+    `base`, or else what adapter_config.json names. Raises `VideoOPDError` without weights.
+    """
+    own = cache.get(folder) if cache else None
+    if own is None:
+        files = _stats(folder)  # before reading, so that a change meanwhile is noticed later
+        own = _tensors_hash(folder)
+        if cache:
+            cache.put(folder, own, files)
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        return own
+    config = json.loads(adapter.read_text())
+    base = base or folder / config["base_model_name_or_path"]
+    settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}
+    parts = [own, json.dumps(settings, sort_keys=True), weights_hash(base, cache=cache)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def processor_hash(folder: Path) -> str:
+    """sha256 (hex) over the names and bytes of tokenizer, chat template and processor configs."""
+    paths = {path.name: path for glob in _PROCESSOR_FILES for path in folder.glob(glob)}
+    if not paths:
+        raise VideoOPDError(
+            f"{folder} has no tokenizer or processor files; save the processor there too"
+        )
+    total = hashlib.sha256()
+    for name in sorted(paths):
+        content = hashlib.sha256(paths[name].read_bytes()).hexdigest()
+        total.update(f"{name} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _tensors_hash(folder: Path) -> str:
+    lines: dict[str, str] = {}
+    for path in _weight_files(folder):
+        for name, line in _hash_file(path).items():
+            if name in lines:
+                raise VideoOPDError(f"{folder} has tensor {name} twice; remove the stale file")
+            lines[name] = line
+    return hashlib.sha256("".join(lines[name] for name in sorted(lines)).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> Mapping[str, str]:
+    """One line a tensor: name, dtype, shape, sha256 of its bytes."""
+    try:
+        with path.open("rb") as file:
+            (header_length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_length))
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        header.pop("__metadata__", None)
+        data = data[8 + header_length :]
+        for entry in header.values():
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= len(data):
+                raise ValueError("it ends too early")
+
+        def line(name: str) -> str:
+            entry = header[name]
+            begin, end = entry["data_offsets"]
+            digest = hashlib.sha256(data[begin:end]).hexdigest()
+            return f"{json.dumps(name)} {entry['dtype']} {entry['shape']} {digest}\n"
+
+        with ThreadPoolExecutor() as threads:
+            return dict(zip(header, threads.map(line, header), strict=True))
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+        raise VideoOPDError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise VideoOPDError(
+            f"{folder} holds no *.safetensors; give the folder of a Hugging Face checkpoint saved"
+            " as safetensors"
+        )
+    return paths
+
+
+def _stats(folder: Path) -> dict[str, list[int]]:
+    stats = {path.name: path.stat() for path in _weight_files(folder)}
+    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()}
+
+
+def _sorted(value: Any) -> Any:
+    """PEFT writes sets as lists in any order."""
+    return sorted(value, key=str) if isinstance(value, list) else value

@@ -1,0 +1,98 @@
+"""One writer at a time: a lock that names its holder and dies with it.
+
+`flock` belongs to the open file, so the operating system drops it when the holder is killed,
+however it is killed; the text in the file is only a description and may be out of date.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opd_core.types import VideoOPDError
+from storage.files import disk_troubles
+
+_POLL_SECONDS = 0.02
+_descriptors: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked child would share the lock and keep it when its parent is killed."""
+    for descriptor in _descriptors:
+        os.close(descriptor)
+    _descriptors.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
+    """Holds the lock `path` for `stage`; waits up to `timeout` seconds for another holder.
+
+    Raises `VideoOPDError` naming the holder when it does not let go in time.
+    """
+    with disk_troubles(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _descriptors.add(descriptor)
+    owner = os.getpid()
+    try:
+        deadline = time.monotonic() + timeout
+        while not _try(descriptor, path):
+            if time.monotonic() >= deadline:
+                raise VideoOPDError(
+                    f"{path.stem} is in use by {holder(path)}; wait for it to end, or stop"
+                    " it, and run the same command again"
+                )
+            time.sleep(_POLL_SECONDS)
+        _describe(descriptor, stage)
+        yield
+    finally:
+        if os.getpid() == owner:
+            _descriptors.discard(descriptor)
+            os.close(descriptor)
+
+
+def holder(path: Path) -> str:
+    """Who wrote into the lock file last: `process 12 on host a (stage rollout, since ...)`."""
+    try:
+        content = json.loads(path.read_text())
+        return (
+            f"process {content['pid']} on host {content['host']}"
+            f" (stage {content['stage']}, since {content['since']})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _try(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise VideoOPDError(
+            f"the file system of {path.parent} has no file locks, which keep two writers apart;"
+            " put the run on one that has (a local disk, or NFS or Lustre mounted with flock)"
+        ) from None
+    return True
+
+
+def _describe(descriptor: int, stage: str) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"pid": os.getpid(), "host": socket.gethostname(), "stage": stage, "since": since}
+    text = json.dumps(content).encode()
+    # Padded rather than truncated first: a reader never finds the file empty.
+    os.pwrite(descriptor, text.ljust(512), 0)
+    os.ftruncate(descriptor, 512)

@@ -1,0 +1,91 @@
+"""Checkpoints: published by one rename, known by the hash of their weights, traced by a manifest.
+
+A checkpoint folder is real once a row of `updates` names it. A folder that no row names is what a
+killed attempt left, and the next attempt replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_core.types import VideoOPDError
+from storage.files import disk_troubles, sync_folder, sync_tree, write_json
+from storage.hashes import WeightsCache, processor_hash, weights_hash
+
+__all__ = ["PolicyRef", "processor_hash", "publish", "read_manifest", "weights_hash"]
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRef:
+    """One version of the student's weights."""
+
+    version: int
+    path: Path
+    """Checkpoint folder, absolute."""
+    weights_hash: str
+
+
+def publish(
+    staging: Path,
+    final: Path,
+    manifest: dict[str, Any],
+    *,
+    committed_hash: str | None = None,
+    base: Path | None = None,
+    cache: WeightsCache | None = None,
+) -> PolicyRef:
+    """Moves the checkpoint in `staging` to `final`; killed at any moment, it can be done again.
+
+    `manifest` names policy_version, parent_version, parent_hash, config_hash, git_commit,
+    created_at, table_versions and run_id; weights_hash is added here. `committed_hash` is what an
+    `updates` row says of this version: a committed checkpoint is never replaced by other weights.
+    An uncommitted one is kept when its weights are the same and replaced otherwise.
+    """
+    digest = weights_hash(staging, base, cache)
+    if committed_hash not in (None, digest):
+        raise VideoOPDError(
+            f"policy {manifest['policy_version']} is committed with other weights than"
+            f" {staging} holds; remove {staging} and train the next round instead"
+        )
+    with disk_troubles(final.parent):
+        if _is_published(final, digest):
+            shutil.rmtree(staging)
+        else:
+            write_json(staging / MANIFEST_FILE, {**manifest, "weights_hash": digest})
+            sync_tree(staging)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            replaced = final.with_name(f".{final.name}.replaced-{uuid.uuid4().hex}")
+            if final.exists():
+                final.rename(replaced)
+            staging.rename(final)
+            if cache:
+                cache.moved(staging, final)
+            sync_folder(final.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+    return PolicyRef(int(manifest["policy_version"]), final.resolve(), digest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What was published with a checkpoint. Raises `VideoOPDError` when it is not there."""
+    try:
+        content: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())
+    except (OSError, ValueError):
+        raise VideoOPDError(
+            f"the checkpoint {folder} has no readable {MANIFEST_FILE}; restore the folder from a"
+            " copy of the run"
+        ) from None
+    return content
+
+
+def _is_published(folder: Path, digest: str) -> bool:
+    try:
+        return bool(read_manifest(folder)["weights_hash"] == digest)
+    except (VideoOPDError, KeyError):
+        return False

@@ -1,0 +1,310 @@
+"""A run folder: where the evidence of one training run is, and the only way the stages get at it.
+
+    run.json                   run id, when it began, base student and teacher with their hashes
+    configs/<hash>.json        every config the run was continued with
+    tables/<name>.lance        see `storage/schemas.py`
+    policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
+    .locks/  .cache/           who is working on it now; hashes of untouched folders
+
+`run.json` is written last: a folder without it is a run whose creation was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from opd_core.types import VideoOPDError
+from storage import locks, policies
+from storage.files import disk_troubles, write_json, write_whole
+from storage.hashes import WeightsCache
+from storage.policies import PolicyRef
+from storage.provenance import Provenance, git_commit
+from storage.schemas import SCHEMA_VERSION, TABLES
+from storage.tables import Tables
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Record = TypeVar("Record")
+
+RUN_FILE = "run.json"
+_OWN_NAMES = {"configs", "tables", "policies", "logs", ".locks", ".cache"}
+_LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
+
+
+class Run:
+    """An open run. For writing when it was opened with a config, else for reading only."""
+
+    def __init__(self, path: Path, config_hash: str | None, student_path: Path | None) -> None:
+        content = _read_run_file(path)
+        self.path = path
+        self.run_id: str = content["run_id"]
+        self.created_at: str = content["created_at"]
+        self.config_hash = config_hash
+        self.tables = Tables.open(path / "tables")
+        self._base_hash: str = content["student"]["weights_hash"]
+        self._base_path = student_path or Path(content["student"]["path"])
+        self._cache = WeightsCache(path / ".cache" / "weights.json")
+        self._attempts: dict[tuple[str, int | None], str] = {}
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run, for reading. Raises `VideoOPDError` when `path` is no run."""
+        return cls(Path(path).resolve(), None, None)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        config_json: str,
+        config_hash: str,
+        student_path: str | Path,
+        teacher_path: str | Path,
+    ) -> Self:
+        """A new run, for writing. Completes one whose creation was killed; opens one that exists.
+
+        Raises `VideoOPDError` when the folder holds something else, or when the student's weights
+        are not the ones the run began with.
+        """
+        path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
+        if not (path / RUN_FILE).exists():
+            _refuse_foreign_content(path)
+        with disk_troubles(path), locks.held(path / ".locks" / "create.lock", "create", 60.0):
+            if not (path / RUN_FILE).exists():
+                cls._build(path, config_hash, student, teacher)
+            run = cls(path, config_hash, student)
+            run.check_base()
+            config = path / "configs" / f"{config_hash}.json"
+            if not config.exists():
+                config.parent.mkdir(exist_ok=True)
+                write_whole(config, config_json)
+        return run
+
+    open_or_create = create
+
+    @staticmethod
+    def _build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
+        cache = WeightsCache(path / ".cache" / "weights.json")
+        content = {
+            "run_id": str(uuid.uuid4()),
+            "created_at": datetime.now(UTC).isoformat(),
+            "schema_version": SCHEMA_VERSION,
+            "git_commit": git_commit(),
+            "config_hash": config_hash,
+        }
+        for name, folder in (("student", student), ("teacher", teacher)):
+            digest = policies.weights_hash(folder, cache=cache)
+            content[name] = {"path": str(folder), "weights_hash": digest}
+        for leftover in path.glob(".tables.creating-*"):
+            shutil.rmtree(leftover)
+        Tables.create(path / "tables")
+        (path / "policies").mkdir(exist_ok=True)
+        write_json(path / RUN_FILE, content)
+
+    # --- policies ------------------------------------------------------------------------------
+
+    def check_base(self) -> None:
+        """Raises `VideoOPDError` when the base student is gone or its weights have changed."""
+        if self.weights_hash(self._base_path) != self._base_hash:
+            raise VideoOPDError(
+                f"the weights in {self._base_path} are not those run {self.path} began with; put"
+                " the original student back, or start a new run in another folder"
+            )
+
+    def weights_hash(self, folder: str | Path) -> str:
+        """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
+        return policies.weights_hash(Path(folder).resolve(), cache=self._cache)
+
+    def current_policy(self) -> PolicyRef:
+        """The newest committed policy, or the base student before the first update."""
+        updates = self.updates().select("policy_version").collect()
+        return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
+
+    def policy(self, version: int) -> PolicyRef:
+        """A committed policy, its weights checked against what was committed."""
+        if version == 0:
+            self.check_base()
+            return PolicyRef(0, self._base_path, self._base_hash)
+        import polars as pl
+
+        row = self.updates().filter(pl.col("policy_version") == version)
+        found = row.select("policy_hash", "checkpoint").collect().rows()
+        if not found:
+            raise VideoOPDError(
+                f"run {self.path} has no policy {version}; `select policy_version from updates`"
+                " lists those it has"
+            )
+        digest, checkpoint = found[0]
+        folder = self.path / checkpoint
+        stored = policies.read_manifest(folder).get("weights_hash")
+        actual = policies.weights_hash(folder, self._base_path, self._cache)
+        if not digest == stored == actual:
+            raise VideoOPDError(
+                f"the checkpoint {folder} does not hold the weights that were committed as policy"
+                f" {version}; restore the folder from a copy of the run"
+            )
+        return PolicyRef(version, folder, digest)
+
+    def staging_folder(self, version: int) -> Path:
+        """An empty folder to save policy `version` into, then `publish_policy`.
+
+        What killed attempts at this version left is removed: call it under `exclusive("update")`.
+        """
+        folder = self.path / "policies"
+        for leftover in list(folder.glob(f".v{version}.*-*")):
+            shutil.rmtree(leftover)
+        staging = folder / f".v{version}.staging-{uuid.uuid4().hex[:8]}"
+        staging.mkdir(parents=True)
+        return staging
+
+    def publish_policy(self, staging: Path, parent: PolicyRef) -> PolicyRef:
+        """Publishes the successor of `parent`; the row appended to `updates` then commits it.
+
+        The row's `policy_hash` is the reference's `weights_hash`, its `checkpoint` is
+        `run.relative(reference.path)`.
+        """
+        import polars as pl
+
+        version = parent.version + 1
+        row = self.updates().filter(pl.col("policy_version") == version)
+        committed = row.select("policy_hash").collect().get_column("policy_hash").to_list()
+        manifest = {
+            "policy_version": version,
+            "parent_version": parent.version,
+            "parent_hash": parent.weights_hash,
+            "config_hash": self._writable(),
+            "git_commit": git_commit(),
+            "created_at": datetime.now(UTC).isoformat(),
+            "table_versions": self.tables.versions(),
+            "run_id": self.run_id,
+        }
+        return policies.publish(
+            staging,
+            self.path / "policies" / f"v{version}",
+            manifest,
+            committed_hash=committed[0] if committed else None,
+            base=self._base_path,
+            cache=self._cache,
+        )
+
+    def relative(self, path: Path) -> str:
+        """`path` as rows name it: relative to the run, which may be moved."""
+        return path.resolve().relative_to(self.path).as_posix()
+
+    # --- tables --------------------------------------------------------------------------------
+
+    def examples(self) -> pl.LazyFrame:
+        return self.tables.scan("examples")
+
+    def quarantine(self) -> pl.LazyFrame:
+        return self.tables.scan("quarantine")
+
+    def draws(self) -> pl.LazyFrame:
+        return self.tables.scan("draws")
+
+    def teacher_predictions(self) -> pl.LazyFrame:
+        return self.tables.scan("teacher_predictions")
+
+    def rollouts(self) -> pl.LazyFrame:
+        return self.tables.scan("rollouts")
+
+    def teacher_scores(self) -> pl.LazyFrame:
+        return self.tables.scan("teacher_scores")
+
+    def selections(self) -> pl.LazyFrame:
+        return self.tables.scan("selections")
+
+    def updates(self) -> pl.LazyFrame:
+        return self.tables.scan("updates")
+
+    def evaluations(self) -> pl.LazyFrame:
+        return self.tables.scan("evaluations")
+
+    def read(self, name: str, record: type[Record], filter: pl.Expr | None = None) -> list[Record]:
+        """Rows as records, in the order they were written."""
+        return self.tables.read(name, record, filter)
+
+    def append(
+        self,
+        name: str,
+        records: Sequence[Any],
+        *,
+        stage: str | None = None,
+        policy_version: int | None = None,
+    ) -> int:
+        """Appends what has no row yet and returns how many that were.
+
+        `stage` is by default the table's one writer; for `quarantine` it must be given.
+        """
+        stage = stage or (TABLES[name].writer if name in TABLES else None)
+        if stage is None:
+            raise ValueError(f"append to {name!r} needs the name of the stage")
+        attempt = self._attempts.setdefault((stage, policy_version), str(uuid.uuid4()))
+        provenance = Provenance(
+            run_id=self.run_id,
+            stage=stage,
+            policy_version=policy_version,
+            config_hash=self._writable(),
+            git_commit=git_commit(),
+            attempt=attempt,
+        )
+        return self.tables.append(name, records, provenance)
+
+    @contextmanager
+    def exclusive(self, stage: str, timeout: float = 0.0) -> Iterator[None]:
+        """One process at a time in `stage` of this run; the next one is told who is in it."""
+        with locks.held(self.path / ".locks" / f"{stage}.lock", stage, timeout):
+            self._attempts = {k: v for k, v in self._attempts.items() if k[0] != stage}
+            yield
+
+    def finish_round(self, version: int) -> dict[str, int]:
+        """Compacts every table and tags it `round-<version>`; returns the tagged versions."""
+        tagged = {}
+        for name in TABLES:
+            self.tables.compact(name)
+            tagged[name] = self.tables.tag(name, f"round-{version}")
+        return tagged
+
+    def _writable(self) -> str:
+        if self.config_hash is None:
+            raise VideoOPDError(
+                f"run {self.path} was opened for reading; open it with its config to write"
+            )
+        return self.config_hash
+
+
+def _read_run_file(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((path / RUN_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoOPDError(
+            f"{path} is no run (it has no {RUN_FILE}); give the run.path of a config that was run"
+        ) from None
+    except OSError as error:
+        raise VideoOPDError(
+            f"{path / RUN_FILE} cannot be read ({error.strerror}); change the permissions"
+        ) from None
+    except ValueError:
+        raise VideoOPDError(
+            f"{path / RUN_FILE} is damaged; restore it from a copy of the run"
+        ) from None
+    return content
+
+
+def _refuse_foreign_content(path: Path) -> None:
+    if not path.exists():
+        return
+    if path.is_dir() and all(
+        p.name in _OWN_NAMES or p.name.startswith(_LEFTOVERS) for p in path.iterdir()
+    ):
+        return
+    raise VideoOPDError(f"{path} is not empty and no run; set run.path to a new or empty folder")

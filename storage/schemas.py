@@ -1,0 +1,328 @@
+"""The data format: every table and every column, with its meaning, in one place.
+
+One table a record of `opd_core/types.py`, one column a field; a test holds the two together. A span
+becomes two flat columns (`span_start`, `span_end`), because that is what SQL asks for. The store
+adds PROVENANCE to every row. Changing anything here changes what is on people's disks: raise
+SCHEMA_VERSION (a test pins the format of each version).
+
+Absent is null, never 0.0. Times are seconds of the video, log-probabilities natural logarithms;
+float32 holds them without loss, since the forward passes compute their softmax in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from opd_core import types
+
+SCHEMA_VERSION = 1
+
+STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
+TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    type: pa.DataType
+    description: str
+    optional: bool = False
+    """Null means absent. Every other column refuses nulls."""
+
+    @property
+    def field(self) -> pa.Field:
+        metadata = {"description": self.description}
+        return pa.field(self.name, self.type, nullable=self.optional, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    name: str
+    record: type
+    writer: str | None
+    """The one stage that appends to it; None: every stage may."""
+    key: tuple[str, ...]
+    """A row with the same key is the same row; appending it again does nothing."""
+    description: str
+    own_columns: tuple[Column, ...]
+    same_length: tuple[tuple[str, ...], ...] = ()
+    """Lists that run in parallel, such as tokens and their log-probs."""
+    finite: tuple[str, ...] = ()
+    """Columns in which infinity is refused too (NaN is refused in all)."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.own_columns + PROVENANCE
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        metadata = {"description": self.description, "schema_version": str(SCHEMA_VERSION)}
+        return pa.schema([column.field for column in self.columns], metadata=metadata)
+
+
+PROVENANCE = (
+    Column("run_id", STRING, "The run that wrote the row (run.json)."),
+    Column("config_hash", STRING, "Config in force: configs/<config_hash>.json of the run."),
+    Column("git_commit", STRING, "Commit of this program; null outside a checkout.", optional=True),
+    Column("attempt", STRING, "Id of the stage execution that wrote the row."),
+    Column("written_at", TIME, "When the row was appended (UTC)."),
+)
+
+STEP = pa.struct(
+    [
+        Column("step", INT, "0, 1, ... within the update.").field,
+        Column("loss", FLOAT, "Objective, over the step's trained tokens.").field,
+        Column("learning_rate", FLOAT, "As applied.").field,
+        Column("grad_norm", FLOAT, "Before clipping.").field,
+        Column("tokens", INT, "Trained tokens.").field,
+        Column("rollouts", INT, "Trained rollouts.").field,
+        Column("reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats a token.").field,
+        Column("policy_kl", FLOAT, "Mean of sampling - student log-prob, nats a token.").field,
+        Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.").field,
+        Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.").field,
+        Column("effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.").field,
+        Column("seconds", FLOAT, "Wall-clock of the step.").field,
+    ]
+)
+
+_POLICY_VERSION = Column("policy_version", INT, "Version of the student's weights; 0 = base.")
+_POLICY_HASH = Column("policy_hash", STRING, "Hash of the policy's weights.")
+_EXAMPLE_ID = Column("example_id", STRING, "The example; joins `examples`.")
+_ROLLOUT_ID = Column("rollout_id", STRING, "The rollout: v<policy_version>-<example_id>-<sample>.")
+_TEACHER_ID = Column("teacher_id", STRING, "Name of the teacher.")
+_TEACHER_HASH = Column("teacher_hash", STRING, "Hash of the teacher's weights.")
+_TEXT = Column("text", STRING, "The answer, decoded.")
+_SEED = Column("seed", INT, "Seed it was sampled with.")
+_COMPLETION = Column("completion_token_ids", TOKENS, "[T] The answer's tokens, end included.")
+_FINISH = Column("finish_reason", STRING, "`stop` (end token) or `length`.")
+_ENGINE = Column("engine", STRING, "What sampled it.")
+_PREDICTED = (
+    Column("predicted_start", FLOAT, "Start of the answered span, s; null: none.", optional=True),
+    Column("predicted_end", FLOAT, "End of the answered span, s; null: none.", optional=True),
+)
+
+
+def _seconds(of: str) -> Column:
+    return Column("seconds", FLOAT, f"Wall-clock of {of}.")
+
+
+def _by_name(specs: Iterable[TableSpec]) -> dict[str, TableSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+TABLES: dict[str, TableSpec] = _by_name(
+    [
+        TableSpec(
+            "examples",
+            types.GroundingExample,
+            writer="import",
+            key=("example_id",),
+            description="One video, one sentence, one true span.",
+            own_columns=(
+                Column("example_id", STRING, "Hash of video path, sentence and span."),
+                Column("video_path", STRING, "As annotated, relative to the videos folder."),
+                Column("duration", FLOAT, "Length of the video as annotated, s."),
+                Column("query", STRING, "The sentence to ground."),
+                Column("span_start", FLOAT, "True start, s."),
+                Column("span_end", FLOAT, "True end, s."),
+                Column("source", STRING, "Data set the annotation came from."),
+                Column("split", STRING, "`train` or `eval`."),
+            ),
+        ),
+        TableSpec(
+            "quarantine",
+            types.QuarantinedItem,
+            writer=None,
+            key=("item_id", "stage", "policy_version"),
+            description="What could not be used, with the reason.",
+            own_columns=(
+                Column("item_id", STRING, "Example id, or file:line of an annotation."),
+                Column("stage", STRING, "Stage that gave it up."),
+                Column("video_path", STRING, "Its video, when it has one.", optional=True),
+                Column("reason", STRING, "Why, in a sentence."),
+                Column("policy_version", INT, "Round; null: while importing.", optional=True),
+            ),
+        ),
+        TableSpec(
+            "draws",
+            types.Draw,
+            writer="draw",
+            key=("policy_version", "example_id"),
+            description="Examples drawn for a round, so that a resumed round works on the same.",
+            own_columns=(
+                _POLICY_VERSION,
+                _EXAMPLE_ID,
+                Column("position", INT, "Order of work: 0, 1, ...; one video's are neighbours."),
+            ),
+        ),
+        TableSpec(
+            "teacher_predictions",
+            types.TeacherPrediction,
+            writer="validate",
+            key=("example_id", "teacher_hash", "prediction_index"),
+            description="The teacher's own answers to an example (TRPV).",
+            own_columns=(
+                _EXAMPLE_ID,
+                Column("prediction_index", INT, "0 ... k-1."),
+                _TEACHER_ID,
+                _TEACHER_HASH,
+                _TEXT,
+                *_PREDICTED,
+                Column("iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
+                _SEED,
+            ),
+        ),
+        TableSpec(
+            "rollouts",
+            types.Rollout,
+            writer="rollout",
+            key=("rollout_id",),
+            description="Sampled answers of the student, with all that is needed to redo them.",
+            own_columns=(
+                _ROLLOUT_ID,
+                _POLICY_VERSION,
+                _POLICY_HASH,
+                _EXAMPLE_ID,
+                Column("sample_index", INT, "0 ... rollouts per example - 1."),
+                _SEED,
+                Column("prompt_token_ids", TOKENS, "The prompt's tokens, video pads included."),
+                _COMPLETION,
+                Column("sampling_logprobs", LOGPROBS, "[T] log pi_v, recorded while sampling."),
+                _FINISH,
+                _TEXT,
+                *_PREDICTED,
+                Column("student_iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
+                Column("frame_indices", TOKENS, "[F] Which frames of the file were seen."),
+                Column("frame_timestamps", pa.list_(FLOAT), "[F] Their times, s."),
+                Column("grid_thw", TOKENS, "[3] Vision patches: time, height, width, unmerged."),
+                Column("pixel_hash", STRING, "Hash of the resized uint8 frames."),
+                Column("processor_hash", STRING, "Hash of tokenizer, template and processors."),
+                _ENGINE,
+                Column("engine_version", STRING, "Its version."),
+                _seconds("this rollout's share of its batch"),
+            ),
+            same_length=(
+                ("completion_token_ids", "sampling_logprobs"),
+                ("frame_indices", "frame_timestamps"),
+            ),
+            finite=("sampling_logprobs", "frame_timestamps"),
+        ),
+        TableSpec(
+            "teacher_scores",
+            types.TeacherScore,
+            writer="score",
+            key=("rollout_id", "teacher_hash"),
+            description="The teacher's log-probabilities of the rollouts' tokens.",
+            own_columns=(
+                _ROLLOUT_ID,
+                _POLICY_VERSION,
+                _TEACHER_ID,
+                _TEACHER_HASH,
+                Column("teacher_logprobs", LOGPROBS, "[T] log q of each sampled token."),
+                Column(
+                    "topk_token_ids",
+                    pa.list_(TOKENS),
+                    "[T, K] The teacher's K likeliest tokens at each position.",
+                    optional=True,
+                ),
+                Column(
+                    "topk_logprobs",
+                    pa.list_(LOGPROBS),
+                    "[T, K] Their log-probs, not renormalised: the rest is the tail.",
+                    optional=True,
+                ),
+                Column(
+                    "tail_logprobs",
+                    LOGPROBS,
+                    "[T] Log of the probability of all other tokens together.",
+                    optional=True,
+                ),
+                _seconds("this rollout's share of its batch"),
+            ),
+            same_length=(("teacher_logprobs", "topk_token_ids", "topk_logprobs", "tail_logprobs"),),
+            finite=("teacher_logprobs",),
+        ),
+        TableSpec(
+            "selections",
+            types.Selection,
+            writer="focus",
+            key=("policy_version", "rollout_id"),
+            description="Whether focus (TVDF) took a rollout, and the numbers it decided on.",
+            own_columns=(
+                _ROLLOUT_ID,
+                _POLICY_VERSION,
+                _EXAMPLE_ID,
+                Column("curriculum", STRING, "`tvdf` or `uniform`."),
+                Column("selected", BOOL, "Whether the update trains on it."),
+                Column("reason", STRING, "`selected`, or why not."),
+                Column("teacher_iou", FLOAT, "Mean IoU of the teacher's answers.", optional=True),
+                Column("student_iou", FLOAT, "IoU of the unit's rollouts.", optional=True),
+                Column("disagreement", FLOAT, "teacher_iou - student_iou.", optional=True),
+                Column("rank", INT, "0 = largest disagreement.", optional=True),
+            ),
+        ),
+        TableSpec(
+            "updates",
+            types.Update,
+            writer="update",
+            key=("policy_version",),
+            description="Committed rounds: the row, written last, makes the new policy real.",
+            own_columns=(
+                Column("policy_version", INT, "Of the new policy."),
+                Column("policy_hash", STRING, "Hash of the new policy's weights."),
+                Column("parent_version", INT, "The policy that was trained."),
+                Column("parent_hash", STRING, "Hash of its weights."),
+                Column("checkpoint", STRING, "Folder of the new policy, relative to the run."),
+                Column("objective", STRING, "`policy_gradient` or `exact_reverse_kl`."),
+                _TEACHER_HASH,
+                Column("rollouts", INT, "Rollouts trained on."),
+                Column("tokens", INT, "Completion tokens trained on."),
+                Column(
+                    "max_logprob_mismatch",
+                    FLOAT,
+                    "Largest |student - sampling| log-prob before any weight moved.",
+                    optional=True,
+                ),
+                Column("stopped_early", STRING, "Why it ended early.", optional=True),
+                Column("teacher_passes_saved", INT, "Rollouts that never had to be scored."),
+                Column("steps", pa.list_(STEP), "One entry an optimiser step."),
+                _seconds("the update"),
+            ),
+        ),
+        TableSpec(
+            "evaluations",
+            types.Evaluation,
+            writer="evaluate",
+            key=("policy_version", "example_id"),
+            description="One greedy answer of one policy to one example of the eval split.",
+            own_columns=(
+                _POLICY_VERSION,
+                _POLICY_HASH,
+                _EXAMPLE_ID,
+                _TEXT,
+                _COMPLETION,
+                _FINISH,
+                *_PREDICTED,
+                Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
+                Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+                _ENGINE,
+                _seconds("this answer's share of its batch"),
+            ),
+        ),
+    ]
+)
+
+
+def span_columns(field_name: str) -> tuple[str, str]:
+    """The two columns of a span: `span` -> span_start, span_end; `predicted_span` -> predicted_*.
+
+    >>> span_columns("predicted_span")
+    ('predicted_start', 'predicted_end')
+    """
+    prefix = field_name.removesuffix("_span")
+    return f"{prefix}_start", f"{prefix}_end"
