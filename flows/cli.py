@@ -1,0 +1,203 @@
+"""The command line: `videoopd ...`.
+
+Parsing imports nothing heavy, so `--help` is instant; each command imports what it needs. An error
+that a user can cause ends with one sentence and code 2; any other keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from storage.run import Run
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        command(options)
+        sys.stdout.flush()
+    except VideoOPDError as error:
+        print(f"videoopd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nvideoopd: stopped; continue with the same command", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough. Keep Python from flushing into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="videoopd",
+        description="On-policy distillation for temporal video grounding.",
+        epilog="RUN is the folder of a run, or a config whose run.path is that folder.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _add(commands, "run", _run, "run rounds, from the newest committed policy on")
+    run.add_argument("config", metavar="CONFIG", help="a TOML file, such as configs/tiny.toml")
+    run.add_argument("--rounds", type=_at_least_one, default=1, metavar="N")
+    run.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
+        help="override a value of the config; may be repeated",
+    )  # fmt: skip
+
+    status = _add(commands, "status", _status, "what a run holds and what its round still lacks")
+    status.add_argument("run", metavar="RUN")
+
+    query = _add(commands, "query", _query, "ask the tables of a run in SQL")
+    query.add_argument("run", metavar="RUN")
+    query.add_argument("sql", metavar="SQL", help='for example "SELECT count(*) FROM rollouts"')
+    query.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
+    query.add_argument("--out", type=Path, metavar="FILE", help="instead of standard output")
+
+    show = _add(commands, "show", _show, "one rollout: question, answer, spans and tokens")
+    show.add_argument("run", metavar="RUN")
+    show.add_argument("rollout_id", metavar="ROLLOUT_ID")
+
+    _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
+    _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
+    _add(commands, "down", _down, "stop what `up` started")
+
+    tiny = commands.add_parser("tinyworld", help="make the tiny world, or train its models")
+    kinds = tiny.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    make = _add(kinds, "make", _make_world, "synthetic videos with annotations")
+    make.add_argument("--out", type=Path, default=Path("worlds/tiny"), metavar="FOLDER")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--train-videos", type=_at_least_one, metavar="N")
+    make.add_argument("--eval-videos", type=_at_least_one, metavar="N")
+    train = _add(kinds, "train", _train, "a tiny teacher or student, from nothing")
+    train.add_argument("role", choices=("teacher", "student"))
+    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: configs/tiny/ROLE")
+    train.add_argument("--steps", type=_at_least_one)
+    train.add_argument("--seed", type=int)
+    train.add_argument("--lr", type=float)
+    train.add_argument("--threads", type=_at_least_one, default=1)
+
+    bench = _add(commands, "bench", _bench, "the numbers the project is measured by (long)")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Command,
+    about: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _run(options: argparse.Namespace) -> None:
+    from flows.launch import run_rounds
+
+    run_rounds(options.config, options.rounds, options.overrides)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from flows.demo import demo
+
+    demo()
+
+
+def _status(options: argparse.Namespace) -> None:
+    from flows.status import print_status
+
+    print_status(_open(options.run))
+
+
+def _query(options: argparse.Namespace) -> None:
+    from flows.report import write_frame
+    from storage.query import query
+
+    write_frame(query(_open(options.run), options.sql), options.format, options.out)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from flows.show import show
+
+    show(_open(options.run), options.rollout_id)
+
+
+def _up(options: argparse.Namespace) -> None:
+    from flows.server import up
+
+    up()
+
+
+def _down(options: argparse.Namespace) -> None:
+    from flows.server import down
+
+    down()
+
+
+def _make_world(options: argparse.Namespace) -> None:
+    from flows.demo import make_tiny_world
+
+    make_tiny_world(options.out, options.seed, options.train_videos, options.eval_videos)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from opd_core.tinyworld.train import train
+
+    train(
+        options.role,
+        options.out or Path("configs/tiny") / options.role,
+        steps=options.steps,
+        seed=options.seed,
+        lr=options.lr,
+        threads=options.threads,
+        report=lambda line: print(line, flush=True),
+    )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    import_module("flows.bench").main(options.rest)
+
+
+def _open(run: str) -> Run:
+    """The run in a folder, or of a config. Raises `VideoOPDError` where there is none."""
+    path = Path(run)
+    if path.is_file():
+        from opd_core.config import load_config
+
+        path = load_config(path).run.path
+        if not path.exists():
+            raise VideoOPDError(
+                f"there is no run at {path} yet; start it with `videoopd run {run}`"
+            )
+    from storage.run import Run
+
+    return Run.open(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

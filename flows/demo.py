@@ -1,0 +1,103 @@
+"""`videoopd demo`: the tiny world, three rounds on it, and what to look at next.
+
+It runs `configs/tiny.toml` as any other config is run; only the videos are made first. Running it
+again continues the same run with three more rounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.launch import round_flow
+from flows.prefect_settings import project_root
+from flows.progress import progress
+from opd_core.config import load_config
+from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from flows.summaries import RoundSummary
+
+ROUNDS = 3
+WORLD_SEED = 0
+TRAIN_VIDEOS = 480
+"""About 1,400 sentences: more than three rounds draw."""
+EVAL_VIDEOS = 80
+
+
+def demo() -> None:
+    """Make the world if it is not there, run three rounds, print each and what to try next."""
+    config = _config_file()
+    make_tiny_world(load_config(config).data.train.parent, WORLD_SEED)
+    flow = round_flow()
+    from flows.report import print_rounds
+
+    done: list[RoundSummary] = []
+    for _ in range(ROUNDS):
+        summary = flow(str(config), rounds=1, overrides=[])
+        done += summary.rounds
+        print_rounds(summary.run_path, done)
+    _next_steps(Path(summary.run_path))
+
+
+def make_tiny_world(
+    folder: Path, seed: int, train_videos: int | None = None, eval_videos: int | None = None
+) -> None:
+    """Make the synthetic videos in `folder`; a world that is there already is left as it is.
+
+    Raises `VideoOPDError` when the folder holds a world made otherwise.
+    """
+    from opd_core.tinyworld.world import make_world
+
+    train_videos, eval_videos = train_videos or TRAIN_VIDEOS, eval_videos or EVAL_VIDEOS
+    total = train_videos + eval_videos
+    with progress("tiny world", total) as advance:
+        seen = 0
+
+        def made(done: int, _: int) -> None:
+            nonlocal seen
+            advance(done - seen)
+            seen = done
+
+        try:
+            make_world(folder, seed, train_videos, eval_videos, made)
+        except ValueError as error:
+            raise VideoOPDError(str(error)) from None
+    print(f"tiny world: {train_videos} + {eval_videos} videos in {_short(folder)}", flush=True)
+
+
+def _config_file() -> Path:
+    file = project_root() / "configs" / "tiny.toml"
+    if not file.is_file():
+        raise VideoOPDError(f"there is no {file}; run `videoopd demo` in the project's folder")
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+def _next_steps(run_path: Path) -> None:
+    import polars as pl
+
+    from storage.run import Run
+
+    lowest = (
+        Run.open(run_path)
+        .teacher_scores()
+        .select("rollout_id", mean=pl.col("teacher_logprobs").list.mean())
+        .sort("mean", "rollout_id")
+        .head(1)
+        .collect()
+    )
+    rollout_id = lowest.item(0, "rollout_id") if lowest.height else "ROLLOUT_ID"
+    run = _short(run_path)
+    sql = (
+        "SELECT policy_version, count(*) AS rollouts, avg(student_iou) AS student_iou "
+        "FROM rollouts GROUP BY policy_version ORDER BY policy_version"
+    )
+    print(f"The run is in {run}. To try next:")
+    print(f"  videoopd status {run}")
+    print(f'  videoopd query {run} "{sql}"')
+    print(f"  videoopd show {run} {rollout_id}")
+
+
+def _short(path: Path) -> Path:
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

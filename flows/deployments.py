@@ -1,0 +1,99 @@
+"""The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
+
+A stage's deployment does what is missing of that stage, in the current round or in the one given.
+All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
+
+`python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
+stopped; `make up` starts it in the background. One flow runs at a time: they share a run's tables
+and the machine's accelerator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prefect import Flow, flow, serve
+from prefect.deployments.runner import RunnerDeployment
+from prefect.types.entrypoint import EntrypointType
+
+from flows import stages
+from flows.prepare import opened
+from flows.round import videoopd
+from flows.summaries import StageSummary
+
+
+@flow(name="videoopd", flow_run_name="rollout")
+def rollout(
+    config: str, round: int | None = None, overrides: list[str] | None = None
+) -> StageSummary:
+    """Sample the answers that are still missing of the round's policy."""
+    with opened(config, overrides) as work:
+        return stages.rollout(work, work.policy(round))
+
+
+@flow(name="videoopd", flow_run_name="score")
+def score(
+    config: str, round: int | None = None, overrides: list[str] | None = None
+) -> StageSummary:
+    """Have the teacher score the round's rollouts that have no score yet."""
+    with opened(config, overrides) as work:
+        return stages.score(work, work.policy(round))
+
+
+@flow(name="videoopd", flow_run_name="focus")
+def focus(
+    config: str, round: int | None = None, overrides: list[str] | None = None
+) -> StageSummary:
+    """Select the rollouts to train on (TVDF), if the round has no selection yet."""
+    with opened(config, overrides) as work:
+        return stages.focus(work, work.policy(round))
+
+
+@flow(name="videoopd", flow_run_name="update")
+def update(
+    config: str, round: int | None = None, overrides: list[str] | None = None
+) -> StageSummary:
+    """Train on the round's selection and commit the next policy, if that is still to be done."""
+    with opened(config, overrides) as work:
+        return stages.update(work, work.policy(round))
+
+
+@flow(name="videoopd", flow_run_name="evaluate")
+def evaluate(
+    config: str, round: int | None = None, overrides: list[str] | None = None
+) -> StageSummary:
+    """Answer the evaluation examples that the policy has not answered yet."""
+    with opened(config, overrides) as work:
+        return stages.evaluate(work, work.policy(round))
+
+
+DEPLOYMENTS: dict[str, Flow[..., Any]] = {
+    "round": videoopd,
+    "rollout": rollout,
+    "score": score,
+    "focus": focus,
+    "update": update,
+    "evaluate": evaluate,
+}
+"""Deployment name -> flow; `prefect.yaml` describes the same ones (a test compares)."""
+
+
+def serve_deployments() -> None:
+    """Register all deployments and run what is asked for, until a signal ends it."""
+    served = [
+        # By module, not by file: found from any folder, and no code is copied.
+        cast(
+            RunnerDeployment,
+            flow.to_deployment(name, entrypoint_type=EntrypointType.MODULE_PATH, tags=[name]),
+        )
+        for name, flow in DEPLOYMENTS.items()
+    ]
+    serve(*served, limit=1, print_starting_message=False)
+
+
+if __name__ == "__main__":
+    # Under its real name, which the deployments' entry points are made of.
+    from flows import deployments, prefect_settings
+
+    prefect_settings.apply()
+    deployments.serve_deployments()

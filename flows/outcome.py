@@ -1,0 +1,67 @@
+"""What a round brought, read from the tables: so a resumed round reports all of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from flows.prepare import Work
+from flows.summaries import RoundSummary, StageSummary
+from opd_core.metrics import grounding_metrics
+
+
+def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> RoundSummary:
+    """The policy's evaluation, and the round (of policy `version` - 1) that made it."""
+    answers = work.run.evaluations().filter(pl.col("policy_version") == version)
+    (found,) = grounding_metrics(answers).collect().iter_rows(named=True)
+    summary = RoundSummary(
+        policy_version=version,
+        eval_examples=found["examples"],
+        miou=found["strict_miou"],
+        r1_30=found["strict_r1_30"],
+        r1_50=found["strict_r1_50"],
+        r1_70=found["strict_r1_70"],
+        stage_seconds={s.stage: s.seconds for s in stages},
+        notes=tuple(f"{s.stage}: {k} {v}" for s in stages for k, v in s.notes.items()),
+    )
+    if version == 0:
+        return summary
+    from dataclasses import replace
+
+    mine = pl.col("policy_version") == version - 1
+    rollouts = work.run.rollouts().filter(mine)
+    (sampled,) = (
+        rollouts.select(
+            rollouts=pl.len(), tokens=pl.col("completion_token_ids").list.len().sum()
+        )
+        .collect()
+        .iter_rows(named=True)
+    )
+    pairs = (
+        rollouts.select("rollout_id", "sampling_logprobs")
+        .collect()
+        .join(
+            work.run.teacher_scores()
+            .filter(mine & (pl.col("teacher_hash") == work.teacher_hash))
+            .select("rollout_id", "teacher_logprobs")
+            .collect(),
+            on="rollout_id",
+        )
+        .explode("sampling_logprobs", "teacher_logprobs")
+    )
+    kl = pairs.select((pl.col("sampling_logprobs") - pl.col("teacher_logprobs")).mean()).item()
+    (update,) = (
+        work.run.updates()
+        .filter(pl.col("policy_version") == version)
+        .select("teacher_passes_saved")
+        .collect()
+        .iter_rows(named=True)
+    )
+    return replace(
+        summary,
+        reverse_kl=kl,
+        rollouts=sampled["rollouts"],
+        tokens=sampled["tokens"],
+        teacher_passes_saved=update["teacher_passes_saved"],
+    )

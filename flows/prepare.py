@@ -1,0 +1,79 @@
+"""Before a stage: open the run of a config, and bring what the user gave into its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opd_core.config import Config, load_config
+from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from storage.policies import PolicyRef
+from storage.run import Run
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs: the run, its config, and the frozen teacher."""
+
+    config: Config
+    run: Run
+    teacher_hash: str
+
+    def policy(self, version: int | None = None) -> PolicyRef:
+        """The current policy, or the one of a given round (round v samples from policy v)."""
+        current = self.run.current_policy()
+        if version is None or version == current.version:
+            return current
+        if version > current.version:
+            raise VideoOPDError(
+                f"round {version} has not begun: the current policy is {current.version}; "
+                f"give a round from 0 to {current.version}"
+            )
+        return self.run.policy(version)
+
+
+@contextmanager
+def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
+    """The run of a config, for writing, with this process as its only writer.
+
+    Makes the run where there is none, checks that student and teacher fit, and imports the
+    annotations that are not in its tables yet.
+    """
+    loaded = load_config(config, overrides or ())
+    for name, folder in (("student", loaded.student.path), ("teacher", loaded.teacher.path)):
+        if not folder.is_dir():
+            raise VideoOPDError(
+                f"there is no model folder at {folder}; correct {name}.path in {config}"
+            )
+    from opd_core.tree_model import set_threads
+    from opd_core.vocabulary import check_same_vocabulary
+
+    check_same_vocabulary(loaded.student.path, loaded.teacher.path)
+    set_threads(loaded.machine.threads)
+    run = Run.open_or_create(
+        loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
+    )
+    with run.exclusive("round"):
+        import_annotations(run, loaded)
+        yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
+
+
+def import_annotations(run: Run, config: Config) -> tuple[int, int]:
+    """Append new examples, and quarantine what is none; (examples, quarantined) that were new."""
+    from opd_core.annotations import read_timelens
+
+    examples: list[GroundingExample] = []
+    rejected: list[QuarantinedItem] = []
+    for path, split in ((config.data.train, "train"), (config.data.eval, "eval")):
+        for item in read_timelens(path, split):
+            (examples if isinstance(item, GroundingExample) else rejected).append(item)  # type: ignore[arg-type]
+    counts = {split: sum(e.split == split for e in examples) for split in ("train", "eval")}
+    for split, path in (("train", config.data.train), ("eval", config.data.eval)):
+        if not counts[split]:
+            first = f" (first problem: {rejected[0].reason})" if rejected else ""
+            raise VideoOPDError(f"{path} holds no usable example{first}; give it at least one")
+    return (
+        run.append("examples", examples),
+        run.append("quarantine", rejected, stage="import"),
+    )

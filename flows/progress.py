@@ -1,0 +1,80 @@
+"""Progress of anything that takes longer than two seconds: a bar on a terminal, lines elsewhere.
+
+    with progress("rollout", total=256) as advance:
+        for batch in batches:
+            ...
+            advance(len(batch))
+
+Off a terminal (a log file, a flow served by Prefect) it writes a line about every ten seconds, and
+nothing at all for what is quicker. Under pytest it is silent unless VIDEOOPD_PROGRESS=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+SECONDS_PER_LINE = 10.0
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Show how far `what` is; the yielded function is told how many of `total` are newly done."""
+    if total <= 0 or ("PYTEST_CURRENT_TEST" in os.environ and not _wanted()):
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with _bar(what, total) as advance:
+            yield advance
+    else:
+        yield _lines(what, total)
+
+
+def _wanted() -> bool:
+    return os.environ.get("VIDEOOPD_PROGRESS") == "1"
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _lines(what: str, total: int) -> Advance:
+    begun = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= SECONDS_PER_LINE:
+            last = now
+            left = (now - begun) / done * (total - done) if done else float("nan")
+            print(f"{what}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance

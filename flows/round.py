@@ -1,0 +1,43 @@
+"""The loop: the whole of Video-OPD on one screen.
+
+    prefect deployment run videoopd/round --param config=configs/tiny.toml
+    videoopd run configs/tiny.toml --rounds 3
+
+Everything between the stages is in the run's tables, so any stage can be run again alone, and a
+round that was killed goes on where it was. The row in `updates` is what commits a round.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.outcome import summarize
+from flows.prepare import opened
+from flows.stages import draw, evaluate, focus, rollout, score, update, validate
+from flows.summaries import RunSummary
+
+
+@flow(name="videoopd", flow_run_name="round", validate_parameters=True, persist_result=False)
+def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -> RunSummary:
+    """Run `rounds` rounds of Video-OPD from the newest committed policy on.
+
+    config: path of a TOML file. overrides: `section.key=value`, as for `videoopd run --set`.
+    """
+    with opened(config, overrides) as work:
+        outcomes = []
+        if work.policy().version == 0:
+            outcomes.append(summarize(work, 0, [evaluate(work, work.policy())]))
+        for _ in range(rounds):
+            policy = work.policy()  # resume = newest committed update
+            stages = [
+                draw(work, policy),  # seeded by policy_version
+                validate(work, policy),  # teacher predictions, once per example and teacher
+                rollout(work, policy),  # y ~ pi_v( . | video, query)
+                score(work, policy),  # log q(y_t | video, query, y_<t)
+                focus(work, policy),  # TVDF, polars
+                update(work, policy),  # v -> v+1, committed last
+                evaluate(work, work.policy()),
+            ]
+            work.run.finish_round(policy.version + 1)
+            outcomes.append(summarize(work, policy.version + 1, stages))
+        return RunSummary(str(work.run.path), tuple(outcomes))

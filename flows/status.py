@@ -1,0 +1,158 @@
+"""`videoopd status`: what a run holds, and what its current round still lacks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from rich import box
+from rich.table import Table
+
+from flows.report import accuracy, console
+from storage.schemas import TABLES
+
+if TYPE_CHECKING:
+    from storage.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """How far the round that begins with `policy_version` has come."""
+
+    policy_version: int
+    drawn: int
+    """Examples."""
+    rollouts_per_example: int | None
+    """By the config that the run was last used with."""
+    rollouts: int
+    scored: int
+    selected: int | None
+    """Rollouts that focus took; None while it has not run."""
+    selected_unscored: int
+    quarantined: int
+    """Items given up in this round."""
+
+    def missing(self) -> str:
+        """The next thing to be done, in a few words."""
+        if self.drawn == 0:
+            return "nothing drawn yet"
+        if self.selected is None:
+            each = self.rollouts_per_example
+            of = f" of {self.drawn * each:,}" if each else ""
+            return f"{self.rollouts:,}{of} rollouts sampled, {self.scored:,} scored; not focused"
+        if self.selected_unscored:
+            return f"{self.selected_unscored:,} of {self.selected:,} selected rollouts not scored"
+        return f"{self.selected:,} rollouts selected and scored; the update is missing"
+
+
+def print_status(run: Run) -> None:
+    """Print the state of a run."""
+    out = console()
+    out.print(f"run       {run.path}  ({_bytes(_size(run.path))}, begun {run.created_at[:19]})")
+    state = round_state(run)
+    out.print(f"policy    {state.policy_version}  (newest committed)")
+    given_up = f"; {state.quarantined:,} quarantined" if state.quarantined else ""
+    out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
+    out.print(f"continue  videoopd run {_config_hint(run)}")
+    out.print(_policies(run))
+    out.print(_tables(run))
+    quarantine = (
+        run.quarantine().group_by("stage", "reason").len().sort("stage", "reason").collect()
+    )
+    if quarantine.height:
+        out.print("quarantined:")
+        for stage, reason, count in quarantine.rows():
+            out.print(f"  {count:>6,}  {stage}: {reason}", markup=False)
+
+
+def round_state(run: Run) -> RoundState:
+    """Counts of the current round, from the tables."""
+    versions = run.updates().select(pl.col("policy_version").max()).collect().item()
+    version = versions or 0
+    this = pl.col("policy_version") == version
+    draws, rollouts = run.draws().filter(this), run.rollouts().filter(this)
+    scores, selections = run.teacher_scores().filter(this), run.selections().filter(this)
+    selected = selections.filter(pl.col("selected")).select("rollout_id")
+    return RoundState(
+        policy_version=version,
+        drawn=_count(draws),
+        rollouts_per_example=_config(run).get("rollout", {}).get("rollouts_per_example"),
+        rollouts=_count(rollouts),
+        scored=scores.select(pl.col("rollout_id").n_unique()).collect().item(),
+        selected=_count(selected) if _count(selections) else None,
+        selected_unscored=_count(selected.join(scores, on="rollout_id", how="anti")),
+        quarantined=_count(run.quarantine().filter(this)),
+    )
+
+
+def _policies(run: Run) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="policies", title_justify="left")
+    shown = {
+        "mIoU": "strict_miou",
+        "R1@0.3": "strict_r1_30",
+        "R1@0.5": "strict_r1_50",
+        "R1@0.7": "strict_r1_70",
+        "timelens R1@0.5": "timelens_r1_50",
+    }
+    for name in ("policy", *shown, "rollouts trained on", "objective"):
+        table.add_column(name, justify="right")
+    columns = ("policy_version", "rollouts", "objective")
+    updates = {row[0]: row[1:] for row in run.updates().select(columns).collect().rows()}
+    metrics = accuracy(run)
+    for version in sorted({0, *metrics, *updates}):
+        values = [metrics.get(version, {}).get(metric) for metric in shown.values()]
+        trained, objective = updates.get(version, ("", "base" if version == 0 else ""))
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(str(version), *cells, str(trained), objective)
+    return table
+
+
+def _tables(run: Run) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="tables", title_justify="left")
+    table.add_column("table")
+    table.add_column("rows", justify="right")
+    table.add_column("on disk", justify="right")
+    table.add_column("")
+    for name, spec in TABLES.items():
+        size = _bytes(_size(run.path / "tables" / f"{name}.lance"))
+        rows = run.tables.scan(name).select(pl.len()).collect().item()
+        table.add_row(name, f"{rows:,}", size, spec.description)
+    return table
+
+
+def _count(frame: pl.LazyFrame) -> int:
+    return int(frame.select(pl.len()).collect().item())
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """The config that the run was last continued with."""
+    files = sorted((run.path / "configs").glob("*.json"), key=lambda file: file.stat().st_mtime)
+    return dict(json.loads(files[-1].read_text())) if files else {}
+
+
+def _config_hint(run: Run) -> str:
+    """The config of this project whose run this is, where it can be told."""
+    for file in sorted(Path("configs").glob("*.toml")):
+        try:
+            from opd_core.config import load_config
+
+            if load_config(file).run.path == run.path:
+                return str(file)
+        except Exception:  # a broken neighbour must not spoil the status
+            continue
+    return "CONFIG"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,48 @@
+"""What crosses a Prefect edge: a few numbers a stage and a round, never rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    stage: str
+    policy_version: int
+    rows: int
+    """Appended by this execution."""
+    items: int
+    """Examples (or steps) it worked through."""
+    seconds: float
+    notes: dict[str, str | int | float] = field(default_factory=dict)
+
+    def noting(self, **notes: str | int | float | None) -> StageSummary:
+        known = {key: value for key, value in notes.items() if value is not None}
+        return replace(self, notes={**self.notes, **known})
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSummary:
+    """A policy, how it does on the eval split, and the round that made it (None for the base)."""
+
+    policy_version: int
+    eval_examples: int
+    miou: float | None
+    r1_30: float | None
+    r1_50: float | None
+    r1_70: float | None
+    """R1@m under protocol `strict`: unrounded IoU > m."""
+    reverse_kl: float | None = None
+    """Nats a token: mean of sampling - teacher log-probs over the round's scored tokens."""
+    rollouts: int | None = None
+    tokens: int | None = None
+    """Completion tokens sampled."""
+    teacher_passes_saved: int | None = None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    run_path: str
+    rounds: tuple[RoundSummary, ...]
