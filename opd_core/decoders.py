@@ -49,6 +49,8 @@ class ProbedVideo:
     frame_pts: list[int] | None
     """[total_frames] time stamps in order; None where they are not to be trusted and frames are
     counted instead."""
+    frame_seconds: list[float] | None
+    """[total_frames] the same in seconds, from the first frame on."""
     fps: float
     height: int
     """Of the upright picture."""
@@ -92,6 +94,7 @@ def probe(path: str) -> ProbedVideo:
         stream_index=stream_index,
         total_frames=total,
         frame_pts=sorted(pts) if stamped else None,
+        frame_seconds=None if seconds is None else seconds.tolist(),
         fps=_frame_rate(rate, seconds),
         height=height,
         width=width,
@@ -168,8 +171,9 @@ def pick_with_decord(video: ProbedVideo, indices: list[int]) -> Iterator[np.ndar
         raise UnusableVideo(f"cannot be decoded by decord: {_reason(error)}") from None
     finally:
         reader = None
-    if np.any(np.diff(starts) <= 0):
-        raise UnusableVideo("has time stamps that do not increase (decord)")
+    seconds = [(video.frame_seconds or [])[i] for i in indices]
+    if np.abs((starts - starts[0]) - (np.array(seconds) - seconds[0])).max() > 0.5 / video.fps:
+        raise UnusableVideo("has other frame times for decord; set video.decoder = 'pyav'")
     yield from frames
 
 

@@ -59,7 +59,7 @@ class VideoClip:
     """[F] seconds: frame index / fps."""
     pixel_hash: str
     """16 hex digits over shape and bytes of `frames`."""
-    decoder: str
+    decoder: str = "pyav"
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -130,6 +130,8 @@ class VideoReader:
     def read(self, path: Path) -> VideoClip:
         """The clip of one file. Raises `VideoError` with the reason why there is none."""
         path = Path(path)
+        if self._closed:
+            raise RuntimeError("this VideoReader is closed")
         with self._state:
             self._readers_waiting += 1
             if path in self._ahead:
@@ -195,6 +197,8 @@ class VideoReader:
         except VideoError as error:
             return error
         with self._decoding:
+            if self._closed:
+                raise RuntimeError("this VideoReader was closed meanwhile")
             with self._state:
                 entry = self._cache.get(key)
                 if entry is not None:
@@ -222,8 +226,6 @@ class VideoReader:
                 self._cache_bytes -= _size(old)
 
     def _decode(self, path: Path) -> VideoClip:
-        if self._closed:
-            raise RuntimeError("this VideoReader is closed")
         settings = self._settings
         seconds = settings.decode_timeout_seconds
         try:
@@ -237,6 +239,13 @@ class VideoReader:
         except DecoderCrash as error:
             self._child = None
             raise DecoderLostError(f"{path.name}: {error}") from None
+        except VideoError:
+            raise
+        except BaseException:  # Ctrl-C: the child still owes an answer, which the next would get
+            if self._child is not None:
+                self._child.close()
+                self._child = None
+            raise
 
     def _ask_child(self, child: DecoderProcess, path: Path, deadline: float) -> VideoClip:
         settings = self._settings

@@ -55,7 +55,7 @@ def publish(
             f" {staging} holds; remove {staging} and train the next round instead"
         )
     with disk_troubles(final.parent):
-        if _is_published(final, digest):
+        if _holds(final, digest, base, cache):
             shutil.rmtree(staging)
         else:
             write_json(staging / MANIFEST_FILE, {**manifest, "weights_hash": digest})
@@ -84,8 +84,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _is_published(folder: Path, digest: str) -> bool:
+def _holds(folder: Path, digest: str, base: Path | None, cache: WeightsCache | None) -> bool:
     try:
-        return bool(read_manifest(folder)["weights_hash"] == digest)
-    except (VideoOPDError, KeyError):
+        stored = read_manifest(folder).get("weights_hash")
+        return stored == digest == weights_hash(folder, base, cache)
+    except VideoOPDError:
         return False

@@ -6,12 +6,11 @@
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     .locks/  .cache/           who is working on it now; hashes of untouched folders
 
-`run.json` is written last: a folder without it is a run whose creation was interrupted.
+A run may be moved: paths in rows are relative to it, and the student's may change with the config.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from opd_core.types import VideoOPDError
-from storage import locks, policies
-from storage.files import disk_troubles, write_json, write_whole
-from storage.hashes import WeightsCache
+from storage import locks, policies, run_folder
+from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
-from storage.schemas import SCHEMA_VERSION, TABLES
+from storage.schemas import TABLES
 from storage.tables import Tables
 
 if TYPE_CHECKING:
@@ -34,16 +32,12 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 
-RUN_FILE = "run.json"
-_OWN_NAMES = {"configs", "tables", "policies", "logs", ".locks", ".cache"}
-_LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
-
 
 class Run:
     """An open run. For writing when it was opened with a config, else for reading only."""
 
     def __init__(self, path: Path, config_hash: str | None, student_path: Path | None) -> None:
-        content = _read_run_file(path)
+        content = run_folder.read(path)
         self.path = path
         self.run_id: str = content["run_id"]
         self.created_at: str = content["created_at"]
@@ -51,7 +45,7 @@ class Run:
         self.tables = Tables.open(path / "tables")
         self._base_hash: str = content["student"]["weights_hash"]
         self._base_path = student_path or Path(content["student"]["path"])
-        self._cache = WeightsCache(path / ".cache" / "weights.json")
+        self._cache = run_folder.weights_cache(path)
         self._attempts: dict[tuple[str, int | None], str] = {}
 
     # --- opening -------------------------------------------------------------------------------
@@ -76,11 +70,9 @@ class Run:
         are not the ones the run began with.
         """
         path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
-        if not (path / RUN_FILE).exists():
-            _refuse_foreign_content(path)
-        with disk_troubles(path), locks.held(path / ".locks" / "create.lock", "create", 60.0):
-            if not (path / RUN_FILE).exists():
-                cls._build(path, config_hash, student, teacher)
+        run_folder.refuse_foreign(path)
+        with disk_troubles(path), locks.held(path / ".locks" / "create.lock", "create", 600.0):
+            run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
             run.check_base()
             config = path / "configs" / f"{config_hash}.json"
@@ -90,25 +82,6 @@ class Run:
         return run
 
     open_or_create = create
-
-    @staticmethod
-    def _build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
-        cache = WeightsCache(path / ".cache" / "weights.json")
-        content = {
-            "run_id": str(uuid.uuid4()),
-            "created_at": datetime.now(UTC).isoformat(),
-            "schema_version": SCHEMA_VERSION,
-            "git_commit": git_commit(),
-            "config_hash": config_hash,
-        }
-        for name, folder in (("student", student), ("teacher", teacher)):
-            digest = policies.weights_hash(folder, cache=cache)
-            content[name] = {"path": str(folder), "weights_hash": digest}
-        for leftover in path.glob(".tables.creating-*"):
-            shutil.rmtree(leftover)
-        Tables.create(path / "tables")
-        (path / "policies").mkdir(exist_ok=True)
-        write_json(path / RUN_FILE, content)
 
     # --- policies ------------------------------------------------------------------------------
 
@@ -263,7 +236,7 @@ class Run:
     def exclusive(self, stage: str, timeout: float = 0.0) -> Iterator[None]:
         """One process at a time in `stage` of this run; the next one is told who is in it."""
         with locks.held(self.path / ".locks" / f"{stage}.lock", stage, timeout):
-            self._attempts = {k: v for k, v in self._attempts.items() if k[0] != stage}
+            self._attempts.clear()
             yield
 
     def finish_round(self, version: int) -> dict[str, int]:
@@ -280,31 +253,3 @@ class Run:
                 f"run {self.path} was opened for reading; open it with its config to write"
             )
         return self.config_hash
-
-
-def _read_run_file(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((path / RUN_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise VideoOPDError(
-            f"{path} is no run (it has no {RUN_FILE}); give the run.path of a config that was run"
-        ) from None
-    except OSError as error:
-        raise VideoOPDError(
-            f"{path / RUN_FILE} cannot be read ({error.strerror}); change the permissions"
-        ) from None
-    except ValueError:
-        raise VideoOPDError(
-            f"{path / RUN_FILE} is damaged; restore it from a copy of the run"
-        ) from None
-    return content
-
-
-def _refuse_foreign_content(path: Path) -> None:
-    if not path.exists():
-        return
-    if path.is_dir() and all(
-        p.name in _OWN_NAMES or p.name.startswith(_LEFTOVERS) for p in path.iterdir()
-    ):
-        return
-    raise VideoOPDError(f"{path} is not empty and no run; set run.path to a new or empty folder")

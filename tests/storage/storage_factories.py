@@ -1,0 +1,146 @@
+"""Records, checkpoint folders and runs as small as they get."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from opd_core.types import (
+    Draw,
+    Evaluation,
+    GroundingExample,
+    QuarantinedItem,
+    Rollout,
+    Selection,
+    Span,
+    TeacherPrediction,
+    TeacherScore,
+    Update,
+    UpdateStep,
+    make_rollout_id,
+)  # fmt: skip
+from storage.provenance import Provenance
+from storage.run import Run
+from storage.schemas import TABLES
+
+PROVENANCE = Provenance("run-1", "rollout", 0, "c0ffee", None, "attempt-1")
+
+
+def provenance(table: str) -> Provenance:
+    return Provenance("run-1", TABLES[table].writer or "score", 0, "c0ffee", None, "attempt-1")
+
+
+def rollout(index: int = 0, version: int = 0, **changes) -> Rollout:
+    example_id = f"{index:016x}"
+    content = {
+        "rollout_id": make_rollout_id(version, example_id, 0),
+        "policy_version": version,
+        "policy_hash": "p" * 64,
+        "example_id": example_id,
+        "sample_index": 0,
+        "seed": 2**63 - 1,
+        "prompt_token_ids": (1, 2, 3),
+        "completion_token_ids": (4, 5),
+        "sampling_logprobs": (-0.5, -0.25),
+        "finish_reason": "stop",
+        "text": "The event happens in 1.0 - 2.0 seconds.",
+        "predicted_span": Span(1.0, 2.0),
+        "student_iou": 0.5,
+        "frame_indices": (0, 2),
+        "frame_timestamps": (0.0, 0.1),
+        "grid_thw": (1, 4, 4),
+        "pixel_hash": "x",
+        "processor_hash": "y",
+        "engine": "scripted",
+        "engine_version": "1",
+        "seconds": 0.1,
+    }
+    return Rollout(**{**content, **changes})
+
+
+def score(index: int = 0, **changes) -> TeacherScore:
+    content = {
+        "rollout_id": rollout(index).rollout_id,
+        "policy_version": 0,
+        "teacher_id": "teacher",
+        "teacher_hash": "t" * 64,
+        "teacher_logprobs": (-0.5, -1.5),
+        "topk_token_ids": ((1, 2), (3, 4)),
+        "topk_logprobs": ((-0.5, -1.0), (-0.5, float("-inf"))),
+        "tail_logprobs": (-3.0, float("-inf")),
+        "seconds": 0.1,
+    }
+    return TeacherScore(**{**content, **changes})
+
+
+def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
+    step = UpdateStep(0, 0.1, 1e-6, 1.0, 20, 2, 0.3, 0.0, 0.9, 1.1, 1.0, 0.5)
+    content = {
+        "policy_version": version,
+        "policy_hash": digest,
+        "parent_version": version - 1,
+        "parent_hash": "p" * 64,
+        "checkpoint": f"policies/v{version}",
+        "objective": "policy_gradient",
+        "teacher_hash": "t" * 64,
+        "rollouts": 2,
+        "tokens": 20,
+        "max_logprob_mismatch": None,
+        "stopped_early": None,
+        "teacher_passes_saved": 0,
+        "steps": (step, step),
+        "seconds": 1.0,
+    }
+    return Update(**{**content, **changes})
+
+
+def one_of_each() -> dict[str, object]:
+    """A record for every table; optional fields absent where there are any."""
+    return {
+        "examples": GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.0), "s", "train"),
+        "quarantine": QuarantinedItem("e", "score", None, "too long", None),
+        "draws": Draw(0, "e", 0),
+        "teacher_predictions": TeacherPrediction("e", 0, "t", "h", "?", None, 0.0, 1),
+        "rollouts": rollout(predicted_span=None),
+        "teacher_scores": score(topk_token_ids=None, topk_logprobs=None, tail_logprobs=None),
+        "selections": Selection(
+            "r", 0, "e", "tvdf", False, "teacher unknown", None, None, None, None
+        ),
+        "updates": update(),
+        "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
+    }
+
+
+def tensors(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal((3, 5)).astype("f4") for name in ("a.weight", "b", "c")}
+
+
+def write_safetensors(path: Path, content: dict[str, np.ndarray], metadata: bool = True) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
+    data = b""
+    for name, value in content.items():
+        offsets = [len(data), len(data) + value.nbytes]
+        dtype = {"f": "F32", "i": "I32"}[value.dtype.kind]
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": offsets}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def checkpoint(folder: Path, seed: int = 0) -> Path:
+    write_safetensors(folder / "model.safetensors", tensors(seed))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def new_run(folder: Path, config_hash: str = "c0ffee") -> Run:
+    """A run below `folder`, whose student and teacher are made when they are missing."""
+    for name, seed in (("student", 0), ("teacher", 1)):
+        if not (folder / name).exists():
+            checkpoint(folder / name, seed)
+    return Run.create(folder / "run", "{}", config_hash, folder / "student", folder / "teacher")
