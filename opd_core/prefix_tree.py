@@ -143,8 +143,24 @@ class Pack:
                 follows[s] = here[:, n:]
         return positions_3N
 
+    def last_descendants(self) -> np.ndarray:
+        """[N] for each row, one past the last row that may see it.
+
+        In depth-first order that says all: row i sees row j where j <= i < last_descendants[j].
+        """
+        ends_N = np.zeros(self.tokens, dtype=np.int64)
+        for t, tree in enumerate(self.trees):
+            ends = [self.rows(t, s).stop for s in range(len(tree.segments))]
+            for s in reversed(range(len(tree.segments))):
+                parent = tree.segments[s].parent
+                if parent is not None:
+                    ends[parent] = max(ends[parent], ends[s])
+                rows = self.rows(t, s)
+                ends_N[rows.start : rows.stop] = ends[s]
+        return ends_N
+
     def ancestor_mask(self) -> np.ndarray:
-        """[N, N] bool: row i may see column j. For tests and small packs: it is dense."""
+        """[N, N] bool: row i may see column j, from the parents of segments. Dense: for tests."""
         mask = np.zeros((self.tokens, self.tokens), dtype=bool)
         for t, tree in enumerate(self.trees):
             for s in range(len(tree.segments)):

@@ -1,11 +1,12 @@
 """Attention over prefix trees, as an attention implementation of transformers.
 
 The models call `attend` through transformers' own attention interface; what to do is in the
-`tree_layout` that travels through the forward's keyword arguments. Two layouts:
+`tree_layout` that travels through the forward's keyword arguments. The layouts:
 
 - `PackedAttention`: a packed sequence of trees. Each tree's root runs causally by itself (no mask,
   no wasted half), then its branches run against the root's and their own keys and values.
   Differentiable. Nothing of size N x N exists: the largest mask is branch block x its tree.
+- `FlexPackedAttention`: the same by FlexAttention, which is what CUDA gets.
 - `DecodeAttention`: one new token a row; the rows of one prompt share its keys and values.
 
 Shape suffixes: B rows, H heads, N packed tokens, D head size, P prompts, G rows a prompt,
@@ -14,6 +15,8 @@ L prompt length, T new tokens so far.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,21 +67,21 @@ def register() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Query rows [start, stop) see `context` (all of it) and then `keys` through `mask`."""
+    """Query rows [start, stop) see keys of `context` rows and of their own rows."""
 
     start: int
     stop: int
     context: tuple[int, int] | None
-    keys: tuple[int, int]
     mask: Tensor | None
-    """[q, context + keys] bool, or None: causal."""
+    """[stop - start, context + stop - start] bool, or None: causal."""
 
 
 class PackedAttention:
     """Attention of a `Pack`; with `keep=True` the keys and values of every layer are kept."""
 
     def __init__(self, pack: Pack, device: torch.device | str, keep: bool = False) -> None:
-        self._blocks = [b for t in range(len(pack.trees)) for b in _tree_blocks(pack, t, device)]
+        ends_N = torch.from_numpy(pack.last_descendants()).to(device)
+        self._blocks = [b for t in range(len(pack.trees)) for b in _tree_blocks(pack, t, ends_N)]
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
 
     def attend(
@@ -102,49 +105,80 @@ class PackedAttention:
         return torch.cat(outputs, dim=2)
 
 
-def _tree_blocks(pack: Pack, t: int, device: torch.device | str) -> list[_Block]:
+class FlexPackedAttention:
+    """The same by FlexAttention, for CUDA: a block mask, nothing of size N x N in memory."""
+
+    def __init__(self, pack: Pack, device: torch.device | str, keep: bool = False) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        ends_N = torch.from_numpy(pack.last_descendants()).to(device)
+
+        def sees(_b: Tensor, _h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            return (column <= row) & (row < ends_N[column])
+
+        compiled = torch.device(device).type == "cuda"
+        # Uncompiled, both would materialise N x N; that is for small packs on the CPU only.
+        make = torch.compile(create_block_mask) if compiled else create_block_mask
+        self._flex = _compiled_flex() if compiled else flex_attention
+        self._mask = make(sees, None, None, pack.tokens, pack.tokens, device=str(device))
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        if self.kept is not None:
+            self.kept[layer] = (key, value)
+        output: Tensor = self._flex(
+            query, key, value, block_mask=self._mask, scale=scaling, enable_gqa=True
+        )
+        return output
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def packed_attention(
+    pack: Pack, device: torch.device, keep: bool = False
+) -> PackedAttention | FlexPackedAttention:
+    """The attention that fits the machine."""
+    kind = FlexPackedAttention if device.type == "cuda" else PackedAttention
+    return kind(pack, device, keep)
+
+
+def _tree_blocks(pack: Pack, t: int, ends_N: Tensor) -> list[_Block]:
     tree = pack.trees[t]
     first, root_end = pack.starts[t][0], pack.rows(t, 0).stop
     end = first + tree.tokens
     if root_end == end:
-        return [_Block(first, end, None, (first, end), None)]
+        return [_Block(first, end, None, None)]
     if tree.tokens <= DENSE_TREE_TOKENS:
-        mask = _mask(pack, t, first, end, context=0, device=device)
-        return [_Block(first, end, None, (first, end), mask)]
-    blocks = [_Block(first, root_end, None, (first, root_end), None)]
+        return [_Block(first, end, None, _mask(ends_N, first, end, None))]
+    root = (first, root_end)
+    blocks = [_Block(first, root_end, None, None)]
     cuts = [pack.starts[t][s] for s, seg in enumerate(tree.segments) if seg.parent == 0] + [end]
     start = cuts[0]
     for cut, following in zip(cuts[1:], [*cuts[2:], None], strict=True):
         if following is None or following - start > BLOCK_TOKENS:
-            mask = _mask(pack, t, start, cut, context=root_end - first, device=device)
-            blocks.append(_Block(start, cut, (first, root_end), (start, cut), mask))
+            blocks.append(_Block(start, cut, root, _mask(ends_N, start, cut, root)))
             start = cut
     return blocks
 
 
-def _mask(
-    pack: Pack, t: int, start: int, stop: int, context: int, device: torch.device | str
-) -> Tensor:
-    """[stop - start, context + stop - start]: what the rows of a block see."""
-    mask = torch.zeros(stop - start, context + stop - start, dtype=torch.bool)
-    mask[:, :context] = True
-    tree = pack.trees[t]
-    for s in range(len(tree.segments)):
-        rows = pack.rows(t, s)
-        if rows.start < start or rows.start >= stop:
-            continue
-        here = slice(rows.start - start, rows.stop - start)
-        for ancestor in tree.path(s)[:-1]:
-            above = pack.rows(t, ancestor)
-            if above.start >= start:
-                mask[here, context + above.start - start : context + above.stop - start] = True
-        own = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
-        mask[here, context + here.start : context + here.stop] = own
-    return mask.to(device)
+def _mask(ends_N: Tensor, start: int, stop: int, context: tuple[int, int] | None) -> Tensor:
+    """[stop - start, context + stop - start]: what the rows of a block see (`last_descendants`)."""
+    rows = torch.arange(start, stop, device=ends_N.device)
+    columns = rows
+    if context is not None:
+        columns = torch.cat((torch.arange(*context, device=ends_N.device), rows))
+    return (columns[None] <= rows[:, None]) & (rows[:, None] < ends_N[columns][None])
 
 
 def _with_context(x: Tensor, block: _Block) -> Tensor:
-    own = x[:, :, block.keys[0] : block.keys[1]]
+    own = x[:, :, block.start : block.stop]
     if block.context is None:
         return own
     return torch.cat((x[:, :, block.context[0] : block.context[1]], own), dim=2)

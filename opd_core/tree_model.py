@@ -94,9 +94,9 @@ class TreeModel:
 
         A chunk holds whole completions in the pack's order and about `rows_per_chunk` rows.
         """
-        from opd_core.tree_attention import PackedAttention
+        from opd_core.tree_attention import packed_attention
 
-        hidden_ND = self.hidden(pack, layout or PackedAttention(pack, self.device))
+        hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))
         keys: list[Hashable] = []
         rows = 0
         pending = list(pack.completions)

@@ -1,4 +1,4 @@
-"""What a folder of weights, or a processor, is: a hash over content that ignores how it is stored.
+"""What a folder of weights is: a hash over content that ignores how it is stored.
 
 The same tensors in one file or in forty, saved in any order, have the same hash. Read by hand
 (a safetensors file is a JSON header and raw bytes), so that no torch is needed, and in threads,
@@ -19,10 +19,6 @@ from typing import Any
 from opd_core.types import VideoOPDError
 from storage.files import write_json
 
-_PROCESSOR_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*processor_config.json",
-)  # fmt: skip
 _ADAPTER_KEYS = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "target_modules", "modules_to_save", "layers_to_transform", "fan_in_fan_out", "bias",
@@ -92,20 +88,6 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
     settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}
     parts = [own, json.dumps(settings, sort_keys=True), weights_hash(base, cache=cache)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def processor_hash(folder: Path) -> str:
-    """sha256 (hex) over the names and bytes of tokenizer, chat template and processor configs."""
-    paths = {path.name: path for glob in _PROCESSOR_FILES for path in folder.glob(glob)}
-    if not paths:
-        raise VideoOPDError(
-            f"{folder} has no tokenizer or processor files; save the processor there too"
-        )
-    total = hashlib.sha256()
-    for name in sorted(paths):
-        content = hashlib.sha256(paths[name].read_bytes()).hexdigest()
-        total.update(f"{name} {content}\n".encode())
-    return total.hexdigest()
 
 
 def _tensors_hash(folder: Path) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 from opd_core.types import VideoOPDError
 from storage.files import disk_troubles, sync_folder, sync_tree, write_json
-from storage.hashes import WeightsCache, processor_hash, weights_hash
+from storage.hashes import WeightsCache, weights_hash
 
-__all__ = ["PolicyRef", "processor_hash", "publish", "read_manifest", "weights_hash"]
+__all__ = ["PolicyRef", "publish", "read_manifest", "weights_hash"]
 
 MANIFEST_FILE = "manifest.json"
 

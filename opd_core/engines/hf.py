@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opd_core.prefix_tree import Pack, PrefixTree, fill, grow, pack
 from opd_core.sampling import Request, Sample, SamplingParams, draw_tokens, uniforms
-from opd_core.tree_attention import DecodeAttention, PackedAttention
+from opd_core.tree_attention import DecodeAttention, packed_attention
 from opd_core.tree_model import TreeModel, load_model
 
 
@@ -49,7 +49,7 @@ class HFEngine:
         return _Decoding(self.model, requests, prefixes, params, self._end_ids).run()
 
     def _prefill(self, packed: Pack) -> list[_Prefix]:
-        layout = PackedAttention(packed, self.model.device, keep=True)
+        layout = packed_attention(packed, self.model.device, keep=True)
         hidden_ND = self.model.hidden(packed, layout)
         assert layout.kept is not None
         prefixes = []

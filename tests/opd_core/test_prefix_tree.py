@@ -69,6 +69,9 @@ def test_every_row_sees_exactly_its_own_sequence_so_far(several):
                 assert seen.tolist() == whole[: len(prompt) + position]
             own = packed.token_ids_N[packed.completions[key]]
             assert own.tolist() == completion
+    rows = np.arange(packed.tokens)
+    by_ends = (rows[None] <= rows[:, None]) & (rows[:, None] < packed.last_descendants()[None])
+    assert (by_ends == mask).all()
 
 
 @settings(max_examples=100, deadline=None)

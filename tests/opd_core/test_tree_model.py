@@ -131,9 +131,9 @@ def build(kind: str, shape, seed: int = 0):
     return trees, apart
 
 
-def by_key(model: TreeModel, packed: Pack) -> dict:
+def by_key(model: TreeModel, packed: Pack, layout=None) -> dict:
     found = {}
-    for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
+    for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed, layout):
         chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
         start = 0
         for key in keys:
@@ -194,6 +194,18 @@ def test_log_probs_and_gradients_equal_separate_sequences(models, shape, blocks,
         assert difference <= 1e-5 * parameter.grad.norm() + 1e-4, name
         compared += 1
     assert compared > 20
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()  # on the CPU FlexAttention has no backward
+def test_flex_attention_computes_the_same(models, shape):
+    kind, tree_model, _ = models
+    trees, _ = build(kind, SHAPES[shape])
+    packed = pack(trees)
+    flex = tree_attention.FlexPackedAttention(packed, "cpu")
+    expected = by_key(tree_model, packed)
+    for key, value in by_key(tree_model, packed, flex).items():
+        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
 
 
 def test_gradients_with_checkpointing_are_the_same(models):

@@ -9,7 +9,7 @@ from storage_factories import checkpoint, new_run, tensors, update, write_safete
 
 from opd_core.types import VideoOPDError
 from storage.hashes import WeightsCache
-from storage.policies import PolicyRef, processor_hash, publish, read_manifest, weights_hash
+from storage.policies import PolicyRef, publish, read_manifest, weights_hash
 from storage.run import Run
 
 MANIFEST = {"policy_version": 1, "parent_version": 0}
@@ -96,18 +96,6 @@ def test_the_cache_serves_untouched_folders_only(tmp_path, monkeypatch):
     assert weights_hash(folder, cache=cache) == weights_hash(folder) != first
     (tmp_path / "cache.json").write_text("[1")
     assert weights_hash(folder, cache=cache) == weights_hash(folder)
-
-
-def test_the_processor_hash_covers_its_files_only(tmp_path):
-    with pytest.raises(VideoOPDError, match=str(tmp_path)):
-        processor_hash(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "video_preprocessor_config.json").write_text("{}")
-    first = processor_hash(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert processor_hash(tmp_path) == first
-    (tmp_path / "chat_template.jinja").write_text("x")
-    assert processor_hash(tmp_path) != first
 
 
 def test_publish_moves_the_folder_and_writes_the_manifest(tmp_path):
