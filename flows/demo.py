@@ -27,7 +27,7 @@ EVAL_VIDEOS = 80
 
 def demo() -> None:
     """Make the world if it is not there, run three rounds, print each and what to try next."""
-    config = _config_file()
+    config = config_file()
     make_tiny_world(load_config(config).data.train.parent, WORLD_SEED)
     flow = round_flow()
     from flows.report import print_rounds
@@ -66,7 +66,7 @@ def make_tiny_world(
     print(f"tiny world: {train_videos} + {eval_videos} videos in {_short(folder)}", flush=True)
 
 
-def _config_file() -> Path:
+def config_file() -> Path:
     file = project_root() / "configs" / "tiny.toml"
     if not file.is_file():
         raise VideoOPDError(f"there is no {file}; run `videoopd demo` in the project's folder")

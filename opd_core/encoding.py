@@ -6,7 +6,6 @@ All stages get their prompts here, so all of them see the same pixels and the sa
 from __future__ import annotations
 
 import atexit
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,12 +31,24 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-@functools.lru_cache(maxsize=2)
+_readers: dict[tuple[VideoSection, int, int, int], VideoReader] = {}
+
+
 def _reader(settings: VideoSection, patch: int, merge: int, temporal: int) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    reader = VideoReader(settings, patch_size=patch, merge_size=merge, temporal_patch_size=temporal)
-    atexit.register(reader.close)
-    return reader
+    key = (settings, patch, merge, temporal)
+    if key not in _readers:
+        _readers[key] = VideoReader(
+            settings, patch_size=patch, merge_size=merge, temporal_patch_size=temporal
+        )
+    return _readers[key]
+
+
+@atexit.register
+def forget_decoded() -> None:
+    """Close this process's readers and drop the videos they keep; the next use decodes again."""
+    while _readers:
+        _readers.popitem()[1].close()
 
 
 class ExampleEncoder:

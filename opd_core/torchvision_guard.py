@@ -8,7 +8,9 @@ Where torchvision loads, this does nothing.
 
 from __future__ import annotations
 
-_fragment = None
+from typing import Any
+
+_fragment: Any = None
 
 
 def install() -> None:
@@ -19,7 +21,7 @@ def install() -> None:
     import torch
 
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ class FlexPackedAttention:
 
         compiled = torch.device(device).type == "cuda"
         # Uncompiled, both would materialise N x N; that is for small packs on the CPU only.
-        make = torch.compile(create_block_mask) if compiled else create_block_mask
+        make: Any = torch.compile(create_block_mask) if compiled else create_block_mask
         self._flex = _compiled_flex() if compiled else flex_attention
         self._mask = make(sees, None, None, pack.tokens, pack.tokens, device=str(device))
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
@@ -145,8 +145,9 @@ def packed_attention(
     pack: Pack, device: torch.device, keep: bool = False
 ) -> PackedAttention | FlexPackedAttention:
     """The attention that fits the machine."""
-    kind = FlexPackedAttention if device.type == "cuda" else PackedAttention
-    return kind(pack, device, keep)
+    if device.type == "cuda":
+        return FlexPackedAttention(pack, device, keep)
+    return PackedAttention(pack, device, keep)
 
 
 def _tree_blocks(pack: Pack, t: int, ends_N: Tensor) -> list[_Block]:
@@ -195,7 +196,7 @@ class DecodeAttention:
     `prefix[layer]` holds keys and values [P, H, L, D]; `lengths_P` the true lengths.
     """
 
-    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]], lengths_P: Tensor, group: int):
+    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]], lengths_P: Tensor, group: int) -> None:
         self._prefix = prefix
         self._group = group
         longest = next(iter(prefix.values()))[0].shape[2]

@@ -1,6 +1,7 @@
 """TVDF on hand-made frames, and the draw."""
 
 import math
+from itertools import pairwise
 
 import polars as pl
 import pytest
@@ -77,7 +78,7 @@ def test_the_bound_itself_is_reliable():
 
 
 def test_an_unparsable_answer_counts_as_iou_0():
-    """The stages give 0.0 to an answer without a span: it lowers the mean, and is selected first."""
+    """The stages give 0.0 to an answer without a span: it lowers the mean and is taken first."""
     frame = rollouts(("a0", "a", 0.0), ("a1", "a", 0.8), ("b0", "b", 0.5), ("b1", "b", 0.5))
     chosen = decide(frame, predictions(a=[0.9], b=[0.9]), top_k=1)
     assert chosen["a0"][0] and not chosen["b0"][0]
@@ -167,7 +168,7 @@ def test_draw_keeps_a_videos_sentences_together_and_ignores_the_order_of_its_inp
     drawn = draw_examples(examples, 10, 2, seed=1)
     assert len(drawn) == 10
     videos = [e.video_path for e in drawn]
-    assert len(set(videos)) == sum(a != b for a, b in zip(videos, videos[1:], strict=False)) + 1
+    assert len(set(videos)) == sum(a != b for a, b in pairwise(videos)) + 1
     assert max(videos.count(v) for v in videos) == 2
     assert drawn == draw_examples(examples[::-1], 10, 2, seed=1)
     assert drawn != draw_examples(examples, 10, 2, seed=2)

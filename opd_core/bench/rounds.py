@@ -1,0 +1,107 @@
+"""Rounds without Prefect and tables: what the computation alone costs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_core.annotations import read_timelens
+from opd_core.config import load_config
+from opd_core.curriculum import draw_examples
+from opd_core.encoding import forget_decoded
+from opd_core.rollout import Batch, Policy, evaluate, predict, sample_rollouts
+from opd_core.scoring import score_rollouts
+from opd_core.student import Trained, update_student
+from opd_core.types import GroundingExample, Rollout, TeacherScore
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRound:
+    """What a round did, as its tables tell it."""
+
+    policy: Any
+    next_policy: Any
+    teacher_hash: str
+    predicted: Sequence[GroundingExample]
+    drawn: Sequence[GroundingExample]
+    rollouts: Sequence[Rollout]
+    scores: Sequence[TeacherScore]
+    evaluated: Sequence[GroundingExample]
+
+
+def recompute(config: Any, done: FinishedRound) -> float:
+    """Seconds of the same predictions, rollouts, scores, update and evaluation, videos decoded."""
+    policy = Policy(done.policy.version, done.policy.path, done.policy.weights_hash)
+    after = Policy(done.next_policy.version, done.next_policy.path, done.next_policy.weights_hash)
+    teacher = Policy(policy.version, config.teacher.path, done.teacher_hash)
+    rollouts = _grouped(done.rollouts)
+    scores = {s.rollout_id: s for s in done.scores}
+    answered = [e for e in done.drawn if e.example_id in rollouts]
+    trained = _trained(answered, rollouts, scores)
+    work = [(t.example, t.rollouts) for t in trained]
+    began = time.perf_counter()
+    _drain(predict(config, teacher, done.predicted, set()))
+    _drain(sample_rollouts(config, policy, answered, set()))
+    _drain(score_rollouts(config, teacher, work))
+    with tempfile.TemporaryDirectory() as folder:
+        update_student(config, policy, trained, Path(folder))
+    _drain(evaluate(config, after, done.evaluated, set()))
+    return time.perf_counter() - began
+
+
+def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[str, float]:
+    """Seconds of rollout (decoding included), score and update of one round, all trained on."""
+    config = load_config(
+        config_file,
+        [f"rollout.rollouts_per_example={rollouts_each}", "update.epochs=1"],
+    )
+    drawn = draw_examples(
+        [e for e in read_timelens(config.data.train, "train") if isinstance(e, GroundingExample)],
+        examples,
+        config.rollout.max_queries_per_video,
+        seed=0,
+    )
+    policy = Policy(0, config.student.path, "student")
+    teacher = Policy(0, config.teacher.path, "teacher")
+    forget_decoded()
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    rollouts = _grouped(_drain(sample_rollouts(config, policy, drawn, set())))
+    seconds["rollout"] = time.perf_counter() - began
+    began = time.perf_counter()
+    work = [(e, rollouts[e.example_id]) for e in drawn]
+    scores = {s.rollout_id: s for s in _drain(score_rollouts(config, teacher, work))}
+    seconds["score"] = time.perf_counter() - began
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        update_student(config, policy, _trained(drawn, rollouts, scores), Path(folder))
+    seconds["update"] = time.perf_counter() - began
+    return seconds
+
+
+def _drain(batches: Iterable[Batch[Any]]) -> list[Any]:
+    return [record for batch in batches for record in batch.records]
+
+
+def _grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    groups: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.example_id, []).append(rollout)
+    return groups
+
+
+def _trained(
+    examples: Sequence[GroundingExample],
+    rollouts: dict[str, list[Rollout]],
+    scores: dict[str, TeacherScore],
+) -> list[Trained]:
+    trained = []
+    for example in examples:
+        kept = tuple(r for r in rollouts[example.example_id] if r.rollout_id in scores)
+        if kept:
+            trained.append(Trained(example, kept, tuple(scores[r.rollout_id] for r in kept)))
+    return trained
