@@ -1,0 +1,342 @@
+"""Trains the tiny teacher and the tiny student from nothing; made the weights in configs/tiny.
+
+Two stages, as large video-language models are made. First the vision tower alone learns to name
+what is in view each second, through a linear probe that is thrown away; a tower that starts blind
+leaves the language model guessing spans for thousands of steps. Then the whole model learns to
+answer, by cross-entropy on the answers' tokens only, the sentences of a video packed as one prefix
+tree, helped at first by two losses which show it where to look (`pointing.py`). The teacher is
+trained to the end; the student's second stage stops early, while it rises: it sees, it knows the
+format, and it still has most of the task to learn from its teacher.
+
+    stage 1   sigmoid cross-entropy of (second, colour and form) on the merged vision tokens
+    stage 2   - mean log p(answer token) * answer_weight + pointing losses (fading out)
+    both      AdamW, linear warm-up, cosine decay
+
+The defaults of `SETTINGS` are those which made the shipped weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opd_core import torchvision_guard
+from opd_core.engines.hf import HFEngine
+from opd_core.grounding import answer_iou, parse_span
+from opd_core.prefix_tree import Pack, grow, pack
+from opd_core.prompts import PromptEncoder
+from opd_core.sampling import Request, SamplingParams
+from opd_core.tinyworld.data import NAMES, TinyVideo, load_split
+from opd_core.tinyworld.models import Role, build_model, build_processor, parameters, save_model
+from opd_core.tinyworld.pointing import ListeningAttention, Pointing
+from opd_core.tinyworld.world import make_world
+from opd_core.tree_attention import packed_attention
+from opd_core.tree_model import TreeModel
+from opd_core.types import Span
+
+Report = Callable[[str], None]
+"""Called with one line of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """All that decides the weights."""
+
+    steps: int
+    """Updates of stage 2."""
+    horizon: int
+    """Steps after which the learning rate of stage 2 would reach its floor; beyond `steps` for
+    a model that is stopped early."""
+    lr: float
+    videos_per_step: int = 8
+    """About 24 sentences."""
+    vision_steps: int = 500
+    """Updates of stage 1."""
+    vision_lr: float = 4e-3
+    vision_videos_per_step: int = 32
+    vision_rate: float = 0.3
+    """Learning rate of the vision tower in stage 2, relative to `lr`."""
+    answer_weight: float = 8.0
+    """The mean is over 16 tokens, of which 3 say anything."""
+    inside_layer: int = 2
+    """Layer, counted from 0, after which the model should know which seconds are meant."""
+    pointing_steps: int = 1000
+    """Steps over which the pointing losses fade to a tenth."""
+    warmup: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    world_seed: int = 1000
+    """Never that of a world in which the pipeline is proven."""
+    train_videos: int = 3000
+    eval_videos: int = 200
+
+
+SETTINGS: dict[Role, TrainSettings] = {
+    "teacher": TrainSettings(steps=1500, horizon=1500, lr=1.5e-3),
+    "student": TrainSettings(steps=500, horizon=1500, lr=1.5e-3, inside_layer=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Greedy answers against the truth, unrounded; shares count IoU >= threshold."""
+
+    sentences: int
+    miou: float
+    recall_30: float
+    recall_50: float
+    recall_70: float
+
+
+def train(
+    role: Role,
+    out: Path | str,
+    *,
+    steps: int | None = None,
+    seed: int | None = None,
+    lr: float | None = None,
+    settings: TrainSettings | None = None,
+    world: Path | str | None = None,
+    threads: int = 1,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Trains one model and writes its checkpoint folder and `TRAINING.json` to `out`.
+
+    `steps`, `seed` and `lr` override `settings`, which default to `SETTINGS[role]`. `world` is a
+    folder to make (or find) the training videos in, by default a temporary one. Returns the content
+    of `TRAINING.json`: settings, numbers, and the accuracy of the weights as read back from disk.
+    Nothing in `out` is touched before the training is through.
+    """
+    torchvision_guard.install()
+    torch.set_num_threads(threads)
+    say = report or (lambda _: None)
+    chosen = settings or SETTINGS[role]
+    given: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
+    chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
+    began = time.monotonic()
+    out = Path(out)
+    processor = build_processor()
+    model = build_model(role, processor.tokenizer, chosen.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        processor.save_pretrained(scratch)
+        encoder = PromptEncoder(Path(scratch))
+        root = Path(world) if world else Path(scratch) / "world"
+        train_set, eval_set = _load_world(root, chosen, encoder, say)
+    prepared = time.monotonic()
+    order = random.Random(chosen.seed)
+    learn_to_see(model, train_set, chosen, order, say)
+    loss = learn_to_answer(model, encoder.tokenizer, train_set, chosen, order, say)
+    save_model(model, processor, out)
+    seconds = time.monotonic() - prepared
+    accuracy = measure(out, encoder, eval_set)
+    say(f"{role}: mIoU {accuracy.miou:.3f}, R1@0.5 {accuracy.recall_50:.3f} from the saved weights")
+    result = {
+        "command": _command(role, chosen),
+        "role": role,
+        "parameters": parameters(model),
+        "settings": asdict(chosen),
+        "final_loss": round(loss, 4),
+        "eval": {k: round(v, 4) for k, v in asdict(accuracy).items()},
+        "seconds_preparing": round(prepared - began, 1),
+        "seconds_training": round(seconds, 1),
+        "machine": {"cores": os.cpu_count(), "threads": threads, "torch": torch.__version__},
+    }
+    (out / "TRAINING.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _command(role: Role, chosen: TrainSettings) -> str:
+    """The command line that gives these settings again."""
+    default = SETTINGS[role]
+    options = [
+        f"--{name} {getattr(chosen, name)}"
+        for name in ("steps", "seed", "lr")
+        if getattr(chosen, name) != getattr(default, name)
+    ]
+    return " ".join(["videoopd tinyworld train", role, f"--out configs/tiny/{role}", *options])
+
+
+def _load_world(
+    root: Path, chosen: TrainSettings, encoder: PromptEncoder, say: Report
+) -> tuple[list[TinyVideo], list[TinyVideo]]:
+    def every_500(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: (
+            say(f"{what}: {done} of {total} videos") if done % 500 == 0 else None
+        )
+
+    world = make_world(
+        root, chosen.world_seed, chosen.train_videos, chosen.eval_videos, every_500("draw")
+    )
+    train_set = load_split(world, "train", chosen.world_seed, encoder, every_500("encode"))
+    return train_set, load_split(world, "eval", chosen.world_seed, encoder)
+
+
+def learn_to_see(
+    model: Any,
+    videos: Sequence[TinyVideo],
+    chosen: TrainSettings,
+    order: random.Random,
+    say: Report,
+) -> None:
+    """Stage 1: the vision tower learns which shapes are in view in each second."""
+    tower = model.model.visual
+    width = model.config.vision_config.out_hidden_size
+    probe = nn.Linear(width, len(NAMES))
+    optimiser = _adamw([*tower.parameters(), *probe.parameters()], chosen)
+    losses: list[float] = []
+    for step in range(chosen.vision_steps):
+        batch = order.sample(range(len(videos)), chosen.vision_videos_per_step)
+        picked = [videos[i] for i in batch]
+        seen = tower(_patches(picked), grid_thw=_grids(picked))
+        truth = torch.cat([v.in_view for v in picked]).float()
+        loss = F.binary_cross_entropy_with_logits(probe(seen.pooler_output), truth)
+        for features in seen.deepstack_features:
+            loss = loss + 0.3 * F.binary_cross_entropy_with_logits(probe(features), truth)
+        rate = _rate(step, chosen.vision_lr, chosen.warmup, chosen.vision_steps)
+        _update(optimiser, loss, rate, chosen)
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            say(f"see {step + 1}/{chosen.vision_steps}: loss {_mean(losses[-50:]):.4f}")
+
+
+def learn_to_answer(
+    model: Any,
+    tokenizer: Any,
+    videos: Sequence[TinyVideo],
+    chosen: TrainSettings,
+    order: random.Random,
+    say: Report,
+) -> float:
+    """Stage 2: the whole model learns to answer. Returns the mean loss of the last 50 steps."""
+    trees = TreeModel(model, tokenizer)
+    pointing = Pointing(model, tokenizer, chosen.inside_layer)
+    tower = list(model.model.visual.parameters())
+    in_tower = {id(weight) for weight in tower}
+    others = [w for w in model.parameters() if id(w) not in in_tower] + list(pointing.parameters())
+    optimiser = _adamw(others, chosen)
+    optimiser.add_param_group({"params": tower, "relative": chosen.vision_rate})
+    losses: list[float] = []
+    batches = _batches(len(videos), chosen.videos_per_step, order)
+    for step in range(chosen.steps):
+        batch = [videos[i] for i in next(batches)]
+        packed = pack_answers(batch)
+        attention = ListeningAttention(packed_attention(packed, trees.device), pointing.last_layer)
+        answer = answer_loss(trees, packed, attention)
+        spans: dict[Hashable, Span] = {
+            (v, i): q.span for v, vid in enumerate(batch) for i, q in enumerate(vid.questions)
+        }
+        fade = max(0.1, 1.0 - step / chosen.pointing_steps)
+        hint = pointing.loss(packed, attention, spans)
+        rate = _rate(step, chosen.lr, chosen.warmup, chosen.horizon)
+        _update(optimiser, chosen.answer_weight * answer + fade * hint, rate, chosen)
+        losses.append(answer.item())
+        if (step + 1) % 50 == 0:
+            say(
+                f"answer {step + 1}/{chosen.steps}: loss {_mean(losses[-50:]):.4f}, "
+                f"pointing {hint.item():.3f}"
+            )
+    pointing.close()
+    return _mean(losses[-50:])
+
+
+def pack_answers(videos: Sequence[TinyVideo]) -> Pack:
+    """One prefix tree a video; completion keys are (place of the video, place of the question)."""
+    trees = []
+    for v, video in enumerate(videos):
+        vision = video.questions[0].prompt.vision
+        trees.append(
+            grow(
+                [q.prompt.token_ids for q in video.questions],
+                [[((v, i), q.answer_ids)] for i, q in enumerate(video.questions)],
+                replace(vision, patches=vision.patches.float()),
+            )
+        )
+    return pack(trees)
+
+
+def answer_loss(trees: TreeModel, packed: Pack, attention: Any) -> Tensor:
+    """Mean negative log-probability of the answers' tokens (nats a token)."""
+    chosen = [
+        log_probs_CV.gather(1, token_ids_C[:, None])[:, 0]
+        for _, token_ids_C, log_probs_CV in trees.completion_distributions(packed, attention)
+    ]
+    return -torch.cat(chosen).mean()
+
+
+def measure(
+    folder: Path, encoder: PromptEncoder, videos: Sequence[TinyVideo], batch: int = 40
+) -> Accuracy:
+    """Greedy decoding by the pipeline's own engine, from the files in `folder`, in fp32."""
+    engine = HFEngine.load(folder, encoder.tokenizer, "float32", "cpu")
+    params = SamplingParams(max_new_tokens=24, greedy=True)
+    ious: list[float] = []
+    for first in range(0, len(videos), batch):
+        part = videos[first : first + batch]
+        requests = [
+            [Request((v, i), q.prompt, (0,)) for i, q in enumerate(video.questions)]
+            for v, video in enumerate(part)
+        ]
+        samples = engine.sample(requests, params)
+        for v, video in enumerate(part):
+            for i, question in enumerate(video.questions):
+                text = encoder.decode(samples[v, i][0].token_ids)
+                ious.append(answer_iou(parse_span(text), question.span))
+    shares = [_mean([float(iou >= threshold) for iou in ious]) for threshold in (0.3, 0.5, 0.7)]
+    return Accuracy(len(ious), _mean(ious), *shares)
+
+
+def _patches(videos: Sequence[TinyVideo]) -> Tensor:
+    return torch.cat([v.questions[0].prompt.vision.patches for v in videos]).float()
+
+
+def _grids(videos: Sequence[TinyVideo]) -> Tensor:
+    return torch.tensor([v.questions[0].prompt.vision.grid_thw for v in videos])
+
+
+def _batches(items: int, size: int, order: random.Random) -> Iterator[list[int]]:
+    """Endless batches of distinct indices; a rest shorter than a batch is left out."""
+    waiting: list[int] = []
+    while True:
+        if len(waiting) < size:
+            waiting = order.sample(range(items), items)
+        yield [waiting.pop() for _ in range(size)]
+
+
+def _adamw(weights: Sequence[nn.Parameter], chosen: TrainSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=chosen.weight_decay)
+
+
+def _rate(step: int, peak: float, warmup: int, horizon: int) -> float:
+    """Linear warm-up, then a cosine from the peak to 2 % of it at `horizon`."""
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / horizon))
+    return peak * min(1.0, (step + 1) / warmup) * max(0.02, cosine)
+
+
+def _update(
+    optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, chosen: TrainSettings
+) -> None:
+    """One clipped step; a parameter group's own "relative" scales the rate."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("relative", 1.0)
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    nn.utils.clip_grad_norm_(weights, chosen.max_grad_norm)
+    optimiser.step()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
