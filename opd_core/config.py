@@ -26,6 +26,7 @@ class Section(BaseModel):
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Literal["hf", "vllm"]
 
 
 class RunSection(Section):
@@ -49,8 +50,11 @@ class ModelSection(Section):
 
 
 class TeacherSection(ModelSection):
+    engine: EngineName = "hf"
+    """For its predictions and its scores. Scoring by vLLM projects every prompt token onto the
+    vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
-    """k of TRPV: the teacher's own answers to an example, from which its reliability is measured."""
+    """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
 
 
 class VideoSection(Section):
@@ -66,6 +70,10 @@ class VideoSection(Section):
 
 
 class RolloutSection(Section):
+    engine: EngineName = "hf"
+    max_engine_mismatch: Annotated[float, Field(gt=0)] = 0.5
+    """Nats. Once a stage an example is also scored by the trainer's own forward; a token on which
+    the engine's log-prob is further off stops the stage."""
     examples_per_round: Positive = 256
     rollouts_per_example: Positive = 1
     max_queries_per_video: Positive = 8
@@ -87,8 +95,8 @@ class RolloutSection(Section):
         if off and not self.allow_off_policy_sampling:
             name, value = next(iter(off.items()))
             raise ValueError(
-                f"{name} = {getattr(self, name)} samples another distribution than the policy's own;"
-                f" set rollout.{name} = {value}, or rollout.allow_off_policy_sampling = true"
+                f"{name} = {getattr(self, name)} samples another distribution than the policy's "
+                f"own; set rollout.{name} = {value}, or rollout.allow_off_policy_sampling = true"
             )
         return self
 
@@ -135,6 +143,10 @@ class UpdateSection(Section):
     """Nats a token; beyond it the round's update ends."""
     max_logprob_mismatch: Annotated[float, Field(gt=0)] = 0.5
     """Nats; a larger |student - sampling| log-prob on the first step stops the round."""
+    tis: Literal["auto", "off", "token", "sequence"] = "auto"
+    """Truncated importance sampling between trainer and engine, by token or by rollout.
+    `auto`: by token for rollouts of vLLM, off for those of hf."""
+    tis_cap: Annotated[float, Field(ge=1)] = 2.0
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""
     completion_rows_per_chunk: Positive = 1024
@@ -146,6 +158,7 @@ class UpdateSection(Section):
 
 
 class EvaluateSection(Section):
+    engine: EngineName = "hf"
     max_examples: Positive | None = None
     max_new_tokens: Positive = 512
     prompts_per_batch: Positive = 32
@@ -155,7 +168,27 @@ class MachineSection(Section):
     device: str = "auto"
     """`auto` takes CUDA where there is one; or a torch device name."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of torch on CPU; 0 leaves torch's own choice. On a shared machine 1 is often faster."""
+    """Threads of torch on CPU; 0 leaves its own choice. On a shared machine 1 is often faster."""
+
+
+class VLLMSection(Section):
+    """Of every stage whose engine is vLLM."""
+
+    tensor_parallel_size: Positive = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of each GPU. The rest is for the probe: the student once more, in the trainer."""
+    dtype: Dtype | None = None
+    """None: that of the model."""
+    max_model_len: Positive | None = None
+    """Tokens of prompt and answer; None: as many as [video] and the answer can need."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Instead of what gpu_memory_utilization leaves; on CPU 1 where it is not given."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compiler: a quick start, slower tokens. Always so on CPU."""
+    normalize_on_device: bool = False
+    """Sends uint8 pixels, which vLLM then normalises with the image processor's mean and std."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How a LoRA policy is served."""
 
 
 class Config(Section):
@@ -169,6 +202,7 @@ class Config(Section):
     focus: FocusSection = FocusSection()
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    vllm: VLLMSection = VLLMSection()
     machine: MachineSection = MachineSection()
 
     @model_validator(mode="after")

@@ -9,20 +9,52 @@ Shape suffixes: C completion tokens, V vocabulary, K the teacher's kept tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 
+def truncated_importance_weights(
+    student_logprobs_C: Tensor,
+    sampling_logprobs_C: Tensor,
+    lengths: Sequence[int],
+    level: Literal["token", "sequence"],
+    cap: float,
+) -> tuple[Tensor, Tensor]:
+    """(weights [C], whether each was cut off [C]): `min(exp(trainer - engine), cap)`, no gradient.
+
+    For tokens that another engine sampled than the one that is trained. `token` takes each token's
+    own ratio; `sequence` the product over a completion, the same for all its tokens: unbiased up to
+    the cap, but of larger variance. `lengths` are those of the completions, sum C.
+    """
+    log_ratio_C = (student_logprobs_C - sampling_logprobs_C).detach()
+    if level == "sequence":
+        parts = log_ratio_C.split(list(lengths))
+        log_ratio_C = torch.cat([part.sum().expand(len(part)) for part in parts])
+    ratio_C = log_ratio_C.exp()
+    return ratio_C.clamp(max=cap), ratio_C > cap
+
+
 def policy_gradient(
-    student_logprobs_C: Tensor, sampling_logprobs_C: Tensor, teacher_logprobs_C: Tensor
+    student_logprobs_C: Tensor,
+    sampling_logprobs_C: Tensor,
+    teacher_logprobs_C: Tensor,
+    weights_C: Tensor | None = None,
 ) -> Tensor:
     """The paper's loss on the sampled tokens: `-(ratio * advantage)` (arXiv 2602.02994, eq. 6-8).
 
     `advantage = log q(y_t) - log pi_v(y_t)` is constant, `ratio = exp(log pi - log pi_v)` carries
     the gradient. At pi = pi_v its expectation over y_t ~ pi_v is the gradient of KL(pi || q).
+    `weights_C` (truncated importance weights, constant) take the place of the ratio's value; where
+    they are the ratio, so is the gradient.
     """
     advantages_C = (teacher_logprobs_C - sampling_logprobs_C).detach()
-    ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
+    if weights_C is None:
+        ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
+    else:
+        ratio_C = weights_C * (student_logprobs_C - student_logprobs_C.detach()).exp()
     return -(ratio_C * advantages_C)
 
 

@@ -7,6 +7,7 @@ of one video takes them once, because prompts of a clip share their `vision`.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ class VisionInput:
 class EncodedPrompt:
     token_ids: tuple[int, ...]
     vision: VisionInput
+    text: str = ""
+    """Before the video's tokens were put in: what vLLM is given,"""
+    clip: VideoClip | None = None
+    """with these frames."""
 
 
 class PromptEncoder:
@@ -48,11 +53,23 @@ class PromptEncoder:
 
     def __init__(self, folder: Path, template: str = TIMELENS) -> None:
         self.processor = load_processor(folder)
+        self._folder = folder
         self._template = template
 
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the checkpoint's model has positions for."""
+        from transformers import AutoConfig
+
+        folder = self._folder
+        if (adapter := folder / "adapter_config.json").exists():
+            folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return int(config.get_text_config().max_position_embeddings)
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""
@@ -61,8 +78,9 @@ class PromptEncoder:
         # vLLM reads do_sample_frames from the metadata, transformers takes it as an argument.
         metadata = {k: v for k, v in clip.metadata.items() if k != "do_sample_frames"}
         for query in queries:
+            text = self.chat_text(query)
             batch = self.processor(
-                text=[self.chat_text(query)],
+                text=[text],
                 videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
                 video_metadata=[dict(metadata)],
                 do_resize=False,
@@ -74,7 +92,8 @@ class PromptEncoder:
                 temporal = self.processor.video_processor.temporal_patch_size
                 step = clip.timestamps[1] - clip.timestamps[0] if len(clip.timestamps) > 1 else 0.5
                 vision = VisionInput(batch["pixel_values_videos"], (t, h, w), step * temporal)
-            prompts.append(EncodedPrompt(tuple(batch["input_ids"][0].tolist()), vision))
+            token_ids = tuple(batch["input_ids"][0].tolist())
+            prompts.append(EncodedPrompt(token_ids, vision, text, clip))
         return prompts
 
     def chat_text(self, query: str) -> str:

@@ -7,15 +7,14 @@ batches does not depend on what is already done, so a resumed stage computes the
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from opd_core.config import Config
+from opd_core.alignment import Gate, probe_engine
+from opd_core.config import Config, EngineName
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.grounding import answer_iou, parse_span, round_span
 from opd_core.sampling import Engine, Request, Sample, SamplingParams
@@ -50,7 +49,7 @@ class Batch(Generic[Record]):
 
 
 def sample_rollouts(
-    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: set[str]
 ) -> Iterator[Batch[Rollout]]:
     """`rollouts_per_example` rollouts of each example; `done` are rollout ids that exist."""
     settings = config.rollout
@@ -91,6 +90,7 @@ def sample_rollouts(
             processor_hash=asked.encoder.processor_hash,
             engine=asked.engine.name,
             engine_version=asked.engine.version,
+            engine_mismatch=asked.mismatches.get((item.example.example_id, index)),
             seconds=seconds,
         )
 
@@ -100,13 +100,22 @@ def sample_rollouts(
         top_p=settings.top_p,
         top_k=settings.top_k,
     )
-    work = _Work("rollout", policy, settings.prompts_per_batch, params, seeds, config.student.dtype)
+    work = _Work(
+        "rollout",
+        policy,
+        settings.prompts_per_batch,
+        params,
+        seeds,
+        config.student.dtype,
+        settings.engine,
+        probed=True,
+    )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)
 
 
 def predict(
-    config: Config, teacher: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+    config: Config, teacher: Policy, examples: Sequence[GroundingExample], done: set[str]
 ) -> Iterator[Batch[TeacherPrediction]]:
     """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs."""
 
@@ -136,14 +145,21 @@ def predict(
     settings = config.rollout
     params = SamplingParams(settings.max_new_tokens)
     work = _Work(
-        "validate", teacher, settings.prompts_per_batch, params, seeds, config.teacher.dtype
+        "validate",
+        teacher,
+        settings.prompts_per_batch,
+        params,
+        seeds,
+        config.teacher.dtype,
+        config.teacher.engine,
+        probed=False,  # a teacher may be too large for a forward of ours
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
 
 
 def evaluate(
-    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: AbstractSet[str]
+    config: Config, policy: Policy, examples: Sequence[GroundingExample], done: set[str]
 ) -> Iterator[Batch[Evaluation]]:
     """One greedy answer an example; `done` are example ids that this policy has answered."""
 
@@ -169,7 +185,14 @@ def evaluate(
     settings = config.evaluate
     params = SamplingParams(settings.max_new_tokens, greedy=True)
     work = _Work(
-        "evaluate", policy, settings.prompts_per_batch, params, lambda _: (0,), config.student.dtype
+        "evaluate",
+        policy,
+        settings.prompts_per_batch,
+        params,
+        lambda _: (0,),
+        config.student.dtype,
+        settings.engine,
+        probed=True,
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
@@ -183,26 +206,30 @@ class _Work:
     params: SamplingParams
     seeds: Callable[[GroundingExample], tuple[int, ...]]
     dtype: str
+    engine: EngineName
+    probed: bool
+    """Whether an example is also scored by the trainer's own forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     encoder: ExampleEncoder
     engine: Engine
+    mismatches: dict[tuple[str, int], float]
+    """(example id, sample index) -> what the probe measured."""
 
 
 def _answer(
     config: Config,
     work: _Work,
     examples: Sequence[GroundingExample],
-    needed: AbstractSet[str],
+    needed: set[str],
     record: Callable[[EncodedExample, int, Sample, _Asked, float], Record],
 ) -> Iterator[Batch[Record]]:
     """Sample for the `needed` examples, batch by batch of the whole plan."""
     if not needed:
         return
-    from opd_core.engines.hf import HFEngine
-    from opd_core.tree_model import choose_device
+    from opd_core.engines.choice import opened_engine
 
     plan = [
         batch
@@ -210,48 +237,43 @@ def _answer(
         if any(e.example_id in needed for e in batch)
     ]
     encoder = ExampleEncoder(config, work.policy.folder)
-    engine = HFEngine.load(
-        work.policy.folder,
-        encoder.prompts.tokenizer,
-        work.dtype,
-        choose_device(config.machine.device),
-    )
-    asked = _Asked(encoder, engine)
-    for encoded in encoder.encode_batches(plan, work.stage, work.policy.version):
-        began = time.perf_counter()
-        items = [item for video in encoded.videos for item in video]
-        requests = [
-            [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
-            for video in encoded.videos
-        ]
-        answers = engine.sample(requests, work.params) if items else {}
-        seconds = time.perf_counter() - began
-        quarantined = list(encoded.quarantined)
-        records: list[Record] = []
-        count = sum(len(a) for a in answers.values())
-        for item in items:
-            samples = answers[item.example.example_id]
-            if reason := _fault(samples):
-                quarantined.append(_quarantine(work, item, f"{engine.name}: {reason}"))
-                continue
-            if item.example.example_id in needed:
-                records.extend(
-                    record(item, index, sample, asked, seconds / count)
-                    for index, sample in enumerate(samples)
+    gate = Gate(encoder.prompts.tokenizer, work.params.max_new_tokens)
+    with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
+        asked = _Asked(encoder, engine, {})
+        for encoded in encoder.encode_batches(plan, work.stage, work.policy.version):
+            began = time.perf_counter()
+            items = [item for video in encoded.videos for item in video]
+            requests = [
+                [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
+                for video in encoded.videos
+            ]
+            answers = engine.sample(requests, work.params) if items else {}
+            seconds = time.perf_counter() - began
+            faults = gate.check(engine.name, items, answers)
+            fit = [i for i in items if i.example.example_id not in faults]
+            if work.probed and fit and not asked.mismatches:
+                asked.mismatches.update(
+                    probe_engine(
+                        config, work.policy.folder, work.dtype, encoder, engine, fit[0], answers
+                    )
                 )
-        dealt = len(items) + len(encoded.quarantined)
-        yield Batch(tuple(records), tuple(quarantined), dealt)
-
-
-def _fault(samples: Sequence[Sample]) -> str | None:
-    """Why these samples cannot be kept, or None."""
-    for sample in samples:
-        if len(sample.token_ids) != len(sample.logprobs):
-            return f"{len(sample.logprobs)} log-probs for {len(sample.token_ids)} tokens"
-        for position, logprob in enumerate(sample.logprobs):
-            if not math.isfinite(logprob):
-                return f"the log-prob of token {position} is {logprob}"
-    return None
+            quarantined = [
+                *encoded.quarantined,
+                *(
+                    _quarantine(work, i, f"{engine.name}: {faults[i.example.example_id]}")
+                    for i in items
+                    if i.example.example_id in faults
+                ),
+            ]
+            count = sum(len(a) for a in answers.values())
+            records = [
+                record(item, index, sample, asked, seconds / count)
+                for item in fit
+                if item.example.example_id in needed
+                for index, sample in enumerate(answers[item.example.example_id])
+            ]
+            dealt = len(items) + len(encoded.quarantined)
+            yield Batch(tuple(records), tuple(quarantined), dealt)
 
 
 def _quarantine(work: _Work, item: EncodedExample, reason: str) -> QuarantinedItem:

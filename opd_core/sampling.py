@@ -16,6 +16,8 @@ from opd_core.prompts import EncodedPrompt
 if TYPE_CHECKING:
     from torch import Tensor
 
+PIXEL_SAMPLE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -37,6 +39,29 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenPrompt:
+    """What an engine really answered, for the gate of `alignment.py` to compare with ours."""
+
+    token_ids: tuple[int, ...]
+    grid_thw: tuple[int, int, int]
+    pixels: tuple[float, ...]
+    """`pixel_sample` of the normalised pixels that its vision tower got."""
+    pixel_hash: str | None = None
+    """Of the uint8 frames, where the engine got frames."""
+
+
+def pixel_sample(patches: Tensor) -> tuple[float, ...]:
+    """`PIXEL_SAMPLE` values of [patches, ...], spread evenly over eight patches."""
+    rows = patches[sample_rows(len(patches))].flatten()
+    return tuple(rows[:: max(1, len(rows) // PIXEL_SAMPLE)][:PIXEL_SAMPLE].float().tolist())
+
+
+def sample_rows(count: int) -> list[int]:
+    """The patches of `pixel_sample`, of `count`."""
+    return sorted({i * count // 8 for i in range(8)})
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     token_ids: tuple[int, ...]
     """The end token included, when there is one."""
@@ -44,13 +69,16 @@ class Sample:
     """Of each token, under the model's own distribution (temperature 1, nothing truncated)."""
     finish_reason: str
     """`stop` or `length`."""
+    prompt: SeenPrompt | None = None
 
 
 class Engine(Protocol):
-    """What samples from one policy."""
+    """What samples from one policy; opened for one stage by `engines/choice.py`."""
 
     name: str
-    version: str
+
+    @property
+    def version(self) -> str: ...
 
     def sample(
         self, videos: Sequence[Sequence[Request]], params: SamplingParams
@@ -87,4 +115,6 @@ def draw_tokens(logprobs_BV: Tensor, uniforms_B: Tensor, params: SamplingParams)
     targets = uniforms_B.to(cumulative)[:, None] * cumulative[:, -1:]
     import torch
 
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    # NaN is beyond every entry; its log-prob is NaN again, for which the caller looks.
+    tokens_B = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    return tokens_B.clamp(max=cumulative.shape[1] - 1)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -41,32 +42,54 @@ def score_rollouts(
     if not work:
         return
     encoder = ExampleEncoder(config, teacher.folder)
+    rollouts = {example.example_id: list(answers) for example, answers in work}
+    batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
+    with _opened_scorer(config, teacher, encoder, rollouts) as score_videos:
+        for encoded in encoder.encode_batches(batches, "score", teacher.version):
+            scores: list[TeacherScore] = []
+            quarantined = list(encoded.quarantined)
+            for score in score_videos(encoded.videos):
+                if fault := _fault(score):
+                    version = score.policy_version
+                    quarantined.append(
+                        QuarantinedItem(score.rollout_id, "score", None, fault, version)
+                    )
+                else:
+                    scores.append(score)
+            dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
+            yield Batch(tuple(scores), tuple(quarantined), dealt)
+
+
+@contextmanager
+def _opened_scorer(
+    config: Config,
+    teacher: Policy,
+    encoder: ExampleEncoder,
+    rollouts: dict[str, list[Rollout]],
+) -> Iterator[Callable[[Sequence[Sequence[EncodedExample]]], Iterable[TeacherScore]]]:
+    """What scores all rollouts of some videos, by the teacher's engine."""
+    if config.teacher.engine == "vllm":
+        from opd_core.engines.choice import opened_vllm
+        from opd_core.engines.scores import score_with_vllm
+
+        longest = max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
+        with opened_vllm(
+            config, teacher.folder, config.teacher.dtype, encoder, longest + 1
+        ) as engine:
+            yield lambda videos: score_with_vllm(engine, config, teacher, encoder, videos, rollouts)
+        return
     model = TreeModel(
         load_model(teacher.folder, config.teacher.dtype, choose_device(config.machine.device)),
         encoder.prompts.tokenizer,
         config.update.completion_rows_per_chunk,
     )
-    rollouts = {example.example_id: list(answers) for example, answers in work}
-    batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
-    for encoded in encoder.encode_batches(batches, "score", teacher.version):
-        trees = [rollout_tree(video, rollouts) for video in encoded.videos]
-        by_id = {r.rollout_id: r for rows in rollouts.values() for r in rows}
-        scores: list[TeacherScore] = []
-        quarantined = list(encoded.quarantined)
-        for score in _score_trees(model, trees, teacher, by_id, config):
-            if fault := _fault(score):
-                quarantined.append(
-                    QuarantinedItem(score.rollout_id, "score", None, fault, score.policy_version)
-                )
-            else:
-                scores.append(score)
-        dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
-        yield Batch(tuple(scores), tuple(quarantined), dealt)
+    by_id = {r.rollout_id: r for rows in rollouts.values() for r in rows}
+    yield lambda videos: _score_trees(
+        model, [rollout_tree(video, rollouts) for video in videos], teacher, by_id, config
+    )
 
 
-def rollout_tree(
-    video: Sequence[EncodedExample], rollouts: dict[str, list[Rollout]]
-) -> PrefixTree:
+def rollout_tree(video: Sequence[EncodedExample], rollouts: dict[str, list[Rollout]]) -> PrefixTree:
     """The tree of one video's sentences and their rollouts, keyed by rollout id."""
     for item in video:
         for rollout in rollouts[item.example.example_id]:

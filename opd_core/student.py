@@ -120,6 +120,8 @@ def update_student(
                 ratio_min=float(measured.ratio().min()),
                 ratio_max=float(measured.ratio().max()),
                 effective_sample_size=measured.effective_sample_size(),
+                tis_weight_mean=measured.tis_weight_mean(),
+                tis_truncated=measured.tis_truncated(),
                 seconds=time.perf_counter() - began,
             )
         )
@@ -196,8 +198,10 @@ class _Student:
                 for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(packed):
                     rows = [facts[str(key)] for key in keys]
                     chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-                    loss = loss + self._losses(rows, chosen_C, logprobs_CV).sum() / tokens
-                    measured.add(rows, chosen_C.detach().cpu())
+                    weights = self._importance_weights(rows, chosen_C)
+                    losses_C = self._losses(rows, chosen_C, logprobs_CV, weights)
+                    loss = loss + losses_C.sum() / tokens
+                    measured.add(rows, chosen_C.detach().cpu(), weights)
             if not torch.isfinite(loss):
                 raise VideoOPDError(
                     f"the loss of the update is {float(loss)} on rollouts such as "
@@ -207,8 +211,29 @@ class _Student:
             measured.loss += float(loss.detach())
         return measured
 
+    def _importance_weights(
+        self, rows: list[tuple[Rollout, TeacherScore]], chosen_C: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Of each token and whether it was cut off; None where the trainer's engine sampled."""
+        level = self._settings.tis
+        if level == "auto":
+            level = "off" if all(r.engine == "hf" for r, _ in rows) else "token"
+        if level == "off":
+            return None
+        return objectives.truncated_importance_weights(
+            chosen_C,
+            self._join([r.sampling_logprobs for r, _ in rows]),
+            [len(r.completion_token_ids) for r, _ in rows],
+            level,
+            self._settings.tis_cap,
+        )
+
     def _losses(
-        self, rows: list[tuple[Rollout, TeacherScore]], chosen_C: Tensor, logprobs_CV: Tensor
+        self,
+        rows: list[tuple[Rollout, TeacherScore]],
+        chosen_C: Tensor,
+        logprobs_CV: Tensor,
+        weights: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         scores = [score for _, score in rows]
         if self._settings.objective == "policy_gradient":
@@ -216,6 +241,7 @@ class _Student:
                 chosen_C,
                 self._join([r.sampling_logprobs for r, _ in rows]),
                 self._join([s.teacher_logprobs for s in scores]),
+                None if weights is None else weights[0],
             )
         for score in scores:
             if score.topk_token_ids is None:
@@ -224,12 +250,13 @@ class _Student:
                     "update.objective = 'exact_reverse_kl' needs; start a new run with "
                     "score.teacher_topk = 32"
                 )
-        return objectives.exact_reverse_kl(
+        losses_C = objectives.exact_reverse_kl(
             logprobs_CV,
             self._join([s.topk_token_ids for s in scores], torch.long),
             self._join([s.topk_logprobs for s in scores]),
             self._join([s.tail_logprobs for s in scores]),
         )
+        return losses_C if weights is None else weights[0] * losses_C
 
     def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)
@@ -324,9 +351,19 @@ class _Measured:
         self._sampling: list[Tensor] = []
         self._teacher: list[Tensor] = []
         self._owner: list[tuple[str, int]] = []
+        self._weights: list[Tensor] = []
+        self._truncated: list[Tensor] = []
 
-    def add(self, rows: list[tuple[Rollout, TeacherScore]], student_C: Tensor) -> None:
+    def add(
+        self,
+        rows: list[tuple[Rollout, TeacherScore]],
+        student_C: Tensor,
+        weights: tuple[Tensor, Tensor] | None,
+    ) -> None:
         self._student.append(student_C.double())
+        if weights is not None:
+            self._weights.append(weights[0].double().cpu())
+            self._truncated.append(weights[1].double().cpu())
         for rollout, score in rows:
             self.keys.append(rollout.rollout_id)
             self._sampling.append(torch.tensor(rollout.sampling_logprobs, dtype=torch.float64))
@@ -355,6 +392,12 @@ class _Measured:
     def effective_sample_size(self) -> float:
         ratio = self.ratio()
         return float(ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum()))
+
+    def tis_weight_mean(self) -> float | None:
+        return float(torch.cat(self._weights).mean()) if self._weights else None
+
+    def tis_truncated(self) -> float | None:
+        return float(torch.cat(self._truncated).mean()) if self._truncated else None
 
     def check_first_step(self, bound: float) -> float:
         """The largest |student - sampling| log-prob; raises above `bound`, naming the token."""

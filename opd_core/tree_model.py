@@ -28,7 +28,7 @@ SUPPORTED = ("qwen3_vl", "qwen2_5_vl")
 class TreeModel:
     """A model in evaluation mode; `student.py` turns on what training needs."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
+    def __init__(self, model: Any, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
         from opd_core import tree_attention
 
         kind = model.config.model_type
@@ -38,7 +38,7 @@ class TreeModel:
                 f"use a checkpoint of {' or '.join(SUPPORTED)}"
             )
         tree_attention.register()
-        self.model: Any = model
+        self.model = model
         self.rows_per_chunk = rows_per_chunk
         self.forwards = 0
         """Passes of the language model so far; `make bench` reads it."""

@@ -122,6 +122,9 @@ class Rollout:
     processor_hash: str
     engine: str
     engine_version: str
+    engine_mismatch: float | None
+    """Largest |trainer's - sampling| log-prob of a token, where the rollout was its stage's probe;
+    None elsewhere."""
     seconds: float
     """This rollout's share of its batch's wall-clock."""
 
@@ -181,6 +184,10 @@ class UpdateStep:
     ratio_max: float
     effective_sample_size: float
     """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
+    tis_weight_mean: float | None
+    """Mean truncated importance weight of a token; None where no such weights were used."""
+    tis_truncated: float | None
+    """Share of tokens whose weight was cut off at update.tis_cap."""
     seconds: float
 
 

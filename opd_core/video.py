@@ -272,8 +272,6 @@ class VideoReader:
         if "unusable" in reply:
             raise VideoError(f"{path.name} {reply['unusable']}")
         frames = np.frombuffer(pixels, dtype=np.uint8).reshape(reply["shape"])
-        digest = hashlib.sha256(repr(frames.shape).encode() + b"\n")
-        digest.update(pixels)
         return VideoClip(
             frames=frames,
             frame_indices=tuple(indices),
@@ -281,9 +279,16 @@ class VideoReader:
             total_frames=total,
             duration=total / fps,
             timestamps=tuple(index / fps for index in indices),
-            pixel_hash=digest.hexdigest()[:16],
+            pixel_hash=hash_pixels(frames),
             decoder=settings.decoder,
         )
+
+
+def hash_pixels(frames: np.ndarray) -> str:
+    """16 hex digits over the shape and the bytes of uint8 frames."""
+    digest = hashlib.sha256(repr(frames.shape).encode() + b"\n")
+    digest.update(np.ascontiguousarray(frames).data)
+    return digest.hexdigest()[:16]
 
 
 def _file_key(path: Path) -> _Key:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -86,6 +86,8 @@ STEP = pa.struct(
         Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.").field,
         Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.").field,
         Column("effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.").field,
+        Column("tis_weight_mean", FLOAT, "Mean truncated importance weight.", optional=True).field,
+        Column("tis_truncated", FLOAT, "Share of tokens cut off at the cap.", optional=True).field,
         Column("seconds", FLOAT, "Wall-clock of the step.").field,
     ]
 )
@@ -204,6 +206,12 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("processor_hash", STRING, "Hash of tokenizer, template and processors."),
                 _ENGINE,
                 Column("engine_version", STRING, "Its version."),
+                Column(
+                    "engine_mismatch",
+                    FLOAT,
+                    "Largest |trainer - sampling| log-prob, of the stage's probe; null elsewhere.",
+                    optional=True,
+                ),
                 _seconds("this rollout's share of its batch"),
             ),
             same_length=(

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from opd_core.prefix_tree import Pack, PrefixTree, fill, grow, pack
-from opd_core.sampling import Request, Sample, SamplingParams, draw_tokens, uniforms
+from opd_core.sampling import (
+    Request,
+    Sample,
+    SamplingParams,
+    SeenPrompt,
+    draw_tokens,
+    pixel_sample,
+    uniforms,
+)
 from opd_core.tree_attention import DecodeAttention, packed_attention
 from opd_core.tree_model import TreeModel, load_model
 
@@ -54,6 +62,7 @@ class HFEngine:
         assert layout.kept is not None
         prefixes = []
         for t, tree in enumerate(packed.trees):
+            pixels = pixel_sample(tree.vision.patches)
             for s in _ends(tree):
                 rows = torch.cat(
                     [torch.as_tensor(packed.rows(t, i), dtype=torch.long) for i in tree.path(s)]
@@ -63,7 +72,9 @@ class HFEngine:
                     for layer, (key, value) in layout.kept.items()
                 }
                 following = int(self.model.prompt_positions(tree, s)[0, -1])
-                prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]]))
+                token_ids = tuple(packed.token_ids_N[rows.cpu().numpy()].tolist())
+                seen = SeenPrompt(token_ids, tree.vision.grid_thw, pixels)
+                prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]], seen))
         return prefixes
 
 
@@ -90,11 +101,13 @@ class _Prefix:
         length: int,
         position: int,
         hidden_D: Tensor,
+        seen: SeenPrompt,
     ) -> None:
         self.cache = cache
         self.length = length
         self.position = position
         self.hidden_D = hidden_D
+        self.seen = seen
 
 
 class _Decoding:
@@ -115,6 +128,7 @@ class _Decoding:
         self._model = model
         self._params = params
         self._requests = requests
+        self._seen = [prefix.seen for prefix in prefixes]
         self._end_ids = torch.tensor(sorted(end_ids), device=model.device)
         self._stride = self._group = max(len(r.seeds) for r in requests)
         owner = [(p, min(g, len(r.seeds) - 1)) for p, r in enumerate(requests)
@@ -195,7 +209,7 @@ class _Decoding:
             for g in range(len(request.seeds)):
                 token_ids, logprobs = self._answers[p * self._stride + g]
                 reason = finished.get(p * self._stride + g, "length")
-                samples.append(Sample(tuple(token_ids), tuple(logprobs), reason))
+                samples.append(Sample(tuple(token_ids), tuple(logprobs), reason, self._seen[p]))
             result[request.key] = samples
         return result
 

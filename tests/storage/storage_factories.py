@@ -56,6 +56,7 @@ def rollout(index: int = 0, version: int = 0, **changes) -> Rollout:
         "processor_hash": "y",
         "engine": "scripted",
         "engine_version": "1",
+        "engine_mismatch": None,
         "seconds": 0.1,
     }
     return Rollout(**{**content, **changes})
@@ -77,7 +78,7 @@ def score(index: int = 0, **changes) -> TeacherScore:
 
 
 def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
-    step = UpdateStep(0, 0.1, 1e-6, 1.0, 20, 2, 0.3, 0.0, 0.9, 1.1, 1.0, 0.5)
+    step = UpdateStep(0, 0.1, 1e-6, 1.0, 20, 2, 0.3, 0.0, 0.9, 1.1, 1.0, None, None, 0.5)
     content = {
         "policy_version": version,
         "policy_hash": digest,

@@ -1,0 +1,240 @@
+"""One run on an accelerator: tokens a second, MFU and peak memory of sample, score and update.
+
+    videoopd bench accelerator
+
+Qwen3-VL-2B and -8B shapes with random weights, bfloat16, 4,096 and 8,192 video tokens, 8 rollouts
+of 20 tokens; each as a tree and as separate sequences. On a machine without CUDA it runs a small
+shape, which shows that the script works and says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from opd_core import objectives, torchvision_guard
+from opd_core.bench.interleaved import Row
+from opd_core.engines.hf import HFEngine
+from opd_core.prefix_tree import PrefixTree, grow, pack
+from opd_core.prompts import EncodedPrompt, VisionInput
+from opd_core.sampling import Request, SamplingParams
+from opd_core.tree_model import TreeModel
+
+ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
+PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense, from the vendor's data sheets; MFU is left out for a chip that is not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    name: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    video_tokens: tuple[int, ...]
+
+
+_TEXT = {
+    "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8,
+    "max_position_embeddings": 262_144,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
+    },
+}  # fmt: skip
+SHAPES = (
+    Shape(
+        "Qwen3-VL-2B",
+        {**_TEXT, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+         "num_attention_heads": 16},
+        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+         "out_hidden_size": 2048, "deepstack_visual_indexes": [5, 11, 17]},
+        (4096, 8192),
+    ),
+    Shape(
+        "Qwen3-VL-8B",
+        {**_TEXT, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
+         "num_attention_heads": 32},
+        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+         "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]},
+        (4096, 8192),
+    ),
+)  # fmt: skip
+SMALL = Shape(
+    "small, on the CPU",
+    {**_TEXT, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,
+     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
+    {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+     "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
+    (256,),
+)  # fmt: skip
+
+
+class _Tokenizer:
+    """The last five ids are Qwen's vision tokens; no id ends an answer."""
+
+    eos_token_id = None
+
+    def __init__(self, vocabulary: int) -> None:
+        names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+        self.ids = {f"<|{n}|>": vocabulary - 5 + i for i, n in enumerate(names)}
+        self._vocabulary = {f"t{i}": i for i in range(vocabulary - 5)} | self.ids
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+
+def accelerator_rows(repetitions: int = 3) -> Iterator[Row]:
+    """Rows for each shape and prompt length on this machine."""
+    cuda = torch.cuda.is_available()
+    for shape in SHAPES if cuda else (SMALL,):
+        model = _build(shape, torch.device("cuda" if cuda else "cpu"))
+        for video_tokens in shape.video_tokens:
+            yield from _measure(shape, model, video_tokens, repetitions)
+        del model
+        if cuda:
+            torch.cuda.empty_cache()
+
+
+def _build(shape: Shape, device: torch.device) -> TreeModel:
+    torchvision_guard.install()
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = _Tokenizer(shape.text["vocab_size"])
+    config = Qwen3VLConfig(
+        text_config=shape.text,
+        vision_config=shape.vision,
+        image_token_id=tokenizer.ids["<|image_pad|>"],
+        video_token_id=tokenizer.ids["<|video_pad|>"],
+        vision_start_token_id=tokenizer.ids["<|vision_start|>"],
+        vision_end_token_id=tokenizer.ids["<|vision_end|>"],
+    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with device:
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model = Qwen3VLForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(previous)
+    model.model.visual.requires_grad_(False)
+    return TreeModel(model, tokenizer)
+
+
+def _measure(
+    shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
+) -> Iterator[Row]:
+    tree, prompt = _tree(shape, model, video_tokens)
+    apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in _answers(tree)]
+    engine = HFEngine(model, _Tokenizer(shape.text["vocab_size"]))
+    language = sum(p.numel() for p in model.model.model.language_model.parameters())
+
+    def sample(group: int) -> None:
+        for first in range(0, ROLLOUTS, group):
+            request = Request("x", prompt, tuple(range(first, first + group)))
+            engine.sample([[request]], SamplingParams(ANSWER))
+
+    def score(trees: list[PrefixTree]) -> None:
+        with torch.inference_mode():
+            for one in trees:
+                for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
+                    logprobs_CV.gather(1, token_ids_C[:, None]).sum().item()
+
+    def update(trees: list[PrefixTree]) -> None:
+        model.model.zero_grad(set_to_none=True)
+        for one in trees:
+            loss = torch.zeros((), device=model.device)
+            for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
+                chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+                old_C = chosen_C.detach()
+                loss = loss + objectives.policy_gradient(chosen_C, old_C, old_C - 0.5).sum()
+            loss.backward()
+
+    answers = ROLLOUTS * ANSWER
+    for stage, by_tree, separately, per_token in (
+        ("sample", lambda: sample(ROLLOUTS), lambda: sample(1), 2),
+        ("score", lambda: score([tree]), lambda: score(apart), 2),
+        ("update", lambda: update([tree]), lambda: update(apart), 6),
+    ):
+        seconds, memory = _time(by_tree, repetitions, model.device)
+        slow, slow_memory = _time(separately, repetitions, model.device)
+        flops = per_token * language * (len(prompt.token_ids) + answers)
+        yield Row(
+            f"{shape.name}, {video_tokens} video tokens, {stage}: separate / tree",
+            slow / seconds,
+            "x",
+            "measured",
+            None,
+            {
+                "device": _device_name(model.device),
+                "answer tokens a second, tree": answers / seconds,
+                "answer tokens a second, separate": answers / slow,
+                "MFU of the language model, tree": _mfu(flops / seconds, model.device),
+                "peak MiB, tree": memory,
+                "peak MiB, separate": slow_memory,
+            },
+        )
+
+
+def _tree(shape: Shape, model: TreeModel, video_tokens: int) -> tuple[PrefixTree, EncodedPrompt]:
+    ids = _Tokenizer(shape.text["vocab_size"]).ids
+    generator = torch.Generator().manual_seed(0)
+    frames, per_frame = video_tokens // 64, 64
+    plain = shape.text["vocab_size"] - 5
+
+    def words(count: int) -> list[int]:
+        return torch.randint(0, plain, (count,), generator=generator).tolist()
+
+    video = [
+        token
+        for _ in range(frames)
+        for token in (
+            *words(4),
+            ids["<|vision_start|>"],
+            *[ids["<|video_pad|>"]] * per_frame,
+            ids["<|vision_end|>"],
+        )
+    ]
+    patches = torch.randn(frames * per_frame * 4, 3 * 2 * 16 * 16, generator=generator)
+    vision = VisionInput(patches, (frames, 16, 16), 1.0)
+    prompt = EncodedPrompt(tuple(video + words(SENTENCE)), vision)
+    answers = [(i, words(ANSWER)) for i in range(ROLLOUTS)]
+    return grow([prompt.token_ids], [answers], vision), prompt
+
+
+def _answers(tree: PrefixTree) -> list[tuple[Any, tuple[int, ...]]]:
+    return [(s.key, s.token_ids) for s in tree.segments if s.key is not None]
+
+
+def _time(
+    call: Callable[[], None], repetitions: int, device: torch.device
+) -> tuple[float, float | None]:
+    """(median seconds, peak MiB on CUDA or None); one unmeasured call first, which compiles."""
+    cuda = device.type == "cuda"
+    seconds = []
+    for turn in range(repetitions + 1):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        if turn:
+            seconds.append(time.perf_counter() - began)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else None
+    return sorted(seconds)[len(seconds) // 2], memory
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+
+
+def _mfu(flops_a_second: float, device: torch.device) -> float | None:
+    name = _device_name(device)
+    peak = next((v for k, v in PEAK_BF16_FLOPS.items() if k in name), None)
+    return None if peak is None else flops_a_second / peak

@@ -1,0 +1,79 @@
+"""Teacher scores by vLLM's prompt_logprobs, for teachers that only fit under tensor parallelism.
+
+The HF forward is the default: it runs a video's rollouts as one prefix tree and projects completion
+rows only, where prompt_logprobs runs every rollout with its whole prompt (it skips the prefix
+cache) and projects every row onto the vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from opd_core.alignment import Gate
+from opd_core.config import Config
+from opd_core.encoding import EncodedExample, ExampleEncoder
+from opd_core.engines.child import ChildEngine
+from opd_core.engines.vllm import Scored, VLLMPrompt, tail_logprob
+from opd_core.types import Rollout, TeacherScore, VideoOPDError
+
+if TYPE_CHECKING:
+    from opd_core.rollout import Policy
+
+
+def score_with_vllm(
+    engine: ChildEngine,
+    config: Config,
+    teacher: Policy,
+    encoder: ExampleEncoder,
+    videos: Sequence[Sequence[EncodedExample]],
+    rollouts: Mapping[str, Sequence[Rollout]],
+) -> list[TeacherScore]:
+    """Scores of the rollouts of each example.
+
+    Raises `VideoOPDError` when the engine's prompt is not the one that was answered.
+    """
+    from opd_core.scoring import check_same_prompt
+
+    began = time.perf_counter()
+    gate = Gate(encoder.prompts.tokenizer, config.rollout.max_new_tokens)
+    prompts: list[list[VLLMPrompt]] = []
+    for video in videos:
+        asked: list[VLLMPrompt] = []
+        for item in video:
+            rows = rollouts[item.example.example_id]
+            for rollout in rows:
+                check_same_prompt(item, rollout)
+            answers = tuple(tuple(r.completion_token_ids) for r in rows)
+            key = item.example.example_id
+            asked.append(VLLMPrompt(key, item.prompt.text, item.clip, completions=answers))
+        prompts.append(asked)
+    found = engine.score(prompts, config.score.teacher_topk)
+    pairs: list[tuple[Rollout, Scored]] = []
+    for item in (item for video in videos for item in video):
+        scored = found[item.example.example_id]
+        for rollout, one in zip(rollouts[item.example.example_id], scored, strict=True):
+            if fault := gate.prompt_fault(item, one.prompt):
+                raise VideoOPDError(
+                    f"vLLM scored rollout {rollout.rollout_id} on another prompt than ours "
+                    f"({fault}); set teacher.engine = 'hf'"
+                )
+            pairs.append((rollout, one))
+    seconds = (time.perf_counter() - began) / max(len(pairs), 1)
+    return [_score(teacher, rollout, one, seconds) for rollout, one in pairs]
+
+
+def _score(teacher: Policy, rollout: Rollout, one: Scored, seconds: float) -> TeacherScore:
+    kept = bool(one.topk_token_ids[0])
+    return TeacherScore(
+        rollout_id=rollout.rollout_id,
+        policy_version=rollout.policy_version,
+        teacher_id=teacher.folder.name,
+        teacher_hash=teacher.weights_hash,
+        teacher_logprobs=one.logprobs,
+        topk_token_ids=one.topk_token_ids if kept else None,
+        topk_logprobs=one.topk_logprobs if kept else None,
+        tail_logprobs=[tail_logprob(row) for row in one.topk_logprobs] if kept else None,
+        seconds=seconds,
+    )
