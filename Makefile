@@ -28,8 +28,8 @@ $(STAMP): requirements-cpu.txt pyproject.toml
 	then echo "make: no Python 3.11 found; install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
 	@echo "installing $$(grep -c == requirements-cpu.txt) packages into $(VENV), about 3 minutes"
 	@"$(PYTHON)" -m venv $(VENV)
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --no-deps -r requirements-cpu.txt
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-deps -r requirements-cpu.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 	@echo "installed"
 

@@ -6,6 +6,8 @@ again continues the same run with three more rounds.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,12 +94,21 @@ def _next_steps(run_path: Path) -> None:
         "SELECT policy_version, count(*) AS rollouts, avg(student_iou) AS student_iou "
         "FROM rollouts GROUP BY policy_version ORDER BY policy_version"
     )
+    videoopd = _command()
     print(f"The run is in {run}. To try next:")
-    print(f"  videoopd status {run}")
-    print(f'  videoopd query {run} "{sql}"')
-    print(f"  videoopd show {run} {rollout_id}")
+    print(f"  {videoopd} status {run}")
+    print(f'  {videoopd} query {run} "{sql}"')
+    print(f"  {videoopd} show {run} {rollout_id}")
+
+
+def _command() -> str:
+    """How this program is called from this shell: `make demo` runs it from an inactive .venv."""
+    program = Path(sys.argv[0])
+    if shutil.which("videoopd") or program.name != "videoopd":
+        return "videoopd"
+    return str(_short(program))
 
 
 def _short(path: Path) -> Path:
-    path = path.resolve()
+    path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

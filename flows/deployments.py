@@ -10,6 +10,7 @@ and the machine's accelerator.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 from prefect import Flow, flow, serve
@@ -20,6 +21,7 @@ from flows import stages
 from flows.prepare import opened
 from flows.round import videoopd
 from flows.summaries import StageSummary
+from opd_core.types import VideoOPDError
 
 
 @flow(name="videoopd", flow_run_name="rollout")
@@ -80,15 +82,30 @@ DEPLOYMENTS: dict[str, Flow[..., Any]] = {
 
 def serve_deployments() -> None:
     """Register all deployments and run what is asked for, until a signal ends it."""
-    served = [
-        # By module, not by file: found from any folder, and no code is copied.
-        cast(
-            RunnerDeployment,
-            flow.to_deployment(name, entrypoint_type=EntrypointType.MODULE_PATH, tags=[name]),
-        )
-        for name, flow in DEPLOYMENTS.items()
-    ]
-    serve(*served, limit=1, print_starting_message=False)
+    served = []
+    for name, served_flow in DEPLOYMENTS.items():
+        deployment = cast(RunnerDeployment, served_flow.to_deployment(name, tags=[name]))
+        # By module, not by file: found from any folder, and no code is copied. Of this module also
+        # for `videoopd`, so that what is set up here holds for it too.
+        deployment.entrypoint = entrypoint(served_flow)
+        deployment._entrypoint_type = EntrypointType.MODULE_PATH
+        served.append(deployment)
+    serve(*served, limit=1, print_starting_message=False, pause_on_shutdown=False)
+
+
+def entrypoint(served_flow: Flow[..., Any]) -> str:
+    """Where a worker finds the flow."""
+    return f"flows.deployments.{served_flow.fn.__name__}"
+
+
+def _told_once(record: logging.LogRecord) -> bool:
+    """An error of the user's is one sentence, which Prefect logs with the final state."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, VideoOPDError)
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_told_once)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from flows.progress import waiting
 from flows.server import connect
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ def round_flow() -> Rounds:
     """The flow `videoopd`, ready to be called."""
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    wait_for_server = connect()
-    from flows.round import videoopd
+    with waiting("starting Prefect"):
+        wait_for_server = connect()
+        from flows.round import videoopd
 
-    wait_for_server()
+        wait_for_server()
     return videoopd
 
 

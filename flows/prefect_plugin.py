@@ -17,7 +17,7 @@ from prefect.plugins import HookContext, register_hook
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
     """Exit with code 2 before a deployment is run where no server answers."""
-    if not _runs_a_deployment(sys.argv):
+    if not _runs_a_deployment(sys.orig_argv):
         return
     from flows.prefect_settings import answers
 
@@ -32,5 +32,7 @@ def setup_environment(*, ctx: HookContext) -> None:
 
 
 def _runs_a_deployment(argv: list[str]) -> bool:
-    words = [word for word in argv[1:] if not word.startswith("-")]
-    return Path(argv[0]).name in ("prefect", "__main__.py") and words[:2] == ["deployment", "run"]
+    """Whether it is `prefect deployment run ...`, as a script or as `python -m prefect`."""
+    words = [Path(word).name for word in argv if not word.startswith("-")]
+    start = words.index("prefect") if "prefect" in words else len(words)
+    return words[start + 1 : start + 3] == ["deployment", "run"]

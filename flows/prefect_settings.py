@@ -31,6 +31,14 @@ _PATHS = {
 }
 """Settings that are places inside the home folder; the home itself first."""
 
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Nothing here needs the network, so nothing may try; and the bars are ours."""
+
 
 def project_root() -> Path:
     """The folder with `prefect.toml`: this one if it has it, else the checkout of this file."""
@@ -50,7 +58,9 @@ def environment() -> dict[str, str]:
     file = root / "prefect.toml"
     settings = _flatten(tomllib.loads(file.read_text())) if file.is_file() else {}
     settings |= {name: str(home() / place) for name, place in _PATHS.items()}
-    settings["DO_NOT_TRACK"] = "1"
+    settings |= _QUIET
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        settings["PREFECT_API_AUTH_STRING"] = password  # the server asks its own clients for it
     settings = {name: os.environ.get(name, value) for name, value in settings.items()}
     return settings | {"PREFECT_HOME": str(home())}
 
@@ -77,9 +87,7 @@ def get(url: str, timeout: float = 3.0, body: object = None) -> Any:
     Raises OSError where nothing answers, `urllib.error.HTTPError` where it refuses.
     """
     headers = {"Content-Type": "application/json"}
-    auth = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get(
-        "PREFECT_SERVER_API_AUTH_STRING"
-    )
+    auth = (os.environ | environment()).get("PREFECT_API_AUTH_STRING")
     if auth:
         headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
     data = None if body is None else json.dumps(body).encode()

@@ -10,6 +10,7 @@ from opd_core.config import Config, load_config
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.policies import PolicyRef
 from storage.run import Run
+from storage.schemas import TABLES
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,27 @@ class Work:
             )
         return self.run.policy(version)
 
+    def policy_of_round(self) -> PolicyRef:
+        """The policy that the round to work on samples from.
+
+        The newest committed one; or its parent while the round that committed it, killed after
+        that, is not finished (evaluated, tables tagged).
+        """
+        current = self.run.current_policy()
+        if current.version == 0 or _is_finished(self.run, current.version):
+            return current
+        return self.run.policy(current.version - 1)
+
+
+def _is_finished(run: Run, version: int) -> bool:
+    """Whether `finish_round` has tagged every table."""
+    try:
+        for name in TABLES:
+            run.tables.scan(name, f"round-{version}")
+    except VideoOPDError:
+        return False
+    return True
+
 
 @contextmanager
 def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
@@ -51,7 +73,7 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     set_threads(loaded.machine.threads)
-    run = Run.open_or_create(
+    run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
     with run.exclusive("round"):
@@ -65,9 +87,19 @@ def import_annotations(run: Run, config: Config) -> tuple[int, int]:
 
     examples: list[GroundingExample] = []
     rejected: list[QuarantinedItem] = []
-    for path, split in ((config.data.train, "train"), (config.data.eval, "eval")):
+    evaluated: set[str] = set()
+    for path, split in ((config.data.eval, "eval"), (config.data.train, "train")):
         for item in read_timelens(path, split):
-            (examples if isinstance(item, GroundingExample) else rejected).append(item)  # type: ignore[arg-type]
+            if isinstance(item, QuarantinedItem):
+                rejected.append(item)
+            elif split == "train" and item.example_id in evaluated:
+                reason = f"this annotation of {path.name} is in the eval split too"
+                rejected.append(
+                    QuarantinedItem(item.example_id, "import", item.video_path, reason, None)
+                )
+            else:
+                examples.append(item)
+        evaluated = {e.example_id for e in examples}
     counts = {split: sum(e.split == split for e in examples) for split in ("train", "eval")}
     for split, path in (("train", config.data.train), ("eval", config.data.eval)):
         if not counts[split]:

@@ -83,25 +83,29 @@ def _in_child(ends_with_us: bool) -> Callable[[], None]:
 
 
 def stop(ids: Sequence[ProcessId], mark: str, grace: float = 10.0) -> int:
-    """End the processes one after another, then all that carries their mark.
+    """End the processes one after another, then whatever else carries their mark.
 
-    Each is asked first and killed after `grace` seconds. Returns how many were ended.
+    Each is asked first, and killed after `grace` seconds. Returns how many were ended.
     """
     ended = 0
     for process_id in ids:
         process = process_id.find()
-        if process is None:
-            continue
-        family = [*_children(process), process]
-        ended += len(family)
-        try:
-            process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-        _kill(psutil.wait_procs(family, timeout=grace)[1])
+        if process is not None:
+            _end([process], grace)
+            ended += 1
     left = marked(mark)
-    _kill(left)
+    _end(left, 1.0)
     return ended + len(left)
+
+
+def _end(processes: Sequence[psutil.Process], grace: float) -> None:
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        for process in processes:
+            try:
+                ask(process)
+            except psutil.NoSuchProcess:
+                continue
+        _, processes = psutil.wait_procs(processes, timeout=grace)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -114,19 +118,3 @@ def marked(mark: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue  # ended meanwhile, or another user's
     return found
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=5.0)

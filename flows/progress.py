@@ -6,7 +6,8 @@
             advance(len(batch))
 
 Off a terminal (a log file, a flow served by Prefect) it writes a line about every ten seconds, and
-nothing at all for what is quicker. Under pytest it is silent unless VIDEOOPD_PROGRESS=1.
+nothing at all for what is quicker. Under pytest it is silent unless VIDEOOPD_PROGRESS=1. `waiting`
+is for what cannot be counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,18 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             yield advance
     else:
         yield _lines(what, total)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A sign of life on a terminal, for a wait whose length is not known."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def _wanted() -> bool:
@@ -70,7 +83,7 @@ def _lines(what: str, total: int) -> Advance:
 
     def advance(count: int) -> None:
         nonlocal done, last
-        done += count
+        done = min(total, done + count)  # resumed work may count what was done before
         now = time.monotonic()
         if now - last >= SECONDS_PER_LINE:
             last = now

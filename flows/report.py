@@ -37,9 +37,8 @@ def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary]) -> None:
     first = made[0].policy_version - 1
     out = console()
     out.print(rounds_table(made, first, accuracy(Run.open(run_path)).get(first, {})))
-    for summary in made:
-        for note in summary.notes:
-            out.print(f"round {summary.policy_version}: {note}", markup=False)
+    for note in made[-1].notes:  # the table grows by a round; earlier notes stand above already
+        out.print(f"round {made[-1].policy_version}: {note}", markup=False)
 
 
 def accuracy(run: Run) -> dict[int, dict[str, float]]:
@@ -71,6 +70,11 @@ def rounds_table(
         table.add_row(f"{stage}, s", "", *(_number(s, 1) for s in seconds))
     table.add_row("round, s", "", *(_number(sum(r.stage_seconds.values()), 1) for r in rounds))
     return table
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a model may sample what would move the cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -143,4 +147,4 @@ def _as_table(frame: pl.DataFrame) -> str:
         tbl_hide_column_data_types=True,
         tbl_formatting="ASCII_MARKDOWN" if not sys.stdout.isatty() else "UTF8_FULL_CONDENSED",
     ):
-        return str(frame)
+        return printable(str(frame))

@@ -25,10 +25,11 @@ def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -
     """
     with opened(config, overrides) as work:
         outcomes = []
-        if work.policy().version == 0:
-            outcomes.append(summarize(work, 0, [evaluate(work, work.policy())]))
+        policy = work.policy_of_round()
+        if policy.version == 0:
+            outcomes.append(summarize(work, 0, [evaluate(work, policy)]))
         for _ in range(rounds):
-            policy = work.policy()  # resume = newest committed update
+            policy = work.policy_of_round()  # resume = newest committed update
             stages = [
                 draw(work, policy),  # seeded by policy_version
                 validate(work, policy),  # teacher predictions, once per example and teacher

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from flows.report import ABSENT, console
+from flows.report import ABSENT, console, printable
 from opd_core.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.schemas import TABLES
@@ -41,8 +41,8 @@ def show(run: Run, rollout_id: str) -> None:
     out = console()
     where = f"{example.get('video_path', '?')}, {duration:.1f} s"
     out.print(Text(f"{rollout_id}  (policy {rollout['policy_version']}; {where})\n"))
-    out.print(Text(f"question   {example.get('query', '?')}"))
-    out.print(Text(f"answer     {rollout['text'].strip()}  ({rollout['finish_reason']})\n"))
+    out.print(Text(f"question   {_one_line(example.get('query', '?'))}"))
+    out.print(Text(f"answer     {_one_line(rollout['text'])}  ({rollout['finish_reason']})\n"))
     out.print(Text(f"           {'0 s':<{BAR_CELLS - 8}}{duration:>6.1f} s"))
     truth = (example.get("span_start"), example.get("span_end"))
     out.print(span_line("truth", *truth, duration, "", "green"))
@@ -134,6 +134,10 @@ def _verdict(run: Run, rollout_id: str) -> str | None:
 def _first(frame: pl.LazyFrame) -> dict[str, Any] | None:
     rows = frame.head(1).collect().to_dicts()
     return rows[0] if rows else None
+
+
+def _one_line(text: str) -> str:
+    return printable(text.strip().replace("\n", "\\n"))
 
 
 def _iou(value: float) -> str:

@@ -21,20 +21,19 @@ from flows.prepare import Work
 from flows.progress import progress
 from flows.summaries import StageSummary
 from opd_core import curriculum
-from opd_core.config import Config
 from opd_core.types import (
     Draw,
-    Evaluation,
     GroundingExample,
     QuarantinedItem,
     Rollout,
     Selection,
-    TeacherPrediction,
     TeacherScore,
     Update,
     VideoOPDError,
+    make_rollout_id,
     make_seed,
 )
+from storage.files import disk_troubles
 from storage.policies import PolicyRef
 
 R = TypeVar("R")
@@ -89,6 +88,12 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
 
     examples = _trainable(work, policy)
     done = set(_rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
+    # Left in the plan, but not asked again: how it is cut into batches must not depend on them.
+    done |= {
+        make_rollout_id(policy.version, example_id, index)
+        for example_id in _quarantined(work, policy, "rollout")
+        for index in range(work.config.rollout.rollouts_per_example)
+    }
     missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
     batches = sample_rollouts(work.config, _policy(policy), examples, done)
     return _append_batches(work, policy, "rollout", "rollouts", batches, missing)
@@ -101,9 +106,12 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
 
     wanted = set(_candidates(work, policy))
     scored = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
-    todo = wanted - scored - _quarantined(work, policy, "score")
+    todo = wanted - scored
+    skipped = _quarantined(work, policy, "score")
     rollouts = _grouped(
-        r for r in work.run.read("rollouts", Rollout, _of(policy)) if r.rollout_id in todo
+        r
+        for r in work.run.read("rollouts", Rollout, _of(policy))
+        if r.rollout_id in todo and not {r.rollout_id, r.example_id} & skipped
     )
     pairs = [
         (example, rollouts[example.example_id])
@@ -125,12 +133,13 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
-            f"round {policy.version} has no rollouts to select from; run the rollout stage first"
+            f"round {policy.version} has no rollouts to select from: {_why_none(work, policy)}"
         )
     scored = _scores(work, policy).select("rollout_id").collect()["rollout_id"]
     unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(scored.implode())
-    skipped = _quarantined(work, policy, "score")
-    waiting = set(chosen.filter(unscored)["rollout_id"]) - skipped
+    skipped = list(_quarantined(work, policy, "score"))
+    known = pl.col("rollout_id").is_in(skipped) | pl.col("example_id").is_in(skipped)
+    waiting = set(chosen.filter(unscored & ~known)["rollout_id"])
     if waiting:
         raise VideoOPDError(
             f"{len(waiting)} rollouts of round {policy.version} have no teacher score yet, "
@@ -167,13 +176,17 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         raise VideoOPDError(
             f"round {policy.version} has no selected rollouts; run the focus stage first"
         )
-    rollouts = _grouped(r for r in run.read("rollouts", Rollout, _of(policy)) if r.rollout_id in ids)
-    scores = {
-        s.rollout_id: s
-        for s in run.read(
-            "teacher_scores", TeacherScore, _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    sampled = run.read("rollouts", Rollout, _of(policy))
+    rollouts = _grouped(r for r in sampled if r.rollout_id in ids)
+    ours = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    scores = {s.rollout_id: s for s in run.read("teacher_scores", TeacherScore, ours)}
+    unscored = ids - scores.keys()
+    if unscored:
+        raise VideoOPDError(
+            f"{len(unscored)} selected rollouts of round {policy.version} have no score of teacher "
+            f"{work.config.teacher.path.name}, {min(unscored)} among them; put back the teacher "
+            "that the round was selected with, or start a new run"
         )
-    }
     trained = [
         Trained(e, rows, tuple(scores[r.rollout_id] for r in rows))
         for e in _drawn(work, policy)
@@ -183,7 +196,7 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
     candidates = len(_candidates(work, policy))
     staging = run.staging_folder(policy.version + 1)
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
-    with progress("update", steps) as advance:
+    with progress("update", steps) as advance, disk_troubles(run.path):
         result = update_student(
             work.config, _policy(policy), trained, staging, lambda _: advance(1)
         )
@@ -284,9 +297,14 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
         left_out = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
         predicted = _predictions(work).select("example_id").unique().collect()["example_id"]
         left_out |= {e.example_id for e in drawn} - set(predicted)
-    for name in ("validate", "rollout"):
-        left_out |= _quarantined(work, policy, name)
-    return [e for e in drawn if e.example_id not in left_out]
+    left_out |= _quarantined(work, policy, "validate")
+    usable = [e for e in drawn if e.example_id not in left_out]
+    if not usable:
+        raise VideoOPDError(
+            f"none of the {len(drawn)} examples drawn for round {policy.version} can be answered: "
+            f"{_why_none(work, policy)}"
+        )
+    return usable
 
 
 def _predictions(work: Work) -> pl.LazyFrame:
@@ -311,6 +329,24 @@ def _candidates(work: Work, policy: PolicyRef) -> list[str]:
 def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
     rows = work.run.read("quarantine", QuarantinedItem, _of(policy) & (pl.col("stage") == name))
     return {row.item_id for row in rows}
+
+
+def _why_none(work: Work, policy: PolicyRef) -> str:
+    """Why a round has no rollouts, and the fix."""
+    rows = work.run.read("quarantine", QuarantinedItem, _of(policy))
+    rows = [row for row in rows if row.stage in ("validate", "rollout")]
+    if rows:
+        return (
+            f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "
+            "start a new run"
+        )
+    if work.config.focus.curriculum == "uniform":
+        return "run the rollout stage first"
+    return (
+        "no example has answers of the teacher that reach focus.min_teacher_iou = "
+        f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
+        "the rollout stage, or lower the bound"
+    )
 
 
 def _grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:

@@ -1,0 +1,78 @@
+"""What all tests share: a guarded environment, one small tiny world, configs that use it.
+
+The guard stands at the top, before anything imports Prefect or torch: both read their settings from
+the environment when they are imported. No test touches the project's own `.prefect`, `runs` or
+`worlds`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_HOME = tempfile.mkdtemp(prefix="videoopd-tests-")
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+os.environ |= {
+    "PREFECT_HOME": _HOME,
+    # One thread: beside another busy process, two are many times slower. Same numbers anywhere.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+from flows import prefect_settings  # noqa: E402
+
+prefect_settings.apply()
+
+import pytest  # noqa: E402
+
+from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small tiny world: 24 + 8 videos, about 70 + 24 sentences."""
+    from opd_core.tinyworld.world import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"), 7, train_videos=24, eval_videos=8)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_world: Any) -> Callable[..., Path]:
+    """Writes a config for a run that takes seconds: `tiny_config({"focus.top_k": 4}) -> path`."""
+
+    def write(overrides: dict[str, Any] | None = None, name: str = "tiny.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(as_toml(tiny_settings(tmp_path / "run", tiny_world) | (overrides or {})))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """A Prefect server for flows that are called in the test's own process; yields its address."""
+    from flows.server import connect
+
+    wait_for_server = connect()
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    wait_for_server()
+    url = os.environ.pop("PREFECT_API_URL")  # subprocesses find their own
+    # The heartbeat's thread costs each flow a second.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield url

@@ -1,0 +1,166 @@
+"""The import directions and other promises of the design, checked on the code itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opd_core.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("flows", "opd_core", "storage")
+HEAVY = {"torch", "torchvision", "transformers", "vllm", "decord", "av", "lance", "peft"}
+STORAGE_MAY = {"opd_core.types", "storage", "lance", "pyarrow", "polars", "numpy", "safetensors"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of every import, those inside functions and for type checkers too.
+
+    `from a.b import c` gives a.b and a.b.c, because c may be a module.
+    """
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write it in full"
+            assert node.module is not None
+            yield node.module, node.lineno
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            name = node.args[0] if node.args else None
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield name.value, node.lineno
+
+
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == a or name.startswith(a + ".") for a in allowed)
+
+
+def offences(package: str, forbidden: set[str]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules(package)
+        for name, line in imports(path)
+        if within(name, forbidden)
+    ]
+
+
+def test_flows_import_nothing_heavy():
+    assert offences("flows", HEAVY) == []
+
+
+def test_opd_core_knows_no_prefect_no_tables():
+    assert offences("opd_core", {"prefect", "lance", "storage", "flows"}) == []
+
+
+def test_storage_knows_only_the_types_and_its_own_libraries():
+    stdlib = set(sys.stdlib_module_names)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules("storage")
+        for name, line in imports(path)
+        if name.split(".")[0] not in stdlib
+        and not within(name, STORAGE_MAY)
+        and name != "opd_core"  # of `from opd_core import types`, which also gives opd_core.types
+    ]
+    assert wrong == []
+
+
+def test_vllm_is_imported_in_one_file():
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in modules(package)
+        for name, _ in imports(path)
+        if within(name, {"vllm"})
+    }
+    assert users <= {"opd_core/engines/vllm.py"}
+
+
+def test_an_import_inside_a_function_counts(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text("def f():\n    from prefect import flow\n    return flow\n")
+    assert ("prefect", 2) in list(imports(file))
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["types", "config", "grounding", "curriculum"])
+def test_light_modules_stay_light(module):
+    path = ROOT / "opd_core" / f"{module}.py"
+    assert [n for n, _ in imports(path) if within(n, {"torch", "vllm", "transformers"})] == []
+    assert not loaded_by(f"import opd_core.{module}") & {"torch", "vllm", "transformers", "av"}
+
+
+def test_help_is_instant():
+    # By what it loads, not by the clock: a busy machine must not fail it.
+    statement = (
+        "import contextlib, io, flows.cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    flows.cli.main(['--help'])"
+    )
+    slow = HEAVY | {"prefect", "polars", "pyarrow", "pydantic", "rich", "numpy"}
+    assert not loaded_by(statement) & slow
+
+
+def test_no_file_is_a_drawer_for_anything():
+    drawers = re.compile(r"^_?(utils?|helpers?|common|misc|stuff)$")
+    everything = [p for package in (*PACKAGES, "tests") for p in modules(package)]
+    assert [p for p in everything if drawers.match(p.stem)] == []
+
+
+def test_every_module_says_why_it_exists():
+    silent = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in modules(package)
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_config_loads(path):
+    assert load_config(path).hash
+
+
+def test_the_packages_are_all_named():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert set(named) == found
+
+
+def test_every_requirement_is_pinned():
+    lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [p for p in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", p)] == []
+    names = [re.split("==", p)[0].lower().replace("_", "-") for p in pins]
+    assert len(names) == len(set(names))
