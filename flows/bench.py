@@ -93,6 +93,18 @@ def _memory() -> Iterator[Row]:
     yield memory_row()
 
 
+def _accelerator() -> Iterator[Row]:
+    from opd_core.bench.accelerator import accelerator_rows
+
+    return accelerator_rows()
+
+
+def _store() -> Iterator[Row]:
+    from flows.bench_store import store_rows
+
+    return store_rows()
+
+
 def _throughput() -> Iterator[Row]:
     """Trajectories a second of whole rounds on the tiny world, in the yardstick's terms."""
     from opd_core.bench.interleaved import at_least
@@ -240,6 +252,8 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "trees": _trees,
     "sampling": _sampling,
     "memory": _memory,
+    "accelerator": _accelerator,
+    "store": _store,
     "throughput": _throughput,
     "overhead": _overhead,
     "gain": _gain,

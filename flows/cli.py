@@ -18,7 +18,8 @@ from opd_core.types import VideoOPDError
 if TYPE_CHECKING:
     from storage.run import Run
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+"""Returns an exit code, None for 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        command(options)
+        code = command(options)
         sys.stdout.flush()
+        return code or 0
     except VideoOPDError as error:
         print(f"videoopd: {error}", file=sys.stderr)
         return 2
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", metavar="RUN")
 
     query = _add(commands, "query", _query, "ask the tables of a run in SQL")
-    query.add_argument("run", metavar="RUN")
+    query.add_argument("run", metavar="RUN", help="RUN@3 is the run as of round 3")
     query.add_argument("sql", metavar="SQL", help='for example "SELECT count(*) FROM rollouts"')
     query.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
     query.add_argument("--out", type=Path, metavar="FILE", help="instead of standard output")
@@ -68,6 +70,40 @@ def _parser() -> argparse.ArgumentParser:
     show = _add(commands, "show", _show, "one rollout: question, answer, spans and tokens")
     show.add_argument("run", metavar="RUN")
     show.add_argument("rollout_id", metavar="ROLLOUT_ID")
+
+    diff = _add(commands, "diff", _diff, "in what two runs or rounds differ: inputs and numbers")
+    diff.add_argument("a", metavar="A", help="a run, or RUN@3 for the run as of round 3")
+    diff.add_argument("b", metavar="B")
+    diff.add_argument("--format", choices=("text", "json"), default="text")
+
+    export = _add(commands, "export", _export, "write tables and views for other programs")
+    export.add_argument("run", metavar="RUN", help="RUN@3 is the run as of round 3")
+    export.add_argument(
+        "--to", choices=("parquet", "jsonl", "hf"), required=True,
+        help="hf: a folder that datasets.load_dataset opens",
+    )  # fmt: skip
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    export.add_argument(
+        "--table", dest="tables", action="append", default=[], metavar="NAME",
+        help="a table or view; may be repeated (default: trajectories)",
+    )  # fmt: skip
+
+    audit = _add(commands, "audit", _audit, "prove the chain from checkpoints back to the videos")
+    audit.add_argument("run", metavar="RUN", help="RUN@3 is the run as of round 3")
+    audit.add_argument(
+        "--deep", type=_share, default=0.0, metavar="SHARE",
+        help="sample and score this share of the batches again, and compare",
+    )  # fmt: skip
+    audit.add_argument(
+        "--videos", type=_share, default=1.0, metavar="SHARE",
+        help="decode this share of the videos again (default: all)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--tolerance", type=float, metavar="NATS",
+        help="of --deep (default: none on a CPU in float32)",
+    )  # fmt: skip
+    audit.add_argument("--seed", type=int, help="of the random shares")
+    audit.add_argument("--format", choices=("text", "json"), default="text")
 
     _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
     _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
@@ -114,6 +150,16 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return number
+
+
 def _run(options: argparse.Namespace) -> None:
     from flows.launch import run_rounds
 
@@ -133,10 +179,32 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
+    from flows.ask import texts_of
     from flows.report import write_frame
     from storage.query import query
 
-    write_frame(query(_open(options.run), options.sql), options.format, options.out)
+    run = _open_at(options.run)
+    write_frame(query(run, options.sql, texts_of(run)), options.format, options.out)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from flows.ask import print_diff
+
+    print_diff(_open_at(options.a), _open_at(options.b), options.format)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from flows.ask import export
+
+    export(_open_at(options.run), options.to, options.out, options.tables)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from flows.ask import print_audit
+    from flows.audit import Depth
+
+    depth = Depth(options.videos, options.deep, options.tolerance, options.seed)
+    return print_audit(_open_at(options.run), depth, options.format)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -197,6 +265,16 @@ def _open(run: str) -> Run:
     from storage.run import Run
 
     return Run.open(path)
+
+
+def _open_at(run: str) -> Run:
+    """As `_open`; RUN@3 is the run as it was when round 3 was finished."""
+    path, at, number = run.rpartition("@")
+    if not at or not number.isdecimal() or Path(run).exists():
+        return _open(run)
+    from storage.run import Run
+
+    return Run.open(_open(path).path, int(number))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ROUNDS = 3
 WORLD_SEED = 0
-TRAIN_VIDEOS = 480
-"""About 1,400 sentences: more than three rounds draw."""
-EVAL_VIDEOS = 80
+TRAIN_VIDEOS = 1200
+"""About 3,500 sentences: more than three rounds draw."""
+EVAL_VIDEOS = 100
 
 
 def demo() -> None:

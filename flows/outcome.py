@@ -23,7 +23,12 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         r1_50=found["strict_r1_50"],
         r1_70=found["strict_r1_70"],
         stage_seconds={s.stage: s.seconds for s in stages},
-        notes=tuple(f"{s.stage}: {k} {v}" for s in stages for k, v in s.notes.items()),
+        notes=tuple(
+            f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
+            for s in stages
+            for key in ("quarantined", "stopped_early")
+            if key in s.notes
+        ),
     )
     if version == 0:
         return summary
@@ -33,7 +38,9 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     rollouts = work.run.rollouts().filter(mine)
     (sampled,) = (
         rollouts.select(
-            rollouts=pl.len(), tokens=pl.col("completion_token_ids").list.len().sum()
+            rollouts=pl.len(),
+            tokens=pl.col("completion_token_ids").list.len().sum(),
+            engine_mismatch=pl.col("engine_mismatch").max(),
         )
         .collect()
         .iter_rows(named=True)
@@ -63,5 +70,6 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         tokens=sampled["tokens"],
+        engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
     )

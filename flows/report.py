@@ -61,6 +61,8 @@ def rounds_table(
         start = _number(before.get(f"strict_{metric}"))
         table.add_row(f"eval {name}", start, *(_number(getattr(r, metric)) for r in rounds))
     table.add_row("reverse KL, nats a token", "", *(_number(r.reverse_kl) for r in rounds))
+    mismatch = ("" if r.engine_mismatch is None else f"{r.engine_mismatch:.1e}" for r in rounds)
+    table.add_row("engine against trainer, nats", "", *mismatch)
     for name, field in (("rollouts", "rollouts"), ("tokens sampled", "tokens"),
                         ("teacher passes saved", "teacher_passes_saved")):  # fmt: skip
         table.add_row(name, "", *(_count(getattr(r, field)) for r in rounds))

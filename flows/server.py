@@ -126,13 +126,9 @@ def _start_server(
 
 
 def _start_deployments(url: str) -> ProcessId:
-    environment = settings.environment() | {"PREFECT_API_URL": url}
-    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
-    if password:
-        environment.setdefault("PREFECT_API_AUTH_STRING", password)
     return start(
         [sys.executable, "-m", "flows.deployments"],
-        environment,
+        settings.environment() | {"PREFECT_API_URL": url},
         _mark(),
         settings.home() / "deployments.log",
         settings.project_root(),

@@ -128,6 +128,7 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
 def focus(work: Work, policy: PolicyRef) -> StageSummary:
     """TVDF: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
+    _check_complete(work, policy)
     chosen = curriculum.select(
         _rollouts(work, policy), _predictions(work), work.config.focus
     ).collect()
@@ -209,7 +210,7 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         checkpoint=run.relative(new.path),
         objective=work.config.update.objective,
         teacher_hash=work.teacher_hash,
-        rollouts=result.rollouts,
+        rollouts=len(result.trained),
         tokens=result.tokens,
         max_logprob_mismatch=result.max_logprob_mismatch,
         stopped_early=result.stopped_early,
@@ -217,6 +218,7 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         steps=result.steps,
         seconds=time.perf_counter() - began,
     )
+    run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
     summary = StageSummary("update", policy.version, 1, len(result.steps), row.seconds)
     return summary.noting(stopped_early=result.stopped_early)
@@ -329,6 +331,23 @@ def _candidates(work: Work, policy: PolicyRef) -> list[str]:
 def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
     rows = work.run.read("quarantine", QuarantinedItem, _of(policy) & (pl.col("stage") == name))
     return {row.item_id for row in rows}
+
+
+def _check_complete(work: Work, policy: PolicyRef) -> None:
+    """Focus decides once: raise while rollouts of the round are still to come."""
+    unusable = _quarantined(work, policy, "rollout")
+    expected = {
+        make_rollout_id(policy.version, example.example_id, index)
+        for example in _trainable(work, policy)
+        if example.example_id not in unusable
+        for index in range(work.config.rollout.rollouts_per_example)
+    }
+    missing = expected - set(_rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
+    if missing:
+        raise VideoOPDError(
+            f"{len(missing)} rollouts of round {policy.version} are still missing, {min(missing)} "
+            "among them; run the rollout stage first"
+        )
 
 
 def _why_none(work: Work, policy: PolicyRef) -> str:

@@ -37,6 +37,8 @@ class RoundSummary:
     rollouts: int | None = None
     tokens: int | None = None
     """Completion tokens sampled."""
+    engine_mismatch: float | None = None
+    """Largest |engine - trainer| log-prob on the rollout stage's probe, nats."""
     teacher_passes_saved: int | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -36,9 +36,7 @@ def select(
     unit = "example_id" if settings.unit == "example" else "rollout_id"
     scored = (
         rollouts.select("rollout_id", "example_id", "policy_version", "student_iou")
-        .with_columns(
-            student_iou=mean_iou if settings.unit == "example" else pl.col("student_iou")
-        )
+        .with_columns(student_iou=mean_iou if settings.unit == "example" else pl.col("student_iou"))
         .join(teacher, on="example_id", how="left", maintain_order="left")
         .with_columns(disagreement=pl.col("teacher_iou") - pl.col("student_iou"))
     )

@@ -65,7 +65,7 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
     batches = list(cut_at_videos([e for e, _ in rows], config.rollout.prompts_per_batch))
     for batch in encoder.encode_batches(batches, "audit", policy.version):
         for item in chain.from_iterable(batch.videos):
-            now = {
+            now: dict[str, object] = {
                 "processor_hash": encoder.processor_hash,
                 "frame_indices": tuple(item.clip.frame_indices),
                 "frame_timestamps": tuple(item.clip.timestamps),

@@ -92,9 +92,7 @@ class ExampleEncoder:
                 continue
             prompts = self.prompts.encode(clip, [e.query for e in sentences])
             videos.append(
-                tuple(
-                    EncodedExample(e, clip, p) for e, p in zip(sentences, prompts, strict=True)
-                )
+                tuple(EncodedExample(e, clip, p) for e, p in zip(sentences, prompts, strict=True))
             )
         return EncodedBatch(tuple(videos), tuple(quarantined))
 

@@ -191,9 +191,7 @@ def pack(trees: Sequence[PrefixTree]) -> Pack:
             if segment.key in result.completions:
                 raise ValueError(f"the completion {segment.key!r} stands twice in one pack")
             rows = np.arange(start, len(token_ids))
-            before = (
-                tree_starts[segment.parent] + len(tree.segments[segment.parent].token_ids) - 1
-            )
+            before = tree_starts[segment.parent] + len(tree.segments[segment.parent].token_ids) - 1
             result.completions[segment.key] = rows
             result.predicting[segment.key] = np.concatenate(([before], rows[:-1]))
         starts.append(tuple(tree_starts))

@@ -45,7 +45,7 @@ class Batch(Generic[Record]):
     records: tuple[Record, ...]
     quarantined: tuple[QuarantinedItem, ...]
     examples: int
-    """Examples this batch has dealt with."""
+    """Examples with which this batch has dealt; those that were already done are not counted."""
 
 
 def sample_rollouts(
@@ -240,7 +240,8 @@ def _answer(
     gate = Gate(encoder.prompts.tokenizer, work.params.max_new_tokens)
     with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
-        for encoded in encoder.encode_batches(plan, work.stage, work.policy.version):
+        batches = encoder.encode_batches(plan, work.stage, work.policy.version)
+        for batch, encoded in zip(plan, batches, strict=True):
             began = time.perf_counter()
             items = [item for video in encoded.videos for item in video]
             requests = [
@@ -272,7 +273,7 @@ def _answer(
                 if item.example.example_id in needed
                 for index, sample in enumerate(answers[item.example.example_id])
             ]
-            dealt = len(items) + len(encoded.quarantined)
+            dealt = sum(e.example_id in needed for e in batch)
             yield Batch(tuple(records), tuple(quarantined), dealt)
 
 

@@ -14,7 +14,7 @@ import contextlib
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +34,7 @@ from opd_core.types import (
     GroundingExample,
     Rollout,
     TeacherScore,
+    TrainedRollout,
     UpdateStep,
     VideoOPDError,
     make_seed,
@@ -54,8 +55,9 @@ class Trained:
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
     steps: tuple[UpdateStep, ...]
-    rollouts: int
+    trained: tuple[TrainedRollout, ...]
     tokens: int
+    """Completion tokens of `trained`."""
     max_logprob_mismatch: float
     stopped_early: str | None
 
@@ -78,14 +80,12 @@ def update_student(
     encoder = ExampleEncoder(config, parent.folder)
     student = _Student(config, parent, encoder.prompts.tokenizer)
     plan = plan_steps([w.example for w in work], config, parent.version)
-    facts = {
-        r.rollout_id: (r, s) for w in work for r, s in zip(w.rollouts, w.scores, strict=True)
-    }
+    facts = {r.rollout_id: (r, s) for w in work for r, s in zip(w.rollouts, w.scores, strict=True)}
     rollouts = {w.example.example_id: list(w.rollouts) for w in work}
     steps: list[UpdateStep] = []
     mismatch = 0.0
     stopped: str | None = None
-    trained: set[str] = set()
+    trained: dict[str, TrainedRollout] = {}
     for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
         began = time.perf_counter()
         for item in batch.quarantined:
@@ -106,7 +106,9 @@ def update_student(
             )
             break
         rate, grad_norm = student.step()
-        trained.update(measured.keys)
+        for rollout_id, logprobs in measured.by_rollout():
+            seen = TrainedRollout(rollout_id, parent.version, number, logprobs)
+            trained.setdefault(rollout_id, seen)
         steps.append(
             UpdateStep(
                 step=number,
@@ -127,8 +129,8 @@ def update_student(
         )
         on_step(steps[-1])
     student.save(staging, parent.folder)
-    tokens = sum(len(facts[key][0].completion_token_ids) for key in trained)
-    return UpdateResult(tuple(steps), len(trained), tokens, mismatch, stopped)
+    tokens = sum(len(rollout.student_logprobs) for rollout in trained.values())
+    return UpdateResult(tuple(steps), tuple(trained.values()), tokens, mismatch, stopped)
 
 
 def plan_steps(
@@ -370,6 +372,13 @@ class _Measured:
             self._teacher.append(torch.tensor(score.teacher_logprobs, dtype=torch.float64))
             length = len(rollout.completion_token_ids)
             self._owner.extend((rollout.rollout_id, t) for t in range(length))
+
+    def by_rollout(self) -> Iterator[tuple[str, tuple[float, ...]]]:
+        """(rollout id, its student log-probs), in the order of the packs."""
+        lengths = [len(part) for part in self._sampling]
+        parts = self.student.split(lengths)
+        for key, part in zip(self.keys, parts, strict=True):
+            yield key, tuple(part.tolist())
 
     @property
     def student(self) -> Tensor:

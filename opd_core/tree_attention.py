@@ -119,7 +119,7 @@ class FlexPackedAttention:
         compiled = torch.device(device).type == "cuda"
         # Uncompiled, both would materialise N x N; that is for small packs on the CPU only.
         make: Any = torch.compile(create_block_mask) if compiled else create_block_mask
-        self._flex = _compiled_flex() if compiled else flex_attention
+        self._flex: Any = _compiled_flex() if compiled else flex_attention
         self._mask = make(sees, None, None, pack.tokens, pack.tokens, device=str(device))
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
 
@@ -196,7 +196,9 @@ class DecodeAttention:
     `prefix[layer]` holds keys and values [P, H, L, D]; `lengths_P` the true lengths.
     """
 
-    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]], lengths_P: Tensor, group: int) -> None:
+    def __init__(
+        self, prefix: dict[int, tuple[Tensor, Tensor]], lengths_P: Tensor, group: int
+    ) -> None:
         self._prefix = prefix
         self._group = group
         longest = next(iter(prefix.values()))[0].shape[2]

@@ -192,6 +192,19 @@ class UpdateStep:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedRollout:
+    """A rollout as the update first met it: the third of its log-probs."""
+
+    rollout_id: str
+    policy_version: int
+    """Of the policy that sampled it; its update makes `policy_version` + 1."""
+    step: int
+    """The optimiser step it was first part of; at step 0 no weight had moved."""
+    student_logprobs: Sequence[float]
+    """[T] log pi of each sampled token in that step's forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """A committed round: policy `policy_version - 1` became `policy_version`. Written last."""
 

@@ -1,4 +1,4 @@
-"""SQL over the tables of a run, for reading only.
+"""SQL over the tables and views of a run, for reading only.
 
 Polars' SQL, because it reads Lance through the same scans as the stages and knows lists:
 `array_length(completion_token_ids)`, `unnest(sampling_logprobs)`, window functions, joins.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
 from storage.schemas import TABLES
+from storage.views import VIEWS, Texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READER = re.compile(r"\b(read|scan)_\w+\"?\s*\(", re.IGNORECASE)
+_NAMES = (*TABLES, *VIEWS)
 _QUESTIONS = ("select", "with", "show")
 
 
-def query(run: Run, sql: str) -> pl.DataFrame:
-    """The answer to one SELECT, WITH or SHOW TABLES over the tables by name.
+def query(run: Run, sql: str, texts: Texts | None = None) -> pl.DataFrame:
+    """The answer to one SELECT, WITH or SHOW TABLES over tables and views, by name.
 
+    `texts` gives the view `tokens` the text of its tokens.
     Raises `VideoOPDError` for anything else, and for a name that does not exist, with the known.
     """
     import polars as pl
@@ -39,27 +42,27 @@ def query(run: Run, sql: str) -> pl.DataFrame:
         )
     if _READER.search(text):
         raise VideoOPDError(
-            f"queries read the run's own tables only: {', '.join(TABLES)}; leave out read_...()"
+            f"queries read the run's own tables only: {', '.join(_NAMES)}; leave out read_...()"
         )
-    frames = {name: run.tables.scan(name) for name in TABLES}
+    frames = {name: run.scan(name) for name in TABLES}
+    frames |= {"trajectories": run.trajectories(), "tokens": run.tokens(texts)}
     try:
         return pl.SQLContext(frames).execute(text, eager=True)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise VideoOPDError(_explained(text, error)) from None
+        raise VideoOPDError(_explained(run, text, error)) from None
 
 
-def _explained(text: str, error: BaseException) -> str:
+def _explained(run: Run, text: str, error: BaseException) -> str:
     """One sentence: what is wrong, and the names that exist."""
     problem = str(error).strip().split("\n")[0]
     if table := re.search(r"(?:relation|table) '([^']*)' was not found", problem):
-        return f"there is no table {table.group(1)!r}; the tables are: {', '.join(TABLES)}"
+        return f"there is no table {table.group(1)!r}; the tables are: {', '.join(_NAMES)}"
     if column := re.search(r"(?:unable to find column|no column named) [\"']([^\"']*)", problem):
         words = {word.lower() for word in re.findall(r"\w+", text)}
-        columns = "; ".join(
-            f"{spec.name} has {', '.join(column.name for column in spec.columns)}"
-            for spec in TABLES.values()
-            if spec.name in words
-        )
+        known = {spec.name: [c.name for c in spec.columns] for spec in TABLES.values()}
+        views = {"trajectories": run.trajectories, "tokens": run.tokens}
+        known |= {n: f().collect_schema().names() for n, f in views.items() if n in words}
+        columns = "; ".join(f"{n} has {', '.join(c)}" for n, c in known.items() if n in words)
         return f"there is no column {column.group(1)!r}; {columns}"
     problem = problem[:300].rstrip(".: ")
     return f"the query failed ({problem}); correct it (the dialect is Polars' SQL)"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from opd_core.types import VideoOPDError
-from storage import locks, policies, run_folder
+from storage import history, locks, policies, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
@@ -36,13 +36,22 @@ Record = TypeVar("Record")
 class Run:
     """An open run. For writing when it was opened with a config, else for reading only."""
 
-    def __init__(self, path: Path, config_hash: str | None, student_path: Path | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config_hash: str | None,
+        student_path: Path | None,
+        round: int | None = None,
+    ) -> None:
         content = run_folder.read(path)
         self.path = path
         self.run_id: str = content["run_id"]
         self.created_at: str = content["created_at"]
         self.config_hash = config_hash
         self.tables = Tables.open(path / "tables")
+        self.round = round
+        self.teacher_hash: str = content["teacher"]["weights_hash"]
+        """Of the teacher that the run began with."""
         self._base_hash: str = content["student"]["weights_hash"]
         self._base_path = student_path or Path(content["student"]["path"])
         self._cache = run_folder.weights_cache(path)
@@ -51,9 +60,26 @@ class Run:
     # --- opening -------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """An existing run, for reading. Raises `VideoOPDError` when `path` is no run."""
-        return cls(Path(path).resolve(), None, None)
+    def open(cls, path: str | Path, round: int | None = None) -> Self:
+        """An existing run, for reading: as it is now, or as it was when round `round` was finished.
+
+        Round k makes policy k; every table is then read at its tag `round-k`, and nothing else is
+        filtered. Raises `VideoOPDError` when `path` is no run, and when it has not finished the
+        round (the tags are set one after the other, so a round may be finished in part).
+        """
+        run = cls(Path(path).resolve(), None, None, round)
+        if round is not None and round not in (finished := run.finished_rounds()):
+            known = ", ".join(map(str, finished)) or "none yet"
+            raise VideoOPDError(
+                f"run {run.path} has not finished round {round}; give one of those it has: {known}"
+            )
+        return run
+
+    def finished_rounds(self) -> list[int]:
+        """The rounds that `finish_round` has tagged in every table, in order."""
+        tags = set.intersection(*(set(history.tags(self.tables.folder, n)) for n in TABLES))
+        numbers = [tag.removeprefix("round-") for tag in tags if tag.startswith("round-")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     @classmethod
     def create(
@@ -80,8 +106,6 @@ class Run:
                 config.parent.mkdir(exist_ok=True)
                 write_whole(config, config_json)
         return run
-
-    open_or_create = create
 
     # --- policies ------------------------------------------------------------------------------
 
@@ -175,36 +199,53 @@ class Run:
 
     # --- tables --------------------------------------------------------------------------------
 
+    def scan(self, name: str) -> pl.LazyFrame:
+        """A table by name, as of the round that the run was opened at."""
+        return self.tables.scan(name, self.version)
+
+    @property
+    def version(self) -> str | None:
+        """The tag that every table is read at; None: as they are now."""
+        return None if self.round is None else f"round-{self.round}"
+
+    def trajectories(self) -> pl.LazyFrame:
+        """One row a rollout: example, answer, teacher, score, selection, update."""
+        return views.trajectories(self.scan, self.teacher_hash)
+
+    def tokens(self, texts: views.Texts | None = None) -> pl.LazyFrame:
+        """One row a token of an answer; `texts` (ids -> texts) fills in the column `text`."""
+        return views.tokens(self.scan, self.teacher_hash, texts)
+
     def examples(self) -> pl.LazyFrame:
-        return self.tables.scan("examples")
+        return self.scan("examples")
 
     def quarantine(self) -> pl.LazyFrame:
-        return self.tables.scan("quarantine")
+        return self.scan("quarantine")
 
     def draws(self) -> pl.LazyFrame:
-        return self.tables.scan("draws")
+        return self.scan("draws")
 
     def teacher_predictions(self) -> pl.LazyFrame:
-        return self.tables.scan("teacher_predictions")
+        return self.scan("teacher_predictions")
 
     def rollouts(self) -> pl.LazyFrame:
-        return self.tables.scan("rollouts")
+        return self.scan("rollouts")
 
     def teacher_scores(self) -> pl.LazyFrame:
-        return self.tables.scan("teacher_scores")
+        return self.scan("teacher_scores")
 
     def selections(self) -> pl.LazyFrame:
-        return self.tables.scan("selections")
+        return self.scan("selections")
 
     def updates(self) -> pl.LazyFrame:
-        return self.tables.scan("updates")
+        return self.scan("updates")
 
     def evaluations(self) -> pl.LazyFrame:
-        return self.tables.scan("evaluations")
+        return self.scan("evaluations")
 
     def read(self, name: str, record: type[Record], filter: pl.Expr | None = None) -> list[Record]:
         """Rows as records, in the order they were written."""
-        return self.tables.read(name, record, filter)
+        return self.tables.read(name, record, filter, self.version)
 
     def append(
         self,
@@ -244,6 +285,7 @@ class Run:
         tagged = {}
         for name in TABLES:
             self.tables.compact(name)
+            upkeep.upkeep(self.tables, name)
             tagged[name] = self.tables.tag(name, f"round-{version}")
         return tagged
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -273,6 +273,20 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("disagreement", FLOAT, "teacher_iou - student_iou.", optional=True),
                 Column("rank", INT, "0 = largest disagreement.", optional=True),
             ),
+        ),
+        TableSpec(
+            "trained_rollouts",
+            types.TrainedRollout,
+            writer="update",
+            key=("rollout_id",),
+            description="Each rollout as the update first met it: the trainer's own log-probs.",
+            own_columns=(
+                _ROLLOUT_ID,
+                _POLICY_VERSION,
+                Column("step", INT, "Optimiser step it was first part of; at 0 none had moved."),
+                Column("student_logprobs", LOGPROBS, "[T] log pi of each sampled token then."),
+            ),
+            finite=("student_logprobs",),
         ),
         TableSpec(
             "updates",

@@ -125,9 +125,7 @@ def _build(shape: Shape, device: torch.device) -> TreeModel:
     return TreeModel(model, tokenizer)
 
 
-def _measure(
-    shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
-) -> Iterator[Row]:
+def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int) -> Iterator[Row]:
     tree, prompt = _tree(shape, model, video_tokens)
     apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in _answers(tree)]
     engine = HFEngine(model, _Tokenizer(shape.text["vocab_size"]))

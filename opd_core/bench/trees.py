@@ -61,9 +61,7 @@ class Models:
 
         start, end = self.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
         pads = (prompt - SENTENCE - 5 * FRAMES) // FRAMES
-        video = [
-            t for _ in range(FRAMES) for t in [*words(3), start, *[self.video_id] * pads, end]
-        ]
+        video = [t for _ in range(FRAMES) for t in [*words(3), start, *[self.video_id] * pads, end]]
         video = words(prompt - SENTENCE - len(video)) + video
         patches = torch.randn(FRAMES * 4 * pads, 1536, generator=generator)
         answers = [[((s, r), words(ANSWER)) for r in range(rollouts)] for s in range(sentences)]

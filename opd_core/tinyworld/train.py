@@ -86,7 +86,7 @@ class TrainSettings:
 
 SETTINGS: dict[Role, TrainSettings] = {
     "teacher": TrainSettings(steps=1500, horizon=1500, lr=1.5e-3),
-    "student": TrainSettings(steps=500, horizon=1500, lr=1.5e-3, inside_layer=1),
+    "student": TrainSettings(steps=600, horizon=1500, lr=1.5e-3, inside_layer=1),
 }
 
 

@@ -18,6 +18,7 @@ from opd_core.types import (
     Span,
     TeacherPrediction,
     TeacherScore,
+    TrainedRollout,
     Update,
     UpdateStep,
     make_rollout_id,
@@ -110,6 +111,7 @@ def one_of_each() -> dict[str, object]:
         "selections": Selection(
             "r", 0, "e", "tvdf", False, "teacher unknown", None, None, None, None
         ),
+        "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
         "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
     }

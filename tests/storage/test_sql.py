@@ -6,6 +6,7 @@ from storage_factories import rollout, score
 from opd_core.types import VideoOPDError
 from storage.query import query
 from storage.schemas import TABLES
+from storage.views import VIEWS
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_queries(filled, sql, rows):
 
 
 def test_show_tables(filled):
-    assert set(query(filled, "show tables").to_series()) == set(TABLES)
+    assert set(query(filled, "show tables").to_series()) == {*TABLES, *VIEWS}
 
 
 @pytest.mark.parametrize(

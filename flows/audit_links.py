@@ -1,0 +1,282 @@
+"""The links of the chain that need the algorithm and nothing but stored rows.
+
+Each is a function of a run that counts what it has checked, or raises `BrokenLink`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from opd_core import curriculum
+from opd_core.config import Config
+from opd_core.grounding import answer_iou, parse_span, round_span
+from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
+from storage import audit as store
+from storage.audit import BrokenLink, Checked
+
+if TYPE_CHECKING:
+    from storage.run import Run
+
+IOU_TOLERANCE = 1e-9
+"""Of means that may be summed in another order."""
+
+
+def config_of(run: Run, digest: str) -> Config:
+    """The config that rows name. Raises `BrokenLink` when it is not there or has been edited."""
+    from pydantic import ValidationError
+
+    file = run.path / "configs" / f"{digest}.json"
+    try:
+        config = Config.model_validate_json(file.read_text())
+    except OSError:
+        raise BrokenLink(f"{file}: it is missing, and rows name it") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise BrokenLink(f"{file}: {where or 'it'} cannot be read ({problem['msg']})") from None
+    if config.hash != digest:
+        raise BrokenLink.at(str(file), "its hash", config.hash, digest)
+    return config
+
+
+def configs(run: Run) -> Checked:
+    """Every config that a row names is there and is what its name says."""
+    from storage.schemas import TABLES
+
+    named: set[str] = set()
+    for name in TABLES:
+        named |= set(run.scan(name).select(pl.col("config_hash").unique()).collect().to_series())
+    for digest in sorted(named):
+        config_of(run, digest)
+    return Checked(len(named), "configs")
+
+
+def steps(run: Run) -> Checked:
+    """Each optimiser step had the rollouts and tokens that selection, seed and config say."""
+    from opd_core.student import plan_steps
+
+    store.unique(run, "selections")
+    store.unique(run, "updates")
+    store.unique(run, "trained_rollouts")
+    count, early = 0, []
+    for row in store.rounds(run):
+        version, where = row["parent_version"], f"updates, policy_version {row['policy_version']}"
+        config = config_of(run, row["config_hash"])
+        taken = selected_of(run, version)
+        ours = examples_of(run, version, {r.example_id for r in taken})
+        plan = plan_steps(ours, config, version)
+        lengths: dict[str, list[int]] = {}
+        for rollout in taken:
+            lengths.setdefault(rollout.example_id, []).append(len(rollout.completion_token_ids))
+        if len(row["steps"]) > len(plan):
+            raise BrokenLink.at(where, "the number of steps", len(row["steps"]), len(plan))
+        if len(row["steps"]) < len(plan):
+            if row["stopped_early"] is None:
+                raise BrokenLink.at(where, "the number of steps", len(row["steps"]), len(plan))
+            early.append(f"policy {row['policy_version']}: {row['stopped_early']}")
+        passes: Counter[str] = Counter()
+        for step, batch in zip(row["steps"], plan, strict=False):
+            passes.update(e.example_id for e in batch)
+            expected = [n for e in batch for n in lengths[e.example_id]]
+            for name, value in (("rollouts", len(expected)), ("tokens", sum(expected))):
+                if step[name] != value:
+                    raise BrokenLink.at(f"{where}, step {step['step']}", name, step[name], value)
+        trained = [n for example in passes for n in lengths[example]]
+        for name, value in (("rollouts", len(trained)), ("tokens", sum(trained))):
+            if row[name] != value:
+                raise BrokenLink.at(where, name, row[name], value)
+        often = max(passes.values(), default=0)
+        if often > config.update.epochs:
+            raise BrokenLink.at(where, "passes over a rollout", often, config.update.epochs)
+        _first_met(run, row, config, plan[: len(row["steps"])], taken)
+        count += len(row["steps"])
+    return Checked(count, "steps", tuple(early))
+
+
+def _first_met(
+    run: Run,
+    row: dict[str, Any],
+    config: Config,
+    plan: list[list[GroundingExample]],
+    taken: list[Rollout],
+) -> None:
+    """`trained_rollouts` has each trained rollout, at the step that the plan gives it to first."""
+    first: dict[str, int] = {}
+    for number, batch in enumerate(plan):
+        for example in batch:
+            first.setdefault(example.example_id, number)
+    this = pl.col("policy_version") == row["parent_version"]
+    frame = run.scan("trained_rollouts").filter(this)
+    met = {name: (step, logprobs) for name, step, logprobs in frame.select(
+        "rollout_id", "step", "student_logprobs").collect().iter_rows()}  # fmt: skip
+    for rollout in taken:
+        where = f"trained_rollouts, {rollout.rollout_id}"
+        step, logprobs = met.pop(rollout.rollout_id, (None, []))
+        if step != first.get(rollout.example_id):
+            raise BrokenLink.at(where, "step", step, first.get(rollout.example_id))
+        if step is not None and len(logprobs) != len(rollout.sampling_logprobs):
+            expected = len(rollout.sampling_logprobs)
+            raise BrokenLink.at(where, "the number of its log-probs", len(logprobs), expected)
+        if step == 0:
+            apart = [abs(a - b) for a, b in zip(logprobs, rollout.sampling_logprobs, strict=True)]
+            if not max(apart) <= config.update.max_logprob_mismatch:
+                bound = f"at most {config.update.max_logprob_mismatch}"
+                raise BrokenLink.at(where, "|student - sampling| at step 0", max(apart), bound)
+    for name in met:
+        raise BrokenLink(f"trained_rollouts, {name}: it was trained on and not selected")
+
+
+def selections(run: Run) -> Checked:
+    """What focus decided comes out again, from the stored inputs and the config of the round."""
+    count = 0
+    for row in store.rounds(run):
+        this = pl.col("policy_version") == row["parent_version"]
+        teacher = pl.col("teacher_hash") == row["teacher_hash"]
+        stored = run.selections().filter(this).sort("rollout_id").collect()
+        settings = config_of(run, config_hash_of(run, "selections", row["parent_version"])).focus
+        again = curriculum.select(
+            run.rollouts().filter(this), run.teacher_predictions().filter(teacher), settings
+        ).collect()
+        has_score = run.teacher_scores().filter(this & teacher).select("rollout_id").collect()
+        unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(
+            has_score["rollout_id"].implode()
+        )
+        again = again.with_columns(
+            reason=pl.when(unscored).then(pl.lit("no teacher score")).otherwise("reason"),
+            selected=pl.col("selected") & ~unscored,
+        ).sort("rollout_id")
+        _same_rows(stored, again)
+        count += stored.height
+    return Checked(count, "selections")
+
+
+def scores(run: Run) -> Checked:
+    """The store's checks, and: the update's teacher is the one that its config names."""
+    checked = store.scores(run)
+    notes = []
+    hashes: dict[str, str] = {}
+    for row in store.rounds(run):
+        folder = config_of(run, row["config_hash"]).teacher.path
+        if str(folder) not in hashes:
+            if not folder.is_dir():
+                notes.append(
+                    f"the teacher's folder {folder} is not here, its weights were not read"
+                )
+                hashes[str(folder)] = row["teacher_hash"]
+            else:
+                from storage.policies import weights_hash
+
+                hashes[str(folder)] = weights_hash(folder)
+        if hashes[str(folder)] != row["teacher_hash"]:
+            where = f"updates, policy_version {row['policy_version']}"
+            expected = f"{hashes[str(folder)]} ({folder})"
+            raise BrokenLink.at(where, "teacher_hash", row["teacher_hash"], expected)
+    return Checked(checked.count, checked.of, tuple(dict.fromkeys(notes)))
+
+
+def rollouts(run: Run) -> Checked:
+    """The store's checks, and: seeds are those of the run's seed, round, example and index."""
+    checked = store.rollouts(run)
+    columns = ("rollout_id", "policy_version", "example_id", "sample_index", "seed", "config_hash")
+    seeds: dict[str, int] = {}
+    for name, version, example, index, seed, digest in (
+        run.rollouts().select(columns).collect().iter_rows()
+    ):
+        if digest not in seeds:
+            seeds[digest] = config_of(run, digest).run.seed
+        expected = make_seed(seeds[digest], "rollout", version, example, index)
+        if seed != expected:
+            raise BrokenLink.at(f"rollouts, {name}", "seed", seed, expected)
+    return checked
+
+
+def answers(run: Run) -> Checked:
+    """Every predicted span is what its text says, every IoU what the two spans give."""
+    truth = {e.example_id: e.span for e in run.read("examples", GroundingExample)}
+    count = 0
+    for table, key, iou in (
+        ("rollouts", ("rollout_id",), "student_iou"),
+        ("teacher_predictions", ("example_id", "prediction_index"), "iou"),
+        ("evaluations", ("example_id", "policy_version"), "iou"),
+    ):
+        columns = [*key, "text", "predicted_start", "predicted_end", iou]
+        columns += ["example_id"] if table == "rollouts" else []
+        columns += ["iou_rounded"] if table == "evaluations" else []
+        for row in run.scan(table).select(columns).collect().iter_rows(named=True):
+            where = f"{table}, {', '.join(str(row[name]) for name in key)}"
+            start, end = row["predicted_start"], row["predicted_end"]
+            span = None if start is None or end is None else Span(start, end)
+            said = parse_span(row["text"])
+            if span != said:
+                raise BrokenLink.at(where, "the predicted span", span, said)
+            if row["example_id"] not in truth:
+                raise BrokenLink(f"{where}: there is no example {row['example_id']}")
+            expected = {iou: answer_iou(span, truth[row["example_id"]])}
+            if table == "evaluations":
+                rounded = span and round_span(span)
+                expected["iou_rounded"] = answer_iou(rounded, truth[row["example_id"]])
+            for name, value in expected.items():
+                if not abs(row[name] - value) <= IOU_TOLERANCE:
+                    raise BrokenLink.at(where, name, row[name], value)
+            count += 1
+    return Checked(count, "answers")
+
+
+def selected_of(run: Run, version: int) -> list[Rollout]:
+    this = pl.col("policy_version") == version
+    taken = run.selections().filter(this & pl.col("selected")).select("rollout_id").collect()
+    ids = set(taken["rollout_id"])
+    found = [r for r in run.read("rollouts", Rollout, this) if r.rollout_id in ids]
+    if lost := ids - {r.rollout_id for r in found}:
+        raise BrokenLink(f"selections, {min(lost)}: it was selected, and there is no such rollout")
+    return found
+
+
+def examples_of(run: Run, version: int, wanted: set[str]) -> list[GroundingExample]:
+    """Those of the round's draw that are wanted, in the order of the draw."""
+    draws = run.read("draws", Draw, pl.col("policy_version") == version)
+    examples = {e.example_id: e for e in run.read("examples", GroundingExample)}
+    order = [d.example_id for d in sorted(draws, key=lambda d: d.position)]
+    return [examples[e] for e in order if e in wanted and e in examples]
+
+
+def config_hash_of(run: Run, table: str, version: int) -> str:
+    """Of the config that a round's rows in a table were written with, the last of them."""
+    frame = run.scan(table).filter(pl.col("policy_version") == version)
+    found = frame.sort("written_at").select("config_hash").collect().to_series()
+    if found.is_empty():
+        raise BrokenLink(f"{table}: it has no rows of round {version}, which is committed")
+    return str(found[-1])
+
+
+def grouped(
+    run: Run, version: int, rows: list[Rollout], asked: Iterable[str] = ()
+) -> list[tuple[GroundingExample, list[Rollout]]]:
+    """Each example of the round with its rollouts, in order; `asked` are in it even without any."""
+    mine: dict[str, list[Rollout]] = {example: [] for example in asked}
+    for rollout in sorted(rows, key=lambda r: r.sample_index):
+        mine.setdefault(rollout.example_id, []).append(rollout)
+    return [(e, mine[e.example_id]) for e in examples_of(run, version, set(mine))]
+
+
+def _same_rows(stored: pl.DataFrame, again: pl.DataFrame) -> None:
+    if stored["rollout_id"].to_list() != again["rollout_id"].to_list():
+        counts = Counter(stored["rollout_id"]), Counter(again["rollout_id"])
+        odd = min(name for name in counts[0] | counts[1] if counts[0][name] != counts[1][name])
+        where = f"selections, {odd}"
+        raise BrokenLink.at(where, "the number of its rows", counts[0][odd], counts[1][odd])
+    for was, now in zip(
+        stored.select(again.columns).iter_rows(named=True),
+        again.iter_rows(named=True),
+        strict=True,
+    ):
+        for name, value in now.items():
+            same = was[name] == value
+            if isinstance(value, float) and isinstance(was[name], float):
+                same = abs(was[name] - value) <= IOU_TOLERANCE
+            if not same:
+                raise BrokenLink.at(f"selections, {was['rollout_id']}", name, was[name], value)

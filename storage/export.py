@@ -1,0 +1,166 @@
+"""A run's tables and views as a folder that other programs open.
+
+`parquet` and `jsonl`: one file a table. `hf`: what `datasets.load_dataset(FOLDER, TABLE)` opens:
+Parquet files by table and split, and a card (README.md) that says which is which, what each column
+means, and which run, weights and code it is of.
+
+Written beside the folder and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.types import VideoOPDError
+from storage import run_folder
+from storage.files import disk_troubles
+from storage.schemas import TABLES
+from storage.views import VIEWS, Texts
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from storage.run import Run
+
+FORMATS = ("parquet", "jsonl", "hf")
+DEFAULT = ("trajectories",)
+NAMES = (*TABLES, *VIEWS)
+
+
+def export(
+    run: Run, to: str, out: Path, names: Sequence[str] = DEFAULT, texts: Texts | None = None
+) -> dict[str, int]:
+    """Writes the named tables and views into the new folder `out`; table -> rows written.
+
+    Raises `VideoOPDError` for an unknown name, a folder that holds something, and where there is
+    no row to write.
+    """
+    if to not in FORMATS:
+        raise VideoOPDError(f"there is no format {to!r}; they are: {', '.join(FORMATS)}")
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in NAMES:
+            raise VideoOPDError(f"there is no table {name!r}; the tables are: {', '.join(NAMES)}")
+    out = Path(out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VideoOPDError(f"{out} is not empty; give --out a new folder")
+    aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
+    try:
+        with disk_troubles(out.parent):
+            aside.mkdir(parents=True)
+            rows, files = {}, {}
+            for name in names:
+                frame = _frame(run, name, texts)
+                rows[name] = int(frame.select(_count()).collect().item())
+                files[name] = _write(frame, name, to, aside)
+            if not any(rows.values()):
+                raise VideoOPDError(
+                    f"run {run.path} has no rows of {', '.join(names)} yet; run a round first"
+                )
+            if to == "hf":
+                (aside / "README.md").write_text(_card(run, rows, files, texts))
+            if out.exists():
+                out.rmdir()
+            aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return rows
+
+
+def _frame(run: Run, name: str, texts: Texts | None) -> pl.LazyFrame:
+    if name == "trajectories":
+        return run.trajectories()
+    return run.tokens(texts) if name == "tokens" else run.scan(name)
+
+
+def _count() -> pl.Expr:
+    import polars as pl
+
+    return pl.len()
+
+
+def _write(frame: pl.LazyFrame, name: str, to: str, folder: Path) -> dict[str, list[str]]:
+    """split -> files, relative to `folder`; one split unless the rows name theirs."""
+    import polars as pl
+
+    if to == "jsonl":
+        frame.sink_ndjson(folder / f"{name}.jsonl")
+        return {"train": [f"{name}.jsonl"]}
+    if to == "parquet":
+        frame.sink_parquet(folder / f"{name}.parquet", compression="zstd")
+        return {"train": [f"{name}.parquet"]}
+    parts = {"train": frame}
+    if "split" in frame.collect_schema():
+        splits = frame.select(pl.col("split").unique().sort()).collect().to_series().to_list()
+        parts = {split: frame.filter(pl.col("split") == split) for split in splits}
+    files: dict[str, list[str]] = {}
+    for split, part in parts.items():
+        path = Path("data", name, f"{split}.parquet")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        part.sink_parquet(folder / path, compression="zstd")
+        files[split] = [path.as_posix()]
+    return files
+
+
+def _card(
+    run: Run,
+    rows: Mapping[str, int],
+    files: Mapping[str, Mapping[str, Sequence[str]]],
+    texts: Texts | None,
+) -> str:
+    """The dataset card: YAML that `load_dataset` reads, then what a person wants to know."""
+    content = run_folder.read(run.path)
+    lines = ["---", "configs:"]
+    for number, (name, splits) in enumerate(files.items()):
+        if not rows[name]:
+            continue
+        lines += [f"- config_name: {name}"] + (["  default: true"] if number == 0 else [])
+        lines.append("  data_files:")
+        for split, paths in splits.items():
+            lines += [f"  - split: {split}", "    path:", *(f"    - {path}" for path in paths)]
+    lines += ["tags:", "- video", "- temporal-grounding", "- on-policy-distillation", "---", ""]
+    as_of = "" if run.round is None else f", as of round {run.round}"
+    lines += [
+        "# Trajectories of on-policy distillation",
+        "",
+        f"Exported from run `{run.run_id}`{as_of} by Video-OPD. Base student"
+        f" `{content['student']['weights_hash']}`, teacher `{content['teacher']['weights_hash']}`,"
+        f" code `{content['git_commit']}`. Absent is null; times are seconds, log-probabilities"
+        " natural logarithms.",
+        "",
+    ]
+    for name, count in rows.items():
+        about = VIEWS.get(name) or TABLES[name].description
+        lines += [f"## {name}: {count:,} rows", "", about, ""]
+        described = _described()
+        if name in TABLES:
+            described |= {column.name: column.description for column in TABLES[name].columns}
+        schema = _frame(run, name, texts).collect_schema()
+        lines += ["| column | type | |", "|---|---|---|"]
+        lines += [f"| {c} | {kind} | {described.get(c, '')} |" for c, kind in schema.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _described() -> dict[str, str]:
+    """Columns of the views: those of the tables, and what the views add."""
+    known = {c.name: c.description for spec in reversed(TABLES.values()) for c in spec.columns}
+    return known | {
+        "teacher_iou": "Mean IoU of the round's teacher's own answers.",
+        "teacher_answers": "How many those are.",
+        "tokens": "Tokens of the answer.",
+        "reverse_kl": "Mean of sampling - teacher log-probs over the answer's tokens, nats.",
+        "trained": "Whether a committed update trained on it.",
+        "trained_in": "policy_version of the policy that update made.",
+        "position": "0, 1, ... within the answer.",
+        "token_id": "The sampled token.",
+        "text": "As text.",
+        "sampling_logprob": "log pi_v, recorded while sampling.",
+        "student_logprob": "log pi, of the trainer when it first met the rollout.",
+        "teacher_logprob": "log q of the round's teacher.",
+        "advantage": "teacher_logprob - sampling_logprob.",
+    }

@@ -1,0 +1,81 @@
+"""What Lance remembers of a table: its tags, who committed each version, files that no version has.
+
+A table of ours is made once and only appended to and compacted. Anything else in its history was
+not done by this program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    import lance
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    version: int
+    operation: str
+    """Lance's name of it: `Append`, `Rewrite` (compaction), `Overwrite`, `Update`, `Delete`, ..."""
+    properties: dict[str, str]
+    """What our own commits say of themselves (`Provenance.transaction_properties`)."""
+
+
+def tags(folder: Path, name: str) -> dict[str, int]:
+    """tag -> version, of the table `name` below `folder`."""
+    found = _dataset(folder, name).tags.list()
+    return {tag: int(content["version"]) for tag, content in found.items()}
+
+
+def commits(folder: Path, name: str) -> Iterator[Commit]:
+    """Of the versions that are kept, oldest first."""
+    dataset = _dataset(folder, name)
+    for entry in dataset.versions():
+        version = int(entry["version"])
+        try:
+            transaction = dataset.read_transaction(version)
+        except TypeError as error:
+            # pylance 14.0.2 cannot build the Python object of a compaction that moved an index.
+            if "RewrittenIndex" not in str(error):
+                raise
+            yield Commit(version, "Rewrite", {})
+            continue
+        if transaction is None:
+            yield Commit(version, "unknown", {})
+            continue
+        properties = dict(transaction.transaction_properties or {})
+        yield Commit(version, type(transaction.operation).__name__, properties)
+
+
+def rows_at(folder: Path, name: str, version: int) -> int:
+    return int(_dataset(folder, name).checkout_version(version).count_rows())
+
+
+def orphans(folder: Path, name: str) -> list[str]:
+    """Data files that no kept version has: what a process killed in a write left behind."""
+    dataset = _dataset(folder, name)
+    kept = {
+        file.path
+        for entry in dataset.versions()
+        for fragment in dataset.checkout_version(int(entry["version"])).get_fragments()
+        for file in fragment.data_files()
+    }
+    data = folder / f"{name}.lance" / "data"
+    return sorted(p.name for p in data.glob("*.lance") if p.name not in kept)
+
+
+def _dataset(folder: Path, name: str) -> lance.LanceDataset:
+    import lance
+
+    try:
+        return lance.dataset(folder / f"{name}.lance")
+    except (ValueError, OSError) as error:
+        raise VideoOPDError(
+            f"table {name} of {folder} cannot be opened ({str(error).splitlines()[0][:200]});"
+            " restore it from a copy of the run"
+        ) from None

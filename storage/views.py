@@ -1,0 +1,152 @@
+"""The two joins an analyst wants, so that nobody writes them again: a rollout, and a token.
+
+`trajectories`: one row a rollout, with its example, the teacher's own answers, the teacher's score,
+why focus took it or not, and the update that trained on it. `tokens`: one row a token of an answer.
+
+A round has one teacher: the one that its update names; before the update, the one that scored it
+last; before that, the one the run began with. Scores and answers of other teachers stay in their
+tables.
+
+`trained` is whether a committed update trained on it: one that ended early has not seen all of its
+selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Scan = Callable[[str], "pl.LazyFrame"]
+"""A table by name, at the version that is asked about."""
+Texts = Callable[[Sequence[int]], Sequence[str]]
+"""The text of each token id; the tokenizer is no business of the store."""
+
+VIEWS = {
+    "trajectories": "One row a rollout: example, answer, teacher, score, selection, update.",
+    "tokens": "One row a token of an answer: text, log-probs, advantage, whether trained.",
+}
+
+
+def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
+    """One row a rollout; `run_teacher` is the hash of the teacher that the run began with."""
+    import polars as pl
+
+    examples = scan("examples").select(
+        "example_id", "video_path", "query", "span_start", "span_end", "source", "split", "duration"
+    )
+    rounds = _rounds(scan, run_teacher)
+    by_teacher = ["example_id", "teacher_hash"]
+    answers = (
+        scan("teacher_predictions")
+        .group_by(by_teacher)
+        .agg(teacher_iou=pl.col("iou").mean(), teacher_answers=pl.len())
+    )
+    scores = scan("teacher_scores").select("rollout_id", "teacher_hash", "teacher_logprobs")
+    selections = scan("selections").select(
+        "rollout_id", "policy_version", "selected", "reason", "disagreement", "rank"
+    )
+    trained = scan("trained_rollouts").select("rollout_id", "student_logprobs", step="step")
+    return (
+        scan("rollouts")
+        .select(
+            "rollout_id", "example_id", "policy_version", "policy_hash", "sample_index", "text",
+            "predicted_start", "predicted_end", "student_iou", "finish_reason",
+            "completion_token_ids", "sampling_logprobs",
+            tokens=pl.col("completion_token_ids").list.len(),
+        )
+        .join(examples, on="example_id", how="left", maintain_order="left")
+        .join(rounds, on="policy_version", how="left", maintain_order="left")
+        .join(answers, on=by_teacher, how="left", maintain_order="left")
+        .join(scores, on=["rollout_id", "teacher_hash"], how="left", maintain_order="left")
+        .join(selections, on=["rollout_id", "policy_version"], how="left", maintain_order="left")
+        .join(trained, on="rollout_id", how="left", maintain_order="left")
+        .with_columns(
+            # k1 estimate of the reverse KL on this answer: its mean advantage, negated.
+            reverse_kl=pl.col("sampling_logprobs").list.mean()
+            - pl.col("teacher_logprobs").list.mean(),
+            trained=pl.col("step").is_not_null() & pl.col("trained_in").is_not_null(),
+        )
+        .with_columns(trained_in=pl.when("trained").then("trained_in"))
+        .drop("step")
+    )  # fmt: skip
+
+
+def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyFrame:
+    """One row a token of an answer; `text` is null without `texts`.
+
+    The three log-probs: of the policy that sampled, of the trainer when it first met the rollout
+    (null where it did not), of the round's teacher (null where it was not scored); `advantage` is
+    teacher_logprob - sampling_logprob.
+    """
+    import polars as pl
+
+    lists = {
+        "completion_token_ids": "token_id",
+        "sampling_logprobs": "sampling_logprob",
+        "student_logprobs": "student_logprob",
+        "teacher_logprobs": "teacher_logprob",
+    }
+    absent = pl.col("completion_token_ids").list.eval(pl.element().cast(pl.Float32) * None)
+    frame = (
+        trajectories(scan, run_teacher)
+        .select(
+            "rollout_id", "example_id", "policy_version", *lists, "selected", "trained",
+            "trained_in",
+            position=pl.int_ranges(pl.col("completion_token_ids").list.len()),
+        )
+        .with_columns(pl.col("student_logprobs", "teacher_logprobs").fill_null(absent))
+        .filter(pl.col("completion_token_ids").list.len() > 0)
+        .explode("position", *lists)
+        .rename(lists)
+        .with_columns(advantage=pl.col("teacher_logprob") - pl.col("sampling_logprob"))
+    )  # fmt: skip
+    text = pl.lit(None, pl.String) if texts is None else _text(texts)
+    names = (
+        "rollout_id", "example_id", "policy_version", "position", "token_id", "text",
+        "sampling_logprob", "student_logprob", "teacher_logprob", "advantage", "selected",
+        "trained", "trained_in",
+    )  # fmt: skip
+    return frame.with_columns(text=text).select(names)
+
+
+def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
+    """One row a round: policy_version, teacher_hash, trained_in."""
+    import polars as pl
+
+    updates = scan("updates").select(
+        pl.col("parent_version").alias("policy_version"),
+        pl.col("teacher_hash").alias("of_update"),
+        pl.col("policy_version").alias("trained_in"),
+    )
+    newest = (
+        scan("teacher_scores")
+        .select("policy_version", "teacher_hash", "written_at")
+        .group_by("policy_version")
+        .agg(of_score=pl.col("teacher_hash").sort_by("written_at").last())
+    )
+    return (
+        scan("rollouts")
+        .select("policy_version")
+        .unique()
+        .join(updates, on="policy_version", how="left")
+        .join(newest, on="policy_version", how="left")
+        .select(
+            "policy_version",
+            pl.coalesce("of_update", "of_score", pl.lit(run_teacher)).alias("teacher_hash"),
+            "trained_in",
+        )
+    )
+
+
+def _text(texts: Texts) -> pl.Expr:
+    import polars as pl
+
+    def column(ids: pl.Series) -> pl.Series:
+        known = ids.unique().drop_nulls()
+        words = pl.Series(list(texts(known.to_list())), dtype=pl.String)
+        return ids.replace_strict(known, words, return_dtype=pl.String)
+
+    return pl.col("token_id").map_batches(column, return_dtype=pl.String, is_elementwise=True)
