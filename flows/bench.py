@@ -132,6 +132,13 @@ BEST_PUBLISHED = 9.3
 distillation trainer with one rollout a prompt; its owner's measurement, not redone here."""
 
 
+def _vllm() -> Iterator[Row]:
+    from opd_core.bench.vllm_scoring import vllm_scoring_row
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield vllm_scoring_row(_world_config(Path(folder), seed=0), REPETITIONS)
+
+
 def _overhead() -> Iterator[Row]:
     """What Prefect, Lance and decoding add to the compute of the same rounds."""
     from flows.launch import round_flow
@@ -255,6 +262,7 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "accelerator": _accelerator,
     "store": _store,
     "throughput": _throughput,
+    "vllm": _vllm,
     "overhead": _overhead,
     "gain": _gain,
 }

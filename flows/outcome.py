@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 
@@ -32,8 +33,6 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     )
     if version == 0:
         return summary
-    from dataclasses import replace
-
     mine = pl.col("policy_version") == version - 1
     rollouts = work.run.rollouts().filter(mine)
     (sampled,) = (

@@ -56,6 +56,7 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
         settings.examples_per_round,
         settings.max_queries_per_video,
         make_seed(work.config.run.seed, "draw", policy.version, "", 0),
+        dict(work.run.draws().group_by("example_id").len().collect().iter_rows()),
     )
     if not chosen:
         raise VideoOPDError(

@@ -12,7 +12,7 @@ polars). Ties go to the smaller id, so that the same rows always give the same s
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import polars as pl
@@ -114,16 +114,24 @@ def by_video(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
 
 
 def draw_examples(
-    examples: Sequence[GroundingExample], count: int, max_queries_per_video: int, seed: int
+    examples: Sequence[GroundingExample],
+    count: int,
+    max_queries_per_video: int,
+    seed: int,
+    drawn_before: Mapping[str, int] | None = None,
 ) -> list[GroundingExample]:
     """`count` examples (fewer where there are not as many) of videos in an order given by `seed`.
 
     A video's sentences come together, at most `max_queries_per_video` of them, because they share
-    its prefix. The order of `examples` does not matter.
+    its prefix. Videos that earlier rounds drew less (`drawn_before`: example id -> times) come
+    first, so a run sees all of its data before it sees any twice. The order of `examples` does not
+    matter.
     """
+    times = drawn_before or {}
     generator = random.Random(seed)
     videos = [list(group) for _, group in groupby(by_video(examples), key=lambda e: e.video_path)]
     generator.shuffle(videos)
+    videos.sort(key=lambda sentences: max(times.get(e.example_id, 0) for e in sentences))
     chosen: list[GroundingExample] = []
     for sentences in videos:
         generator.shuffle(sentences)

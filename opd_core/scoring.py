@@ -44,7 +44,7 @@ def score_rollouts(
     encoder = ExampleEncoder(config, teacher.folder)
     rollouts = {example.example_id: list(answers) for example, answers in work}
     batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
-    with _opened_scorer(config, teacher, encoder, rollouts) as score_videos:
+    with opened_scorer(config, teacher, encoder, rollouts) as score_videos:
         for encoded in encoder.encode_batches(batches, "score", teacher.version):
             scores: list[TeacherScore] = []
             quarantined = list(encoded.quarantined)
@@ -61,7 +61,7 @@ def score_rollouts(
 
 
 @contextmanager
-def _opened_scorer(
+def opened_scorer(
     config: Config,
     teacher: Policy,
     encoder: ExampleEncoder,

@@ -237,6 +237,9 @@ class Run:
     def selections(self) -> pl.LazyFrame:
         return self.scan("selections")
 
+    def trained_rollouts(self) -> pl.LazyFrame:
+        return self.scan("trained_rollouts")
+
     def updates(self) -> pl.LazyFrame:
         return self.scan("updates")
 

@@ -283,7 +283,7 @@ def test_bad_videos_are_set_aside_and_the_rest_goes_on(mixed: Path, tmp_path: Pa
     assert counts["rollouts"] == counts["teacher_scores"] == 2 * 6 * 2
     assert counts["updates"] == 2
     assert [r.eval_examples for r in summary.rounds] == [1, 1, 1]
-    assert any("quarantined 18" in note for note in summary.rounds[1].notes)
+    assert any("quarantined: 18" in note for note in summary.rounds[1].notes)
 
 
 def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(

@@ -288,7 +288,7 @@ def begin(work: Work, names: Sequence[str]) -> None:
 def test_a_single_stage_does_what_is_missing_of_it(write_config: Any, tmp_path: Path) -> None:
     config = str(write_config(tmp_path, {"focus.curriculum": "uniform"}))
     with opened(config) as work:
-        for name, needed in (("rollout", "begins it"), ("focus", "rollout"), ("update", "focus")):
+        for name, needed in (("rollout", "begins it"), ("focus", "begins it"), ("update", "focus")):
             with pytest.raises(VideoOPDError, match=needed):
                 begin(work, [name])
         begin(work, ["draw", "rollout"])

@@ -174,6 +174,15 @@ def test_draw_keeps_a_videos_sentences_together_and_ignores_the_order_of_its_inp
     assert drawn != draw_examples(examples, 10, 2, seed=2)
 
 
+def test_draw_sees_all_videos_before_any_twice():
+    examples = [example(v, i) for i in range(2) for v in "abcdef"]
+    times: dict[str, int] = {}
+    for seed in range(3):
+        for drawn in draw_examples(examples, 4, 8, seed, times):
+            times[drawn.example_id] = times.get(drawn.example_id, 0) + 1
+    assert times == {e.example_id: 1 for e in examples}
+
+
 def test_draw_of_more_than_there_is_takes_all_once():
     examples = [example(v, i) for i in range(3) for v in "abc"]
     assert by_video(draw_examples(examples, 100, 8, seed=0)) == by_video(examples)
