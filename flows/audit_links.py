@@ -197,7 +197,7 @@ def rollouts(run: Run) -> Checked:
 
 def answers(run: Run) -> Checked:
     """Every predicted span is what its text says, every IoU what the two spans give."""
-    truth = {e.example_id: e.span for e in run.read("examples", GroundingExample)}
+    truth = {e.example_id: e.spans for e in run.read("examples", GroundingExample)}
     asked: dict[str, PromptTemplate] = {}
     count = 0
     for table, key, iou in (
@@ -220,10 +220,10 @@ def answers(run: Run) -> Checked:
                 raise BrokenLink.at(where, "the predicted span", span, said)
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
-            expected = {iou: answer_iou(span, truth[row["example_id"]])}
+            expected = {iou: answer_iou(span, *truth[row["example_id"]])}
             if table == "evaluations":
                 rounded = span and round_span(span)
-                expected["iou_rounded"] = answer_iou(rounded, truth[row["example_id"]])
+                expected["iou_rounded"] = answer_iou(rounded, *truth[row["example_id"]])
             for name, value in expected.items():
                 if not abs(row[name] - value) <= IOU_TOLERANCE:
                     raise BrokenLink.at(where, name, row[name], value)

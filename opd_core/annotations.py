@@ -5,6 +5,7 @@ a `QuarantinedItem` with its place and what is wrong with it. Nothing is repaire
 swapped span would be an annotation that nobody made.
 
 A line: `{"source", "video_path", "duration", "events": [{"query", "span": [[start, end]]}]}`.
+An event with several spans is true several times: one example, with all of them.
 """
 
 from __future__ import annotations
@@ -90,27 +91,28 @@ def _example(
 ) -> GroundingExample:
     event = as_object(event, "the event")
     query = get_text(event, "query")
-    span = _span(event, duration)
+    span, *others = _spans(event, duration)
     return GroundingExample(
-        example_id=make_example_id(video_path, query, span),
+        example_id=make_example_id(video_path, query, span, *others),
         video_path=video_path,
         duration=duration,
         query=query,
         span=span,
         source=source,
         split=split,
+        other_spans=tuple(tuple(other) for other in others),
     )
 
 
-def _span(event: dict[str, Any], duration: float) -> Span:
-    spans = get_list(event, "span")
-    if len(spans) != 1:
-        raise BadAnnotationError(f"'span' holds {len(spans)} spans; exactly one is expected")
-    pair = spans[0]
-    if not isinstance(pair, list) or len(pair) != 2:
-        raise BadAnnotationError("'span' is not of the form [[start, end]]")
-    start, end = (as_number(value, "a span's end") for value in pair)
-    return check_span(Span(start, end), duration)
+def _spans(event: dict[str, Any], duration: float) -> list[Span]:
+    """One or more, in the file's order, each once."""
+    spans = []
+    for pair in get_list(event, "span"):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadAnnotationError("'span' is not of the form [[start, end]]")
+        start, end = (as_number(value, "a span's end") for value in pair)
+        spans.append(check_span(Span(start, end), duration))
+    return list(dict.fromkeys(spans))
 
 
 def _quarantined(place: str, video_path: str | None, error: Exception) -> QuarantinedItem:

@@ -83,7 +83,7 @@ def sample_rollouts(
             finish_reason=sample.finish_reason,
             text=text,
             predicted_span=span,
-            student_iou=answer_iou(span, item.example.span),
+            student_iou=answer_iou(span, *item.example.spans),
             frame_indices=item.clip.frame_indices,
             frame_timestamps=item.clip.timestamps,
             grid_thw=item.prompt.vision.grid_thw,
@@ -139,7 +139,7 @@ def predict(
             teacher_hash=teacher.weights_hash,
             text=text,
             predicted_span=span,
-            iou=answer_iou(span, item.example.span),
+            iou=answer_iou(span, *item.example.spans),
             seed=seeds(item.example)[index],
         )
 
@@ -177,8 +177,8 @@ def evaluate(
             completion_token_ids=sample.token_ids,
             finish_reason=sample.finish_reason,
             predicted_span=span,
-            iou=answer_iou(span, item.example.span),
-            iou_rounded=answer_iou(span and round_span(span), item.example.span),
+            iou=answer_iou(span, *item.example.spans),
+            iou_rounded=answer_iou(span and round_span(span), *item.example.spans),
             engine=asked.engine.name,
             seconds=seconds,
         )
