@@ -28,7 +28,6 @@ from opd_core.types import VideoOPDError
 from opd_core.video_folder import VideoFolder
 from storage.files import disk_troubles
 
-EXAMPLES_OF_A_REASON = 1
 PROBE_SECONDS = 60.0
 
 
@@ -103,7 +102,8 @@ def import_files(options: ImportOptions) -> ImportSummary:
             options.source or options.format, options.source is not None, options.skip_audio_queries
         )
         with _published(out) as rows, _published(report_path(out)) as report:
-            decisions = decide(_found(reader, options.files), paths, probes, rules)
+            found = _found(reader, options.files)
+            decisions = decide(found, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
     if not summary.taken:

@@ -6,7 +6,7 @@ taken has a `kind`, by which reasons are counted, and a reason in a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from opd_core.annotation_fields import BadAnnotationError, check_span
 from opd_core.audio_queries import audio_word
 from opd_core.formats.found import Annotated, Found, LeftOut
 from opd_core.probing import Probe, ProbeResult, Unusable
-from opd_core.types import Span
+from opd_core.types import Span, make_example_id
 
 DURATION_TOLERANCE_SECONDS = 1.0
 """An annotated duration further off than this is told; the file's own is what counts."""
@@ -69,12 +69,14 @@ def decide(
     paths: Mapping[str, str | None],
     probes: Mapping[str, ProbeResult],
     rules: Rules,
+    why_no_file: Callable[[str], str],
 ) -> Iterator[Decision]:
     """A decision an annotation, in order.
 
-    `paths`: the file that a video's name means. `probes`: what was found in the file.
+    `paths`: the file that a video's name means; where it means none, `why_no_file` says why.
+    `probes`: what was found in the file.
     """
-    first_seen: dict[int, str] = {}
+    first_seen: dict[str, str] = {}
     for found in annotations:
         path = None if found.video is None else paths.get(found.video)
         probe = None if path is None else probes.get(path)
@@ -83,7 +85,7 @@ def decide(
         if isinstance(found, Annotated) and found.source and not rules.override_source:
             source = found.source
         try:
-            note = _check(found, path, probe, rules, first_seen)
+            note = _check(found, path, probe, rules, first_seen, why_no_file)
         except _LeftOutError as error:
             yield Decision(found, source, path, usable, error.kind, str(error))
         else:
@@ -95,16 +97,15 @@ def _check(
     path: str | None,
     probe: ProbeResult | None,
     rules: Rules,
-    first_seen: dict[int, str],
+    first_seen: dict[str, str],
+    why_no_file: Callable[[str], str],
 ) -> str | None:
     if isinstance(found, LeftOut):
         raise _LeftOutError("not of this format", found.reason)
     if rules.skip_audio_queries and (word := audio_word(found.query)):
         raise _LeftOutError("audio query", f"the query is about sound ({word!r})")
     if path is None:
-        raise _LeftOutError(
-            "no such video", f"the folder of videos has no file for {found.video!r}, or several"
-        )
+        raise _LeftOutError("no such video", why_no_file(found.video))
     if probe is None or isinstance(probe, Unusable):
         reason = "nobody has looked at it" if probe is None else probe.reason
         raise _LeftOutError("unusable video", f"{path}: {reason}")
@@ -113,10 +114,10 @@ def _check(
             check_span(span, probe.duration)
         except BadAnnotationError as error:
             raise _LeftOutError("span outside of its video", str(error)) from None
-    key = hash((path, found.query, found.spans))  # a hundred thousand texts stay out of memory
-    if key in first_seen:
-        raise _LeftOutError("said twice", f"is the same annotation as {first_seen[key]}")
-    first_seen[key] = found.place
+    example_id = make_example_id(path, found.query, *found.spans)
+    if example_id in first_seen:
+        raise _LeftOutError("said twice", f"is the same annotation as {first_seen[example_id]}")
+    first_seen[example_id] = found.place
     off = abs((found.duration or probe.duration) - probe.duration)
     if off <= DURATION_TOLERANCE_SECONDS:
         return None
@@ -136,9 +137,9 @@ def timelens_rows(decisions: Iterable[Decision]) -> Iterator[dict[str, Any]]:
         yield {
             "source": source,
             "video_path": path,
-            "duration": round(probe.duration, 3),
+            "duration": probe.duration,
             "events": [_event(member.found) for member in members],
-            "fps": round(probe.fps, 4),
+            "fps": probe.fps,
             "codec": probe.codec,
             "sha256": probe.sha256,
         }

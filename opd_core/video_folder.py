@@ -45,6 +45,13 @@ class VideoFolder:
         found = self._by_name.get(name, ())
         return found[0] if len(found) == 1 else None
 
+    def why_not(self, name: str) -> str:
+        """What to tell a user about a name for which `find` gives None."""
+        found = self._by_name.get(name, ())
+        if len(found) > 1:
+            return f"{name!r} may be {found[0]}, {found[1]}, ...; name it with its folder"
+        return f"the folder of videos has no file for {name!r}"
+
     def _is_file(self, relative: str) -> bool:
         try:
             return (self.path / relative).is_file()

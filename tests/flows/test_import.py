@@ -233,6 +233,8 @@ def test_two_files_of_one_name_are_none(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.mp4").write_bytes(b"")
     assert VideoFolder(tmp_path).find("a") is None
+    assert "may be" in VideoFolder(tmp_path).why_not("a")
+    assert "no file for 'b'" in VideoFolder(tmp_path).why_not("b")
     assert VideoFolder(tmp_path).find("x/a.mp4") == "x/a.mp4"
 
 
