@@ -13,7 +13,8 @@ import polars as pl
 
 from opd_core import curriculum
 from opd_core.config import Config
-from opd_core.grounding import answer_iou, parse_span, round_span
+from opd_core.grounding import answer_iou, round_span
+from opd_core.templates import TEMPLATES, PromptTemplate
 from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
 from storage import audit as store
 from storage.audit import BrokenLink, Checked
@@ -196,29 +197,33 @@ def rollouts(run: Run) -> Checked:
 
 def answers(run: Run) -> Checked:
     """Every predicted span is what its text says, every IoU what the two spans give."""
-    truth = {e.example_id: e.span for e in run.read("examples", GroundingExample)}
+    truth = {e.example_id: e.spans for e in run.read("examples", GroundingExample)}
+    asked: dict[str, PromptTemplate] = {}
     count = 0
     for table, key, iou in (
         ("rollouts", ("rollout_id",), "student_iou"),
         ("teacher_predictions", ("example_id", "prediction_index"), "iou"),
         ("evaluations", ("example_id", "policy_version"), "iou"),
     ):
-        columns = [*key, "text", "predicted_start", "predicted_end", iou]
+        columns = [*key, "text", "predicted_start", "predicted_end", iou, "config_hash"]
         columns += ["example_id"] if table == "rollouts" else []
         columns += ["iou_rounded"] if table == "evaluations" else []
         for row in run.scan(table).select(columns).collect().iter_rows(named=True):
             where = f"{table}, {', '.join(str(row[name]) for name in key)}"
             start, end = row["predicted_start"], row["predicted_end"]
             span = None if start is None or end is None else Span(start, end)
-            said = parse_span(row["text"])
+            digest = row["config_hash"]
+            if digest not in asked:
+                asked[digest] = TEMPLATES[config_of(run, digest).prompt.template]
+            said = asked[digest].parse_span(row["text"])
             if span != said:
                 raise BrokenLink.at(where, "the predicted span", span, said)
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
-            expected = {iou: answer_iou(span, truth[row["example_id"]])}
+            expected = {iou: answer_iou(span, *truth[row["example_id"]])}
             if table == "evaluations":
                 rounded = span and round_span(span)
-                expected["iou_rounded"] = answer_iou(rounded, truth[row["example_id"]])
+                expected["iou_rounded"] = answer_iou(rounded, *truth[row["example_id"]])
             for name, value in expected.items():
                 if not abs(row[name] - value) <= IOU_TOLERANCE:
                     raise BrokenLink.at(where, name, row[name], value)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opd_core.formats.readers import READERS
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
@@ -104,6 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     audit.add_argument("--seed", type=int, help="of the random shares")
     audit.add_argument("--format", choices=("text", "json"), default="text")
+
+    bring = _add(commands, "import", _import, "bring annotations of other data sets into our form")
+    bring.add_argument("format", choices=tuple(READERS), metavar="FORMAT", help=", ".join(READERS))
+    bring.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    bring.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
+    bring.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.jsonl", help="for data.train or data.eval"
+    )
+    bring.add_argument("--source", metavar="NAME", help="of all annotations (default: their own)")
+    bring.add_argument(
+        "--jobs", type=_at_least_one, metavar="N", help="videos looked at at once (default: cores)"
+    )
+    bring.add_argument(
+        "--skip-audio-queries", action="store_true",
+        help="leave out sentences about what is heard, by TimeLens' nine words",
+    )  # fmt: skip
 
     _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
     _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
@@ -205,6 +222,21 @@ def _audit(options: argparse.Namespace) -> int:
 
     depth = Depth(options.videos, options.deep, options.tolerance, options.seed)
     return print_audit(_open_at(options.run), depth, options.format)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from flows.import_annotations import ImportOptions, import_files, print_summary
+
+    wanted = ImportOptions(
+        options.format,
+        options.files,
+        options.videos,
+        options.out,
+        options.source,
+        options.jobs,
+        options.skip_audio_queries,
+    )
+    print_summary(import_files(wanted))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -46,6 +46,8 @@ def show(run: Run, rollout_id: str) -> None:
     out.print(Text(f"           {'0 s':<{BAR_CELLS - 8}}{duration:>6.1f} s"))
     truth = (example.get("span_start"), example.get("span_end"))
     out.print(span_line("truth", *truth, duration, "", "green"))
+    for start, end in example.get("other_spans", ()):
+        out.print(span_line("or", start, end, duration, "", "green"))
     student = (rollout["predicted_start"], rollout["predicted_end"])
     out.print(span_line("student", *student, duration, _iou(rollout["student_iou"]), "cyan"))
     for index, prediction in enumerate(predictions, start=1):

@@ -57,6 +57,11 @@ class TeacherSection(ModelSection):
     """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
 
 
+class PromptSection(Section):
+    template: Literal["timelens", "video-opd", "json"] = "timelens"
+    """How the question is put, and how an answer is read (`opd_core/templates.py`)."""
+
+
 class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
@@ -196,6 +201,7 @@ class Config(Section):
     data: DataSection
     student: ModelSection
     teacher: TeacherSection
+    prompt: PromptSection = PromptSection()
     video: VideoSection = VideoSection()
     rollout: RolloutSection = RolloutSection()
     score: ScoreSection = ScoreSection()

@@ -9,6 +9,7 @@ PyAV and PIL only, so that it starts in a fifth of a second, and sends back smal
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import queue
@@ -28,6 +29,8 @@ def _answer(
     request: dict[str, Any], pick: Picker, last: list[ProbedVideo]
 ) -> tuple[dict[str, Any], bytes]:
     """One reply. `last` holds the video of the latest probe, which a `decode` then refers to."""
+    if request["do"] == "survey":
+        return _survey(request["path"]), b""
     if request["do"] == "probe":
         last[:] = [probe(request["path"])]
         video = last[0]
@@ -39,6 +42,19 @@ def _answer(
         }, b""
     frames = decode(last[0], request["indices"], request["height"], request["width"], pick)
     return {"shape": frames.shape}, frames.tobytes()
+
+
+def _survey(path: str) -> dict[str, Any]:
+    """All that an import wants to know of a file that it does not decode."""
+    video = probe(path)
+    with open(path, "rb") as file:  # noqa: PTH123  (pathlib is not needed in this process)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "duration": video.total_frames / video.fps,
+        "fps": video.fps,
+        "codec": video.codec,
+        "sha256": digest,
+    }
 
 
 def _receive(stream: BinaryIO, parent: int, requests: queue.SimpleQueue[dict[str, Any]]) -> None:

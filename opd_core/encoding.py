@@ -13,6 +13,7 @@ from pathlib import Path
 
 from opd_core.config import Config, VideoSection
 from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
+from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, QuarantinedItem
 from opd_core.video import VideoClip, VideoError, VideoReader
 
@@ -56,7 +57,7 @@ class ExampleEncoder:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._videos = config.data.videos
-        self.prompts = PromptEncoder(folder)
+        self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
         video = self.prompts.processor.video_processor
         self._reader = _reader(
             config.video, video.patch_size, video.merge_size, video.temporal_patch_size

@@ -36,9 +36,13 @@ def round_span(span: Span) -> Span:
     return Span(math.floor(span.start + 0.5), math.floor(span.end + 0.5))
 
 
-def answer_iou(predicted: Span | None, truth: Span) -> float:
-    """IoU by the rule of every protocol: an answer without a span counts 0."""
-    return 0.0 if predicted is None else temporal_iou(predicted, truth)
+def answer_iou(predicted: Span | None, *truths: Span) -> float:
+    """IoU by the rule of every protocol: an answer without a span counts 0.
+
+    Where a sentence is true several times, the span that the answer fits best counts, which is how
+    QVHighlights counts R1.
+    """
+    return 0.0 if predicted is None else max(temporal_iou(predicted, truth) for truth in truths)
 
 
 def format_answer(span: Span) -> str:

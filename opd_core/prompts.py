@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.templates import TEMPLATES
 from opd_core.types import VideoOPDError
 from opd_core.video import VideoClip
 
-TIMELENS = (
-    "Please find the visual event described by the sentence '{query}', determining its starting "
-    "and ending times. The format should be: 'The event happens in <start time> - <end time> "
-    "seconds'."
-)
-"""The prompt of TimeLens, also used by the released Video-OPD rows (DESIGN section 7)."""
+TIMELENS = TEMPLATES["timelens"].text
 
 
 @dataclass(frozen=True, slots=True)

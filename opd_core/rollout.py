@@ -16,8 +16,9 @@ from typing import Generic, TypeVar
 from opd_core.alignment import Gate, probe_engine
 from opd_core.config import Config, EngineName
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
-from opd_core.grounding import answer_iou, parse_span, round_span
+from opd_core.grounding import answer_iou, round_span
 from opd_core.sampling import Engine, Request, Sample, SamplingParams
+from opd_core.templates import TEMPLATES
 from opd_core.types import (
     Evaluation,
     GroundingExample,
@@ -68,7 +69,7 @@ def sample_rollouts(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Rollout:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = parse_span(text)
+        span = TEMPLATES[config.prompt.template].parse_span(text)
         return Rollout(
             rollout_id=make_rollout_id(policy.version, item.example.example_id, index),
             policy_version=policy.version,
@@ -82,7 +83,7 @@ def sample_rollouts(
             finish_reason=sample.finish_reason,
             text=text,
             predicted_span=span,
-            student_iou=answer_iou(span, item.example.span),
+            student_iou=answer_iou(span, *item.example.spans),
             frame_indices=item.clip.frame_indices,
             frame_timestamps=item.clip.timestamps,
             grid_thw=item.prompt.vision.grid_thw,
@@ -130,7 +131,7 @@ def predict(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> TeacherPrediction:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = parse_span(text)
+        span = TEMPLATES[config.prompt.template].parse_span(text)
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
@@ -138,7 +139,7 @@ def predict(
             teacher_hash=teacher.weights_hash,
             text=text,
             predicted_span=span,
-            iou=answer_iou(span, item.example.span),
+            iou=answer_iou(span, *item.example.spans),
             seed=seeds(item.example)[index],
         )
 
@@ -167,7 +168,7 @@ def evaluate(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Evaluation:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = parse_span(text)
+        span = TEMPLATES[config.prompt.template].parse_span(text)
         return Evaluation(
             policy_version=policy.version,
             policy_hash=policy.weights_hash,
@@ -176,8 +177,8 @@ def evaluate(
             completion_token_ids=sample.token_ids,
             finish_reason=sample.finish_reason,
             predicted_span=span,
-            iou=answer_iou(span, item.example.span),
-            iou_rounded=answer_iou(span and round_span(span), item.example.span),
+            iou=answer_iou(span, *item.example.spans),
+            iou_rounded=answer_iou(span and round_span(span), *item.example.spans),
             engine=asked.engine.name,
             seconds=seconds,
         )

@@ -35,19 +35,27 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroundingExample:
-    """One video, one sentence, one span of truth."""
+    """One video, one sentence, and when it is true: once, or (QVHighlights) several times."""
 
     example_id: str
-    """`make_example_id(video_path, query, span)`: the same annotation has the same id anywhere."""
+    """`make_example_id(video_path, query, *spans)`: the same annotation has one id anywhere."""
     video_path: str
     """As in the annotation file, relative to the `videos` folder of the config."""
     duration: float
     """Seconds, as annotated."""
     query: str
     span: Span
+    """The first span of truth: what one answer is trained towards where a loss needs one."""
     source: str
     split: str
     """`train` or `eval`."""
+    other_spans: Sequence[Sequence[float]] = ()
+    """[[start, end], ...] of the other times at which the sentence is true, as annotated. An
+    answer counts by the span it fits best."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return (self.span, *(Span(*other) for other in self.other_spans))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +258,10 @@ class Evaluation:
     seconds: float
 
 
-def make_example_id(video_path: str, query: str, span: Span) -> str:
+def make_example_id(video_path: str, query: str, *spans: Span) -> str:
     """16 hex digits over the annotation's content."""
-    return _digest("example", video_path, query, f"{span.start:.3f}", f"{span.end:.3f}")[:16]
+    ends = [f"{end:.3f}" for span in spans for end in span]
+    return _digest("example", video_path, query, *ends)[:16]
 
 
 def make_rollout_id(policy_version: int, example_id: str, sample_index: int) -> str:

@@ -171,12 +171,13 @@ def scores(run: Run) -> Checked:
 
 
 def examples(run: Run) -> Checked:
-    """An example's id is the hash of its video's path, sentence and span."""
+    """An example's id is the hash of its video's path, sentence and spans."""
     unique(run, "examples")
-    columns = ("example_id", "video_path", "query", "span_start", "span_end")
+    columns = ("example_id", "video_path", "query", "span_start", "span_end", "other_spans")
     rows = run.examples().select(columns).collect()
-    for example_id, path, query, start, end in rows.iter_rows():
-        if example_id != (made := make_example_id(path, query, Span(start, end))):
+    for example_id, path, query, start, end, others in rows.iter_rows():
+        spans = (Span(start, end), *(Span(*other) for other in others))
+        if example_id != (made := make_example_id(path, query, *spans)):
             where = f"examples, {example_id}"
             raise BrokenLink.at(where, "the hash of its annotation", made, example_id)
     return Checked(rows.height, "examples")

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -124,16 +124,21 @@ TABLES: dict[str, TableSpec] = _by_name(
             types.GroundingExample,
             writer="import",
             key=("example_id",),
-            description="One video, one sentence, one true span.",
+            description="One video, one sentence, its true span or spans.",
             own_columns=(
-                Column("example_id", STRING, "Hash of video path, sentence and span."),
+                Column("example_id", STRING, "Hash of video path, sentence and spans."),
                 Column("video_path", STRING, "As annotated, relative to the videos folder."),
                 Column("duration", FLOAT, "Length of the video as annotated, s."),
                 Column("query", STRING, "The sentence to ground."),
-                Column("span_start", FLOAT, "True start, s."),
-                Column("span_end", FLOAT, "True end, s."),
+                Column("span_start", FLOAT, "True start of the first span, s."),
+                Column("span_end", FLOAT, "True end of the first span, s."),
                 Column("source", STRING, "Data set the annotation came from."),
                 Column("split", STRING, "`train` or `eval`."),
+                Column(
+                    "other_spans",
+                    pa.list_(pa.list_(FLOAT)),
+                    "[start, end] of the other times at which it is true, s; mostly empty.",
+                ),
             ),
         ),
         TableSpec(

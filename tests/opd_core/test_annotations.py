@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.annotations import END_TOLERANCE_SECONDS, read_timelens
+from opd_core.annotation_fields import END_TOLERANCE_SECONDS
+from opd_core.annotations import read_timelens
 from opd_core.types import GroundingExample, QuarantinedItem, Span, VideoOPDError, make_example_id
 
 GOOD = {
@@ -79,7 +80,8 @@ def test_one_example_an_event(tmp_path):
         (event(span=[[-1, 4]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
         (event(span=[[1, 31.5]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
         (event(span=[[1, float("nan")]]), "train.jsonl:1#0", "not a finite number"),
-        (event(span=[1, 4]), "train.jsonl:1#0", "holds 2 spans"),
+        (event(span=[1, 4]), "train.jsonl:1#0", "[[start, end]]"),
+        (event(span=[[1, 2], [9, 40]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
         (event(span=[[1, 4, 5]]), "train.jsonl:1#0", "[[start, end]]"),
         (event(span=[["1", "4"]]), "train.jsonl:1#0", "not a number"),
     ],
@@ -106,6 +108,14 @@ def test_the_same_annotation_twice_is_one_example(tmp_path):
     assert [type(item) for item in items[:2]] == [GroundingExample] * 2
     assert [item.item_id for item in items[2:]] == ["train.jsonl:3#0", "train.jsonl:3#1"]
     assert items[2].reason == "is the same annotation as train.jsonl:1#0"
+
+
+def test_a_sentence_that_is_true_several_times_is_one_example_with_all_its_spans(tmp_path):
+    (item,) = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11], [1, 2], [9, 11]]}]))
+    assert item.span == Span(9.0, 11.0) and item.other_spans == ((1.0, 2.0),)
+    assert item.spans == (Span(9.0, 11.0), Span(1.0, 2.0))
+    (alone,) = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11]]}]))
+    assert alone.example_id != item.example_id
 
 
 def test_a_rounded_duration_is_tolerated_and_nothing_is_clipped(tmp_path):
@@ -165,4 +175,6 @@ def test_whatever_is_in_the_file_each_example_is_valid_and_each_problem_has_a_re
             continue
         assert item.query.strip() and item.video_path and item.source
         assert 0 <= item.span.start < item.span.end <= item.duration + END_TOLERANCE_SECONDS
-        assert item.example_id == make_example_id(item.video_path, item.query, item.span)
+        for start, end in item.other_spans:
+            assert 0 <= start < end <= item.duration + END_TOLERANCE_SECONDS
+        assert item.example_id == make_example_id(item.video_path, item.query, *item.spans)

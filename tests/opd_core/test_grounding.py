@@ -75,6 +75,11 @@ def test_iou_of_touching_spans_is_0_and_of_no_answer_too():
     assert answer_iou(None, Span(0, 3)) == 0.0
 
 
+def test_of_several_spans_of_truth_the_best_counts():
+    assert answer_iou(Span(2, 4), Span(8, 9), Span(2, 6), Span(3, 20)) == 0.5
+    assert answer_iou(None, Span(8, 9), Span(2, 6)) == 0.0
+
+
 def test_rounding_is_half_up_not_half_even():
     assert round_span(Span(0.5, 2.5)) == Span(1, 3)
     assert round_span(Span(1.4, 1.6)) == Span(1, 2)

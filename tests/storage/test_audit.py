@@ -12,7 +12,7 @@ from flows import stages
 from flows.audit import Depth, audit
 from flows.cli import main
 from flows.prepare import opened
-from opd_core.types import make_example_id
+from opd_core.types import Span, make_example_id
 from storage.run import Run
 
 WEIGHTS = "checkpoints hold the weights that were committed"
@@ -271,7 +271,7 @@ def test_a_consistently_edited_example_loses_its_rollouts(copy):
     def change(rows):
         row = rows[-1]
         row["query"] = "a cat"
-        span = type("S", (), {"start": row["span_start"], "end": row["span_end"]})
+        span = Span(row["span_start"], row["span_end"])
         row["example_id"] = make_example_id(row["video_path"], "a cat", span)
 
     used = set(Run.open(copy).rollouts().collect()["example_id"])

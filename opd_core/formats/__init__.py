@@ -1,0 +1,1 @@
+"""Readers of other people's annotation files, one module a format; `readers.py` lists them."""

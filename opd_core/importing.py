@@ -1,0 +1,154 @@
+"""Which annotations are taken: found ones against the files they speak of.
+
+Pure: the caller reads the annotations and has looked at the files. Nothing is repaired; what is not
+taken has a `kind`, by which reasons are counted, and a reason in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from opd_core.annotation_fields import BadAnnotationError, check_span
+from opd_core.audio_queries import audio_word
+from opd_core.formats.found import Annotated, Found, LeftOut
+from opd_core.probing import Probe, ProbeResult, Unusable
+from opd_core.types import Span, make_example_id
+
+DURATION_TOLERANCE_SECONDS = 1.0
+"""An annotated duration further off than this is told; the file's own is what counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One annotation: taken, or why not."""
+
+    found: Found
+    source: str
+    video_path: str | None
+    """Relative to the folder of videos; None where there is no such file."""
+    probe: Probe | None
+    kind: str | None
+    """Of the reason, for counting; None where it was taken."""
+    reason: str | None
+    note: str | None = None
+    """What is odd about one that was taken."""
+
+    @property
+    def taken(self) -> bool:
+        return self.kind is None
+
+    def as_row(self) -> dict[str, Any]:
+        """The report's line."""
+        row: dict[str, Any] = {"place": self.found.place, "taken": self.taken}
+        row |= {"kind": self.kind, "reason": self.reason} if not self.taken else {}
+        row |= {"video": self.found.video, "video_path": self.video_path}
+        if isinstance(self.found, Annotated):
+            row |= {"query": self.found.query, "spans": [list(s) for s in self.found.spans]}
+        return row | ({"note": self.note} if self.note else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    source: str
+    """Of annotations that name none."""
+    override_source: bool = False
+    skip_audio_queries: bool = False
+
+
+class _LeftOutError(Exception):
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def decide(
+    annotations: Iterable[Found],
+    paths: Mapping[str, str | None],
+    probes: Mapping[str, ProbeResult],
+    rules: Rules,
+    why_no_file: Callable[[str], str],
+) -> Iterator[Decision]:
+    """A decision an annotation, in order.
+
+    `paths`: the file that a video's name means; where it means none, `why_no_file` says why.
+    `probes`: what was found in the file.
+    """
+    first_seen: dict[str, str] = {}
+    for found in annotations:
+        path = None if found.video is None else paths.get(found.video)
+        probe = None if path is None else probes.get(path)
+        usable = probe if isinstance(probe, Probe) else None
+        source = rules.source
+        if isinstance(found, Annotated) and found.source and not rules.override_source:
+            source = found.source
+        try:
+            note = _check(found, path, probe, rules, first_seen, why_no_file)
+        except _LeftOutError as error:
+            yield Decision(found, source, path, usable, error.kind, str(error))
+        else:
+            yield Decision(found, source, path, usable, None, None, note)
+
+
+def _check(
+    found: Found,
+    path: str | None,
+    probe: ProbeResult | None,
+    rules: Rules,
+    first_seen: dict[str, str],
+    why_no_file: Callable[[str], str],
+) -> str | None:
+    if isinstance(found, LeftOut):
+        raise _LeftOutError("not of this format", found.reason)
+    if rules.skip_audio_queries and (word := audio_word(found.query)):
+        raise _LeftOutError("audio query", f"the query is about sound ({word!r})")
+    if path is None:
+        raise _LeftOutError("no such video", why_no_file(found.video))
+    if probe is None or isinstance(probe, Unusable):
+        reason = "nobody has looked at it" if probe is None else probe.reason
+        raise _LeftOutError("unusable video", f"{path}: {reason}")
+    for span in found.spans:
+        try:
+            check_span(span, probe.duration)
+        except BadAnnotationError as error:
+            raise _LeftOutError("span outside of its video", str(error)) from None
+    example_id = make_example_id(path, found.query, *found.spans)
+    if example_id in first_seen:
+        raise _LeftOutError("said twice", f"is the same annotation as {first_seen[example_id]}")
+    first_seen[example_id] = found.place
+    off = abs((found.duration or probe.duration) - probe.duration)
+    if off <= DURATION_TOLERANCE_SECONDS:
+        return None
+    return f"annotated for {found.duration:g} s, the file has {probe.duration:.2f} s"
+
+
+def timelens_rows(decisions: Iterable[Decision]) -> Iterator[dict[str, Any]]:
+    """What was taken, in TimeLens-100K's form: a row a run of neighbours of one video and source.
+
+    Beyond that form a row has `fps`, `codec` and `sha256` of the file.
+    """
+    taken = (d for d in decisions if d.taken)
+    for (path, source), group in groupby(taken, key=lambda d: (d.video_path, d.source)):
+        members = list(group)
+        probe = members[0].probe
+        assert probe is not None
+        yield {
+            "source": source,
+            "video_path": path,
+            "duration": probe.duration,
+            "events": [_event(member.found) for member in members],
+            "fps": probe.fps,
+            "codec": probe.codec,
+            "sha256": probe.sha256,
+        }
+
+
+def _event(found: Found) -> dict[str, Any]:
+    assert isinstance(found, Annotated)
+    return {"query": found.query, "span": [_plain(span) for span in found.spans]}
+
+
+def _plain(span: Span) -> list[float]:
+    return [span.start, span.end]

@@ -1,0 +1,81 @@
+"""Decisions: whatever was found, each annotation is taken or has its reason, and what is written is
+what a run then reads."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_core.annotations import read_timelens
+from opd_core.formats.found import Annotated, LeftOut
+from opd_core.importing import Rules, decide, timelens_rows
+from opd_core.probing import Probe, Unusable
+from opd_core.types import GroundingExample, Span
+
+PATHS = {"a": "a.mp4", "b": "sub/b.mp4", "bad": "bad.mp4", "none": None}
+PROBES = {
+    "a.mp4": Probe(6.0004, 8.0, "h264", "0" * 64),
+    "sub/b.mp4": Probe(100 / 29.97, 29.97, "h264", "1" * 64),
+    "bad.mp4": Unusable("it has no video stream", final=True),
+}
+
+seconds = st.sampled_from([-1.0, 0.0, 1.0, 1.0001, 2.5, 6.5, 6.5003, 7.0]) | st.floats(-1, 9)
+annotations = st.builds(
+    Annotated,
+    place=st.integers(1, 99).map(lambda n: f"f:{n}"),
+    video=st.sampled_from([*PATHS, "unknown"]),
+    query=st.sampled_from(["a dog", "a bell is heard", "naïve “dog”"]),
+    spans=st.lists(st.builds(Span, seconds, seconds), min_size=1, max_size=3).map(tuple),
+    source=st.none() | st.just("theirs"),
+    duration=st.none() | st.floats(0.1, 99),
+)
+left_out = st.builds(LeftOut, st.just("f:1"), st.none() | st.just("a"), st.just("is no JSON"))
+
+
+def decisions(found, rules):
+    return list(decide(found, PATHS, PROBES, rules, lambda name: f"no file {name!r}"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(annotations | left_out, max_size=8), st.booleans(), st.booleans())
+def test_all_that_is_written_is_read_and_all_else_has_a_reason(found, skip, override):
+    decided = decisions(found, Rules("mine", override, skip))
+    assert [d.found for d in decided] == found
+    for decision in decided:
+        assert decision.taken == (decision.reason is None)
+        json.dumps(decision.as_row())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "out.jsonl")
+        path.write_text("".join(json.dumps(row) + "\n" for row in timelens_rows(decided)))
+        read = list(read_timelens(path, "train"))
+    taken = [d for d in decided if d.taken]
+    assert all(isinstance(example, GroundingExample) for example in read)
+    assert [(e.video_path, e.query, e.source) for e in read] == [
+        (d.video_path, d.found.query, d.source) for d in taken
+    ]
+    assert [e.spans for e in read] == [tuple(dict.fromkeys(d.found.spans)) for d in taken]
+    if override:
+        assert {e.source for e in read} <= {"mine"}
+
+
+def test_kinds():
+    found = [
+        LeftOut("f:1", None, "is no JSON"),
+        Annotated("f:2", "none", "q", (Span(1, 2),)),
+        Annotated("f:3", "bad", "q", (Span(1, 2),)),
+        Annotated("f:4", "a", "q", (Span(1, 2), Span(5, 9))),
+        Annotated("f:5", "a", "q", (Span(1, 2),), duration=50.0),
+        Annotated("f:6", "a", "q", (Span(1, 2),)),
+        Annotated("f:7", "a", "the sound of rain", (Span(1, 2),)),
+    ]
+    decided = decisions(found, Rules("mine", skip_audio_queries=True))
+    assert [d.kind for d in decided] == [
+        "not of this format", "no such video", "unusable video", "span outside of its video",
+        None, "said twice", "audio query",
+    ]  # fmt: skip
+    assert decided[4].note == "annotated for 50 s, the file has 6.00 s"
+    assert decided[5].reason == "is the same annotation as f:5"
