@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.clip import VideoClip
 from opd_core.types import VideoOPDError
-from opd_core.video import VideoClip
 
 TIMELENS = (
     "Please find the visual event described by the sentence '{query}', determining its starting "
