@@ -409,11 +409,12 @@ def _create(folder: Path) -> None:
     """An empty store, built aside and renamed, so that a killed `open` leaves no half of one."""
     import lance
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if (folder / FORMAT_FILE).exists():  # made meanwhile by another process
             return
         raise VideoOPDError(
-            f"{folder} is not empty and no frame store; set frames.path to a new or empty folder"
+            f"{folder} is there already and no frame store; set frames.path to a new or empty"
+            " folder"
         )
     aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex[:8]}")
     try:
