@@ -245,12 +245,14 @@ class FrameStore:
                 return True
             try:
                 lock = self.folder / ".locks" / "frames.lock"
-                with locks.held(lock, "frames", wait_seconds):
+                with disk_troubles(self.folder), locks.held(lock, "frames", wait_seconds):
                     self._write_or_start_over()
             except locks.InUseError:
                 return False
             except VideoOPDError as error:
                 self._stop_writing(str(error))
+            except (OSError, ValueError, RuntimeError) as error:
+                self._stop_writing(f"{self.folder} cannot be written: {_first_line(error)}")
             return True
 
     def close(self) -> None:
@@ -310,14 +312,13 @@ class FrameStore:
     # --- writing; under the lock ---------------------------------------------------------------
 
     def _write_or_start_over(self) -> None:
-        with disk_troubles(self.folder):
-            try:
-                with disk_troubles(self.folder):
-                    return self._write()
-            except (OSError, ValueError, RuntimeError) as error:  # a file of the table is damaged
-                reason = _first_line(error)
-            self._empty_table()
-            self._write()
+        try:
+            with disk_troubles(self.folder):
+                return self._write()
+        except (OSError, ValueError, RuntimeError) as error:  # a file of the table is damaged
+            reason = _first_line(error)
+        self._empty_table()
+        self._write()
         warnings.warn(
             f"the frame store {self.folder} was damaged ({reason}) and begins anew",
             RuntimeWarning,

@@ -339,3 +339,12 @@ def test_killed_writers_leave_a_whole_store(tmp_path):
     assert start(tmp_path, 40, bound).communicate(timeout=60)[0].split() == ["ready", "done"]
     assert right(tmp_path, 40, bound) > 8
     assert size_of(tmp_path / "frames") <= bound
+
+
+def test_a_disk_too_full_for_the_lock_is_told(store, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError("[Errno 28] No space left on device")
+
+    monkeypatch.setattr(locks, "_describe", full)
+    with pytest.warns(RuntimeWarning, match="its disk is full"):
+        fill(store, tmp_path, ["a"])
