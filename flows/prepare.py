@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opd_core.config import Config, load_config
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
 from storage.schemas import TABLES
@@ -76,9 +78,33 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
-    with run.exclusive("round"):
+    with run.exclusive("round"), decoding_once(loaded):
         import_annotations(run, loaded)
         yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
+
+
+@contextmanager
+def decoding_once(config: Config) -> Iterator[None]:
+    """Meanwhile every stage of this process reads frames through the store of the config."""
+    folder = config.frames_path
+    if folder is None:
+        yield
+        return
+    from opd_core.encoding import reading_through
+
+    try:
+        store = FrameStore.open(folder, int(config.frames.max_gib * 2**30))
+    except VideoOPDError as error:
+        if config.frames.path is not None:
+            raise
+        warnings.warn(f"no frames are kept: {error}", RuntimeWarning, stacklevel=3)
+        yield
+        return
+    try:
+        with reading_through(store):
+            yield
+    finally:
+        store.close()
 
 
 def import_annotations(run: Run, config: Config) -> tuple[int, int]:

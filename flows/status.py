@@ -12,6 +12,8 @@ from rich import box
 from rich.table import Table
 
 from flows.report import accuracy, console
+from opd_core.config import FRAMES_FOLDER
+from storage.frames import usage
 from storage.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def print_status(run: Run) -> None:
     out.print(f"policy    {state.policy_version}  (newest committed)")
     given_up = f"; {state.quarantined:,} quarantined" if state.quarantined else ""
     out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
+    out.print(f"frames    {_frames(run)}", markup=False)
     out.print(f"continue  videoopd run {_config_hint(run)}")
     out.print(_policies(run))
     out.print(_tables(run))
@@ -121,6 +124,20 @@ def _tables(run: Run) -> Table:
         rows = run.tables.scan(name).select(pl.len()).collect().item()
         table.add_row(name, f"{rows:,}", size, spec.description)
     return table
+
+
+def _frames(run: Run) -> str:
+    """The frame store of the config that the run was last continued with."""
+    settings = _config(run).get("frames", {})
+    if not settings.get("enabled"):
+        return "not kept (frames.enabled = false)"
+    path = settings.get("path")
+    folder = Path(path) if path else run.path.parent / FRAMES_FOLDER
+    found = usage(folder)
+    if found is None:
+        return f"none kept yet in {folder}"
+    most = _bytes(settings["max_gib"] * 2**30)
+    return f"{found.videos:,} videos, {_bytes(found.bytes)} of at most {most} in {folder}"
 
 
 def _count(frame: pl.LazyFrame) -> int:

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from opd_core.types import VideoOPDError
 
+FRAMES_FOLDER = "videoopd-frames"
+"""Named so that it is not taken for frames of the user's own."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -72,6 +75,19 @@ class VideoSection(Section):
     """A decoder that takes longer is killed and its video quarantined."""
     cached_videos: Positive = 1024
     """Decoded videos kept in memory by a process."""
+
+
+class FramesSection(Section):
+    """The frame store: what was decoded and resized, kept on disk for the next stage and run."""
+
+    enabled: bool = True
+    path: Path | None = None
+    """Folder of the store; runs may share it. None: `videoopd-frames` beside the run's folder."""
+    max_gib: Annotated[float, Field(gt=0)] = 20.0
+    """Beyond it, the videos that were not used for longest are removed."""
+    codec: Literal["raw", "jpeg"] = "raw"
+    """`jpeg` takes about a tenth of the space and loses a little. All stages see what is left, also
+    the first, and without a store: the pixels depend on this line, never on what is stored."""
 
 
 class RolloutSection(Section):
@@ -203,6 +219,7 @@ class Config(Section):
     teacher: TeacherSection
     prompt: PromptSection = PromptSection()
     video: VideoSection = VideoSection()
+    frames: FramesSection = FramesSection()
     rollout: RolloutSection = RolloutSection()
     score: ScoreSection = ScoreSection()
     focus: FocusSection = FocusSection()
@@ -220,14 +237,26 @@ class Config(Section):
             )
         return self
 
+    @property
+    def frames_path(self) -> Path | None:
+        """Folder of the frame store; None where there is to be none."""
+        if not self.frames.enabled:
+            return None
+        return self.frames.path or self.run.path.parent / FRAMES_FOLDER
+
     def to_json(self) -> str:
         """Canonical text: the same config gives the same text on any machine."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1)
 
     @property
     def hash(self) -> str:
-        """16 hex digits over `to_json`, without the run's path (a copy of a run is the same)."""
-        content = self.model_dump(mode="json", exclude={"run": {"path"}})
+        """16 hex digits over `to_json`, without the run's path (a copy of a run is the same).
+
+        Nor where and whether frames are kept, which changes no number.
+        """
+        content = self.model_dump(
+            mode="json", exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}}
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

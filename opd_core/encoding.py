@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config, VideoSection
 from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, QuarantinedItem
-from opd_core.video import VideoClip, VideoError, VideoReader
+from opd_core.video import VideoError, VideoReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,42 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, int, int, int], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, int, int, int], VideoReader] = {}
+_store: ClipStore | None = None
 
 
-def _reader(settings: VideoSection, patch: int, merge: int, temporal: int) -> VideoReader:
+@contextmanager
+def reading_through(store: ClipStore | None) -> Iterator[None]:
+    """Meanwhile the readers of this process look into `store` before they decode, and fill it.
+
+    A store knows videos by their content, so it does not matter which run asks.
+    """
+    before = _store
+    _use(store)
+    try:
+        yield
+    finally:
+        _use(before)
+
+
+def _use(store: ClipStore | None) -> None:
+    global _store
+    _store = store
+    for reader in _readers.values():
+        reader.store = store
+
+
+def _reader(config: Config, patch: int, merge: int, temporal: int) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    key = (settings, patch, merge, temporal)
+    key = (config.video, config.frames.codec, patch, merge, temporal)
     if key not in _readers:
         _readers[key] = VideoReader(
-            settings, patch_size=patch, merge_size=merge, temporal_patch_size=temporal
+            config.video,
+            patch_size=patch,
+            merge_size=merge,
+            temporal_patch_size=temporal,
+            codec=config.frames.codec,
+            store=_store,
         )
     return _readers[key]
 
@@ -60,7 +89,7 @@ class ExampleEncoder:
         self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
         video = self.prompts.processor.video_processor
         self._reader = _reader(
-            config.video, video.patch_size, video.merge_size, video.temporal_patch_size
+            config, video.patch_size, video.merge_size, video.temporal_patch_size
         )
         self.processor_hash = processor_hash(self.prompts.processor)
 

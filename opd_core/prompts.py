@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.clip import VideoClip
 from opd_core.templates import TEMPLATES
 from opd_core.types import VideoOPDError
-from opd_core.video import VideoClip
 
 TIMELENS = TEMPLATES["timelens"].text
 

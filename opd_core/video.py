@@ -8,18 +8,16 @@ them together, remembers clips, and works ahead.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import stat
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from opd_core.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
 from opd_core.config import VideoSection
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
 from opd_core.frame_selection import import_smart_resize, sample_frame_indices, target_size
@@ -41,39 +39,6 @@ class DecoderLostError(VideoError):
     """The decoder hung or crashed on it. Not remembered: another try may succeed."""
 
 
-@dataclass(frozen=True, slots=True)
-class VideoClip:
-    """The frames of one video that a model sees. Shared by all who read it: do not write to it."""
-
-    frames: np.ndarray
-    """[F, H, W, 3] uint8, RGB, resized, contiguous."""
-    frame_indices: tuple[int, ...]
-    """[F] of the file, increasing."""
-    fps: float
-    """Of the file."""
-    total_frames: int
-    """Of the file, counted."""
-    duration: float
-    """Seconds, of the file: total_frames / fps."""
-    timestamps: tuple[float, ...]
-    """[F] seconds: frame index / fps."""
-    pixel_hash: str
-    """16 hex digits over shape and bytes of `frames`."""
-    decoder: str = "pyav"
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What Qwen3VLProcessor and vLLM want to know of a video whose frames are chosen."""
-        return {
-            "fps": self.fps,
-            "total_num_frames": self.total_frames,
-            "frames_indices": list(self.frame_indices),
-            "duration": self.duration,
-            "video_backend": self.decoder,
-            "do_sample_frames": False,
-        }
-
-
 class VideoReader:
     """Reads videos through one child process, which is started when first needed.
 
@@ -89,6 +54,8 @@ class VideoReader:
         temporal_patch_size: int = 2,
         min_frames: int = 4,
         max_cache_bytes: int = MAX_CACHE_BYTES,
+        codec: Codec = "raw",
+        store: ClipStore | None = None,
     ) -> None:
         fewest = -(-settings.max_frames // temporal_patch_size)
         if settings.max_video_tokens < fewest:
@@ -108,6 +75,17 @@ class VideoReader:
         self._temporal_patch_size = temporal_patch_size
         self._min_frames = min_frames
         self._max_cache_bytes = max_cache_bytes
+        self._codec = codec
+        self._spec = frame_spec(
+            settings,
+            codec,
+            patch=patch_size,
+            merge=merge_size,
+            temporal=temporal_patch_size,
+            min_frames=min_frames,
+        )
+        self.store = store
+        """Asked before a video is decoded, told what was. May be changed at any time."""
         self._decoding = threading.Lock()
         """Held by whoever talks to the child."""
         self._child: DecoderProcess | None = None
@@ -207,7 +185,7 @@ class VideoReader:
                         del self._cache[key]
                     return entry
             try:
-                entry = self._decode(path)
+                entry = self._stored_or_decoded(path)
             except VideoError as error:
                 entry = error
             if keep_lost or not isinstance(entry, DecoderLostError):
@@ -224,6 +202,22 @@ class VideoReader:
             ):
                 _, old = self._cache.popitem(last=False)
                 self._cache_bytes -= _size(old)
+
+    def _stored_or_decoded(self, path: Path) -> VideoClip:
+        store = self.store
+        if store is not None and (kept := store.get(path, self._spec)) is not None:
+            try:
+                return unpack(kept)
+            except (ValueError, KeyError, TypeError):
+                store.discard(path, self._spec)
+        clip = self._decode(path)
+        if store is None and self._codec == "raw":
+            return clip
+        payload = pack(clip, self._codec)
+        if store is not None:
+            store.put(path, self._spec, payload)
+        # What is lossy is so the first time, too: every stage sees the pixels that are kept.
+        return clip if self._codec == "raw" else unpack(payload)
 
     def _decode(self, path: Path) -> VideoClip:
         settings = self._settings
@@ -272,23 +266,7 @@ class VideoReader:
         if "unusable" in reply:
             raise VideoError(f"{path.name} {reply['unusable']}")
         frames = np.frombuffer(pixels, dtype=np.uint8).reshape(reply["shape"])
-        return VideoClip(
-            frames=frames,
-            frame_indices=tuple(indices),
-            fps=fps,
-            total_frames=total,
-            duration=total / fps,
-            timestamps=tuple(index / fps for index in indices),
-            pixel_hash=hash_pixels(frames),
-            decoder=settings.decoder,
-        )
-
-
-def hash_pixels(frames: np.ndarray) -> str:
-    """16 hex digits over the shape and the bytes of uint8 frames."""
-    digest = hashlib.sha256(repr(frames.shape).encode() + b"\n")
-    digest.update(np.ascontiguousarray(frames).data)
-    return digest.hexdigest()[:16]
+        return VideoClip.of(frames, tuple(indices), fps, total, settings.decoder)
 
 
 def _file_key(path: Path) -> _Key:

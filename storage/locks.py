@@ -24,6 +24,10 @@ _POLL_SECONDS = 0.02
 _descriptors: set[int] = set()
 
 
+class InUseError(VideoOPDError):
+    """Another holder did not let go in time."""
+
+
 def _let_go_in_child() -> None:
     """A forked child would share the lock and keep it when its parent is killed."""
     for descriptor in _descriptors:
@@ -38,7 +42,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
     """Holds the lock `path` for `stage`; waits up to `timeout` seconds for another holder.
 
-    Raises `VideoOPDError` naming the holder when it does not let go in time.
+    Raises `InUseError` naming the holder when it does not let go in time.
     """
     with disk_troubles(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,7 @@ def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
         deadline = time.monotonic() + timeout
         while not _try(descriptor, path):
             if time.monotonic() >= deadline:
-                raise VideoOPDError(
+                raise InUseError(
                     f"{path.stem} is in use by {holder(path)}; wait for it to end, or stop"
                     " it, and run the same command again"
                 )

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config import VLLMSection
 from opd_core.engines import loaded_weights
 from opd_core.engines.checkpoints import (
@@ -38,7 +39,6 @@ from opd_core.engines.checkpoints import (
 )
 from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
-from opd_core.video import VideoClip, hash_pixels
 from opd_core.vocabulary import excluded_token_ids
 
 PREFIX_BLOCK_ON_CPU = 32

@@ -63,6 +63,16 @@ def test_the_hash_is_of_the_content_not_of_the_place(tmp_path):
     assert one.hash != load_config(TINY, ["update.learning_rate=0.5"]).hash
 
 
+def test_frames_are_kept_beside_the_run_unless_told_otherwise(tmp_path):
+    config = load_config(TINY)
+    assert config.frames_path == config.run.path.parent / "videoopd-frames"
+    assert load_config(TINY, ["frames.enabled=false"]).frames_path is None
+    there = load_config(TINY, [f"frames.path='{tmp_path}'", "frames.max_gib=1.5"])
+    assert there.frames_path == tmp_path
+    assert config.hash == there.hash == load_config(TINY, ["frames.enabled=false"]).hash
+    assert config.hash != load_config(TINY, ["frames.codec='jpeg'"]).hash, "it changes the pixels"
+
+
 def test_the_default_is_the_papers_method():
     config = load_config(CONFIGS / "video_opd_qwen3vl.toml")
     assert config.update.objective == "policy_gradient"

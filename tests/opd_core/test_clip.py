@@ -1,0 +1,181 @@
+"""Clips as bytes, and a reader that asks a store before it decodes: always the same pixels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opd_core.clip import VideoClip, frame_spec, pack, unpack
+from opd_core.config import VideoSection
+from opd_core.video import VideoError, VideoReader
+from storage import frames, video_hashes
+from storage.frames import FrameStore
+from tests import video_files
+
+TINY = VideoSection(max_frames=24, max_video_tokens=48)
+MIB = 1 << 20
+
+
+@pytest.fixture
+def clip() -> VideoClip:
+    pictures = np.stack([video_files.picture(i) for i in range(4)])
+    return VideoClip.of(pictures, (0, 3, 6, 9), 8.0, 10, "pyav")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrameStore:
+    monkeypatch.setattr(video_hashes, "FRESH_SECONDS", 0.0)
+    return FrameStore.open(tmp_path / "frames", 64 * MIB)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [video_files.write_video(folder / f"{i}.mp4", frames=48 + i) for i in range(6)]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the files that are decoded, by any reader."""
+    names: list[str] = []
+    original = VideoReader._decode
+
+    def counted(self: VideoReader, path: Path) -> VideoClip:
+        names.append(path.name)
+        return original(self, path)
+
+    monkeypatch.setattr(VideoReader, "_decode", counted)
+    return names
+
+
+def read(paths: list[Path], store: FrameStore | None, codec: str = "raw") -> list[VideoClip]:
+    """By a new reader, as in a process of its own."""
+    with VideoReader(TINY, codec=codec, store=store) as reader:
+        clips = [reader.read(path) for path in paths]
+    if store is not None:
+        store.close()
+    return clips
+
+
+def same(a: VideoClip, b: VideoClip) -> bool:
+    fields = [name for name in VideoClip.__slots__ if name != "frames"]
+    return np.array_equal(a.frames, b.frames) and all(
+        getattr(a, name) == getattr(b, name) for name in fields
+    )
+
+
+def test_bytes_give_the_clip_back(clip):
+    again = unpack(pack(clip, "raw"))
+    assert same(again, clip)
+    assert again.frames.flags.writeable and again.frames.flags.c_contiguous, "for torch"
+
+
+def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip):
+    payload = pack(clip, "jpeg")
+    again = unpack(payload)
+    assert len(payload) < len(pack(clip, "raw")) / 2
+    assert again.pixel_hash != clip.pixel_hash
+    assert again.pixel_hash == unpack(payload).pixel_hash
+    assert np.abs(again.frames.astype(int) - clip.frames.astype(int)).mean() < 3
+    assert (again.frame_indices, again.timestamps) == (clip.frame_indices, clip.timestamps)
+
+
+@pytest.mark.parametrize("codec", ["raw", "jpeg"])
+def test_spoilt_bytes_are_noticed(clip, codec):
+    payload = pack(clip, codec)
+    for position in [*range(0, 60, 7), len(payload) // 2, len(payload) // 3]:
+        spoilt = bytearray(payload)
+        spoilt[position] ^= 0x40
+        with pytest.raises(ValueError):
+            unpack(bytes(spoilt))
+    for wrong in (b"", payload[:10], payload[:100], payload[: len(payload) // 2]):
+        with pytest.raises(ValueError):
+            unpack(wrong)
+
+
+def test_the_spec_names_all_that_frames_depend_on():
+    sizes = {"patch": 16, "merge": 2, "temporal": 2, "min_frames": 4}
+    specs = {frame_spec(TINY, "raw", **sizes), frame_spec(TINY, "jpeg", **sizes)}
+    specs |= {frame_spec(TINY, "raw", **sizes | {name: 8}) for name in sizes}
+    changes = {"fps": 1.0, "max_frames": 8, "max_video_tokens": 99, "decoder": "decord"}
+    specs |= {
+        frame_spec(TINY.model_copy(update={k: v}), "raw", **sizes) for k, v in changes.items()
+    }
+    assert len(specs) == 2 + len(sizes) + len(changes)
+    other = TINY.model_copy(update={"cached_videos": 3, "decode_timeout_seconds": 1.0})
+    assert frame_spec(other, "raw", **sizes) in specs
+
+
+@pytest.mark.parametrize("codec", ["raw", "jpeg"])
+def test_the_second_reader_decodes_nothing_and_sees_the_same(paths, store, decoded, codec):
+    without = read(paths, None, codec)
+    assert len(decoded) == 6
+    first = read(paths, store, codec)
+    assert len(decoded) == 12
+    second = read(paths, FrameStore.open(store.folder, 64 * MIB), codec)
+    assert len(decoded) == 12
+    for clips in (first, second):
+        assert all(same(a, b) for a, b in zip(clips, without, strict=True))
+    assert len(store) == 6
+
+
+def test_raw_and_jpeg_are_kept_apart(paths, store):
+    raw, jpeg = read(paths, store)[0], read(paths, store, "jpeg")[0]
+    assert raw.pixel_hash != jpeg.pixel_hash
+    assert len(store) == 12
+
+
+def test_evicted_videos_are_decoded_again_to_the_same_pixels(paths, tmp_path, decoded, monkeypatch):
+    monkeypatch.setattr(video_hashes, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(frames, "FLUSH_CLIPS", 1)
+    without = read(paths, None)
+    bound = 3 * without[0].frames.nbytes * 10 // 9
+    store = FrameStore.open(tmp_path / "frames", bound)
+    for _ in range(3):
+        clips = read(paths, store)
+        assert all(same(a, b) for a, b in zip(clips, without, strict=True))
+        assert 0 < len(store) < 6
+    assert len(decoded) > 6 + 6
+
+
+def test_a_spoilt_row_is_decoded_again_and_replaced(paths, store, decoded):
+    without = read(paths, store)
+    marks = [clip.frames.tobytes()[-64:] for clip in without]
+    hit = 0
+    for file in (store.folder / frames.TABLE / "data").rglob("*"):
+        if file.is_file():
+            data = bytearray(file.read_bytes())
+            for mark in marks[:2]:
+                if (at := data.find(mark)) >= 0:
+                    data[at + 5] ^= 0xFF
+                    hit += 1
+            file.write_bytes(data)
+    assert hit == len(set(marks[:2])) == 2
+    decoded.clear()
+    for expected in (["0.mp4", "1.mp4"], []):
+        decoded.clear()
+        clips = read(paths, FrameStore.open(store.folder, 64 * MIB))
+        assert all(same(a, b) for a, b in zip(clips, without, strict=True))
+        assert decoded == expected
+
+
+def test_errors_are_not_kept(tmp_path, store, decoded):
+    bad = video_files.write_audio_only(tmp_path / "bad.mp4")
+    for _ in range(2):
+        with pytest.raises(VideoError, match="no video stream"):
+            read([bad], store)
+    with pytest.raises(VideoError, match="no file"):
+        read([tmp_path / "missing.mp4"], store)
+    assert len(store) == 0
+    assert decoded == ["bad.mp4", "bad.mp4"]
+
+
+def test_a_store_that_goes_away_stops_nobody(paths, store):
+    shutil.rmtree(store.folder)
+    with pytest.warns(RuntimeWarning):
+        clips = read(paths, store)
+    assert len(clips) == 6
