@@ -105,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, help="of the random shares")
     audit.add_argument("--format", choices=("text", "json"), default="text")
 
+    rescore = _add(commands, "rescore", _rescore, "exact divergences from kept hidden states")
+    rescore.add_argument("run", metavar="RUN")
+    rescore.add_argument(
+        "--round", type=_at_least_one, metavar="K",
+        help="the round that made policy K (default: every round that kept hidden states)",
+    )  # fmt: skip
+
     _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
     _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
     _add(commands, "down", _down, "stop what `up` started")
@@ -205,6 +212,15 @@ def _audit(options: argparse.Namespace) -> int:
 
     depth = Depth(options.videos, options.deep, options.tolerance, options.seed)
     return print_audit(_open_at(options.run), depth, options.format)
+
+
+def _rescore(options: argparse.Namespace) -> None:
+    from flows.rescore import rescore_run
+    from opd_core.config import load_config
+
+    path = Path(options.run)
+    config = load_config(path) if path.is_file() else None
+    rescore_run(_open(options.run), options.round, config)
 
 
 def _show(options: argparse.Namespace) -> None:
