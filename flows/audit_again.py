@@ -64,7 +64,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
 
 def scored(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:
     """A random share of each committed round, scored again by its teacher."""
-    from opd_core.deep_audit import scored_again
+    from opd_core.deep_audit import loose, scored_again
     from opd_core.rollout import Policy
 
     compared = []
@@ -73,15 +73,24 @@ def scored(run: Run, share: float, tolerance: float | None, generator: random.Ra
         mine = (pl.col("policy_version") == version) & (
             pl.col("teacher_hash") == row["teacher_hash"]
         )
-        kept = run.read("teacher_scores", TeacherScore, mine)
-        ids = {s.rollout_id for s in kept}
-        of_round = run.read("rollouts", Rollout, pl.col("policy_version") == version)
-        rows = grouped(run, version, [r for r in of_round if r.rollout_id in ids])
         config = config_of(run, config_hash_of(run, "teacher_scores", version))
+        score = config.score.model_copy(update={"hidden_states": False})
+        config = config.model_copy(update={"score": score})
         teacher = Policy(version, config.teacher.path, row["teacher_hash"])
-        again = scored_again(config, teacher, rows, kept, share, generator, tolerance)
-        _unchanged(run, again)
-        compared.append(again)
+        of_round = run.read("rollouts", Rollout, pl.col("policy_version") == version)
+        # A copy was in none of this round's forward passes: one from this run is that of another
+        # row, which `scores` compares; one from elsewhere is scored again, within rounding.
+        computed = pl.col("reused_from").is_null()
+        foreign = ~computed & ~pl.col("reused_from").str.starts_with(f"{run.run_id}/")
+        for rows, bound in ((computed, tolerance), (foreign, tolerance or loose(config))):
+            kept = run.read("teacher_scores", TeacherScore, mine & rows, ("hidden_states",))
+            ids = {s.rollout_id for s in kept}
+            if not ids:
+                continue
+            asked = grouped(run, version, [r for r in of_round if r.rollout_id in ids])
+            again = scored_again(config, teacher, asked, kept, share, generator, bound)
+            _unchanged(run, again)
+            compared.append(again)
     return _together(compared)
 
 

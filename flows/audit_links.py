@@ -14,6 +14,7 @@ import polars as pl
 from opd_core import curriculum
 from opd_core.config import Config
 from opd_core.grounding import answer_iou, round_span
+from opd_core.score_key import content_hash
 from opd_core.templates import TEMPLATES, PromptTemplate
 from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
 from storage import audit as store
@@ -156,9 +157,11 @@ def selections(run: Run) -> Checked:
 
 
 def scores(run: Run) -> Checked:
-    """The store's checks, and: the update's teacher is the one that its config names."""
+    """The store's checks, and: the update's teacher is the one that its config names; each score is
+    of the content that its rollout has."""
     checked = store.scores(run)
-    notes = []
+    notes = list(checked.notes)
+    _contents(run)
     hashes: dict[str, str] = {}
     for row in store.rounds(run):
         folder = config_of(run, row["config_hash"]).teacher.path
@@ -177,6 +180,20 @@ def scores(run: Run) -> Checked:
             expected = f"{hashes[str(folder)]} ({folder})"
             raise BrokenLink.at(where, "teacher_hash", row["teacher_hash"], expected)
     return Checked(checked.count, checked.of, tuple(dict.fromkeys(notes)))
+
+
+def _contents(run: Run) -> None:
+    columns = ("policy_version", "rollout_id", "teacher_hash", "scorer", "content_hash")
+    found = run.teacher_scores().select(columns).collect()
+    for (version,), rows in found.group_by("policy_version"):
+        this = pl.col("policy_version") == version
+        answers = {r.rollout_id: r for r in run.read("rollouts", Rollout, this)}
+        for _, rollout_id, teacher, scorer, digest in rows.sort("rollout_id").iter_rows():
+            where = f"teacher_scores, {rollout_id}"
+            if rollout_id not in answers:
+                raise BrokenLink(f"{where}: there is no such rollout")
+            if digest != (made := content_hash(scorer, teacher, answers[rollout_id])):
+                raise BrokenLink.at(where, "content_hash", digest, made)
 
 
 def rollouts(run: Run) -> Checked:

@@ -122,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out sentences about what is heard, by TimeLens' nine words",
     )  # fmt: skip
 
+    rescore = _add(commands, "rescore", _rescore, "exact divergences from kept hidden states")
+    rescore.add_argument("run", metavar="RUN")
+    rescore.add_argument(
+        "--round", type=_at_least_one, metavar="K",
+        help="the round that made policy K (default: every round that kept hidden states)",
+    )  # fmt: skip
+
     _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
     _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
     _add(commands, "down", _down, "stop what `up` started")
@@ -237,6 +244,15 @@ def _import(options: argparse.Namespace) -> None:
         options.skip_audio_queries,
     )
     print_summary(import_files(wanted))
+
+
+def _rescore(options: argparse.Namespace) -> None:
+    from flows.rescore import rescore_run
+    from opd_core.config import load_config
+
+    path = Path(options.run)
+    config = load_config(path) if path.is_file() else None
+    rescore_run(_open(options.run), options.round, config)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -66,9 +66,21 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     )
     return replace(
         summary,
+        notes=(*summary.notes, *_reuse(work, version - 1)),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
     )
+
+
+def _reuse(work: Work, version: int) -> list[str]:
+    """How much of the round's scoring needed no teacher, in a sentence."""
+    mine = (pl.col("policy_version") == version) & (pl.col("teacher_hash") == work.teacher_hash)
+    rows = work.run.teacher_scores().filter(mine)
+    copied = pl.col("reused_from").is_not_null()
+    total, reused = rows.select(pl.len(), copied.sum()).collect().row(0)
+    if not total:
+        return []
+    return [f"score: {reused:,} of {total:,} scores were known before ({reused / total:.1%})"]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from flows import score_cache
 from flows.prepare import Work
 from flows.progress import progress
 from flows.summaries import StageSummary
@@ -102,27 +104,46 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
 
 @stage
 def score(work: Work, policy: PolicyRef) -> StageSummary:
-    """The teacher's log-probs of the rollouts that focus can still select."""
-    from opd_core.scoring import score_rollouts
+    """The teacher's log-probs of the rollouts that focus can still select.
 
+    A score of the same content, from another round or run, is copied instead (`score_cache.py`).
+    """
+    from opd_core.scoring import score_rollouts, teacher_scorer
+
+    began = time.perf_counter()
     wanted = set(_candidates(work, policy))
-    scored = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
-    todo = wanted - scored
+    done = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
+    todo = wanted - done
     skipped = _quarantined(work, policy, "score")
-    rollouts = _grouped(
+    missing = [
         r
         for r in work.run.read("rollouts", Rollout, _of(policy))
         if r.rollout_id in todo and not {r.rollout_id, r.example_id} & skipped
+    ]
+    total = _rollouts(work, policy).select(pl.len()).collect().item()
+    if not missing:
+        summary = StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
+        return summary.noting(teacher_passes_saved=total - len(wanted))
+    scorer, teacher = teacher_scorer(work.config), _teacher(work, policy)
+    plan = score_cache.plan(work, policy.version, scorer, missing)
+    copied = sum(
+        work.run.append("teacher_scores", rows, policy_version=policy.version)
+        for rows in score_cache.copies(work, plan)
     )
+    rollouts = _grouped(plan.scored)
     pairs = [
         (example, rollouts[example.example_id])
         for example in _drawn(work, policy)
         if example.example_id in rollouts
     ]
-    batches = score_rollouts(work.config, _teacher(work, policy), pairs)
+    batches = score_cache.with_twins(work, plan, score_rollouts(work.config, teacher, pairs))
     summary = _append_batches(work, policy, "score", "teacher_scores", batches, len(pairs))
-    total = _rollouts(work, policy).select(pl.len()).collect().item()
-    return summary.noting(teacher_passes_saved=total - len(wanted))
+    summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
+    return summary.noting(
+        teacher_passes_saved=total - len(wanted),
+        scores_reused=plan.reused,
+        hit_rate=plan.reused / len(missing),
+    )
 
 
 @stage
@@ -181,7 +202,8 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
     sampled = run.read("rollouts", Rollout, _of(policy))
     rollouts = _grouped(r for r in sampled if r.rollout_id in ids)
     ours = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    scores = {s.rollout_id: s for s in run.read("teacher_scores", TeacherScore, ours)}
+    rows = run.read("teacher_scores", TeacherScore, ours, without=("hidden_states",))
+    scores = {s.rollout_id: s for s in rows}
     unscored = ids - scores.keys()
     if unscored:
         raise VideoOPDError(
@@ -190,9 +212,9 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
             "that the round was selected with, or start a new run"
         )
     trained = [
-        Trained(e, rows, tuple(scores[r.rollout_id] for r in rows))
+        Trained(e, answers, tuple(scores[r.rollout_id] for r in answers))
         for e in _drawn(work, policy)
-        if (rows := tuple(rollouts.get(e.example_id, ())))
+        if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
     total = run.rollouts().filter(_of(policy)).select(pl.len()).collect().item()
     candidates = len(_candidates(work, policy))

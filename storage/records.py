@@ -56,6 +56,8 @@ def from_rows(record: type[Record], table: pa.Table) -> list[Record]:
         elif name == "steps":
             rows = table.column(name).to_pylist()
             columns.append([tuple(UpdateStep(**step) for step in steps) for steps in rows])
+        elif name not in table.column_names:  # left on disk
+            columns.append([None] * table.num_rows)
         else:
             columns.append(_python_values(table.column(name)))
     return [record(*row) for row in zip(*columns, strict=True)]

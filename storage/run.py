@@ -234,6 +234,9 @@ class Run:
     def teacher_scores(self) -> pl.LazyFrame:
         return self.scan("teacher_scores")
 
+    def divergences(self) -> pl.LazyFrame:
+        return self.scan("divergences")
+
     def selections(self) -> pl.LazyFrame:
         return self.scan("selections")
 
@@ -246,9 +249,15 @@ class Run:
     def evaluations(self) -> pl.LazyFrame:
         return self.scan("evaluations")
 
-    def read(self, name: str, record: type[Record], filter: pl.Expr | None = None) -> list[Record]:
-        """Rows as records, in the order they were written."""
-        return self.tables.read(name, record, filter, self.version)
+    def read(
+        self,
+        name: str,
+        record: type[Record],
+        filter: pl.Expr | None = None,
+        without: Sequence[str] = (),
+    ) -> list[Record]:
+        """Rows as records, in the order they were written; as `Tables.read`."""
+        return self.tables.read(name, record, filter, self.version, without)
 
     def append(
         self,

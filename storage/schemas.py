@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -255,10 +255,62 @@ TABLES: dict[str, TableSpec] = _by_name(
                     "[T] Log of the probability of all other tokens together.",
                     optional=True,
                 ),
+                Column(
+                    "teacher_entropies",
+                    LOGPROBS,
+                    "[T] Entropy of q at each position, nats (score.teacher_entropy).",
+                    optional=True,
+                ),
+                Column(
+                    "hidden_states",
+                    pa.list_(LOGPROBS),
+                    "[T, D] The teacher's last hidden states that predict the tokens, after its"
+                    " final norm; float32 holds a bfloat16 exactly (score.hidden_states).",
+                    optional=True,
+                ),
+                Column("scorer", STRING, "What computed it: engine, precision, what was kept."),
+                Column("content_hash", STRING, "Hash of all that determines these numbers."),
+                Column(
+                    "reused_from",
+                    STRING,
+                    "run_id/rollout_id of the row these numbers were copied from; null: computed.",
+                    optional=True,
+                ),
+                Column("seconds", FLOAT, "Its share of its batch's wall-clock; 0 for a copy."),
+            ),
+            same_length=(
+                ("teacher_logprobs", "topk_token_ids", "topk_logprobs", "tail_logprobs"),
+                ("teacher_logprobs", "teacher_entropies", "hidden_states"),
+            ),
+            finite=("teacher_logprobs", "teacher_entropies", "hidden_states"),
+        ),
+        TableSpec(
+            "divergences",
+            types.Divergence,
+            writer="rescore",
+            key=("rollout_id", "teacher_hash"),
+            description="Exact divergences of policy and teacher, by `videoopd rescore`.",
+            own_columns=(
+                _ROLLOUT_ID,
+                _POLICY_VERSION,
+                _TEACHER_HASH,
+                Column("forward_kl", LOGPROBS, "[T] KL(q || pi_v), whole vocabulary, nats."),
+                Column("reverse_kl", LOGPROBS, "[T] KL(pi_v || q), whole vocabulary, nats."),
+                Column("js", LOGPROBS, "[T] Jensen-Shannon divergence, nats, at most log 2."),
+                Column(
+                    "max_teacher_mismatch",
+                    FLOAT,
+                    "Largest |log-prob from hidden states - teacher_logprobs| of a token.",
+                ),
+                Column(
+                    "max_student_mismatch",
+                    FLOAT,
+                    "Largest |this forward's - sampling| log-prob of a token.",
+                ),
                 _seconds("this rollout's share of its batch"),
             ),
-            same_length=(("teacher_logprobs", "topk_token_ids", "topk_logprobs", "tail_logprobs"),),
-            finite=("teacher_logprobs",),
+            same_length=(("forward_kl", "reverse_kl", "js"),),
+            finite=("forward_kl", "reverse_kl", "js"),
         ),
         TableSpec(
             "selections",

@@ -122,11 +122,18 @@ class Tables:
         record: type[Record],
         filter: pl.Expr | None = None,
         version: int | str | None = None,
+        without: Sequence[str] = (),
     ) -> list[Record]:
-        """The rows as records, in the order they were written."""
+        """The rows as records, in the order they were written.
+
+        `without` are optional columns that stay on disk; they come as None.
+        """
         if _spec(name).record is not record:
             raise TypeError(f"table {name!r} holds {_spec(name).record.__name__}, not {record}")
-        own = [column.name for column in _spec(name).own_columns]
+        columns = _spec(name).own_columns
+        if required := [c.name for c in columns if c.name in without and not c.optional]:
+            raise ValueError(f"{name} cannot be read without {required}")
+        own = [c.name for c in columns if c.name not in without]
         frame = self.scan(name, version)
         if filter is not None:
             frame = frame.filter(filter)

@@ -16,6 +16,7 @@ from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder
 from opd_core.engines.child import ChildEngine
 from opd_core.engines.vllm import Scored, VLLMPrompt, tail_logprob
+from opd_core.score_key import content_hash
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def score_with_vllm(
     encoder: ExampleEncoder,
     videos: Sequence[Sequence[EncodedExample]],
     rollouts: Mapping[str, Sequence[Rollout]],
+    scorer: str,
 ) -> list[TeacherScore]:
     """Scores of the rollouts of each example.
 
@@ -61,10 +63,12 @@ def score_with_vllm(
                 )
             pairs.append((rollout, one))
     seconds = (time.perf_counter() - began) / max(len(pairs), 1)
-    return [_score(teacher, rollout, one, seconds) for rollout, one in pairs]
+    return [_score(teacher, rollout, one, scorer, seconds) for rollout, one in pairs]
 
 
-def _score(teacher: Policy, rollout: Rollout, one: Scored, seconds: float) -> TeacherScore:
+def _score(
+    teacher: Policy, rollout: Rollout, one: Scored, scorer: str, seconds: float
+) -> TeacherScore:
     kept = bool(one.topk_token_ids[0])
     return TeacherScore(
         rollout_id=rollout.rollout_id,
@@ -75,5 +79,10 @@ def _score(teacher: Policy, rollout: Rollout, one: Scored, seconds: float) -> Te
         topk_token_ids=one.topk_token_ids if kept else None,
         topk_logprobs=one.topk_logprobs if kept else None,
         tail_logprobs=[tail_logprob(row) for row in one.topk_logprobs] if kept else None,
+        teacher_entropies=None,
+        hidden_states=None,
+        scorer=scorer,
+        content_hash=content_hash(scorer, teacher.weights_hash, rollout),
+        reused_from=None,
         seconds=seconds,
     )

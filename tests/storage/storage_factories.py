@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from opd_core.types import (
+    Divergence,
     Draw,
     Evaluation,
     GroundingExample,
@@ -73,6 +74,11 @@ def score(index: int = 0, **changes) -> TeacherScore:
         "topk_token_ids": ((1, 2), (3, 4)),
         "topk_logprobs": ((-0.5, -1.0), (-0.5, float("-inf"))),
         "tail_logprobs": (-3.0, float("-inf")),
+        "teacher_entropies": None,
+        "hidden_states": None,
+        "scorer": "scripted",
+        "content_hash": f"{index:032x}",
+        "reused_from": None,
         "seconds": 0.1,
     }
     return TeacherScore(**{**content, **changes})
@@ -108,6 +114,7 @@ def one_of_each() -> dict[str, object]:
         "teacher_predictions": TeacherPrediction("e", 0, "t", "h", "?", None, 0.0, 1),
         "rollouts": rollout(predicted_span=None),
         "teacher_scores": score(topk_token_ids=None, topk_logprobs=None, tail_logprobs=None),
+        "divergences": Divergence("r", 0, "t", (0.5,), (0.25,), (0.125,), 0.0, 0.0, 0.1),
         "selections": Selection(
             "r", 0, "e", "tvdf", False, "teacher unknown", None, None, None, None
         ),

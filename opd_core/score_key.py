@@ -1,0 +1,34 @@
+"""What a teacher's score depends on, as one hash: equal hashes, equal numbers.
+
+So that a score which exists anywhere is found by its content, whichever rollout, round or run it
+was computed for, and is copied instead of computed again. Within float32 rounding, that is: a
+forward pass rounds by what else is in its pack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+
+from opd_core.types import Rollout
+
+FORMAT = "teacher score 1"
+"""Raise the number when scoring itself changes what it computes."""
+
+
+def content_hash(scorer: str, teacher_hash: str, rollout: Rollout) -> str:
+    """32 hex digits over the weights, the scorer (`scoring.describe_scorer`: engine, precision,
+    attention, processor, what is kept), and what is scored: pixels, prompt and completion."""
+    digest = hashlib.sha256()
+    for text in (FORMAT, scorer, teacher_hash, rollout.pixel_hash):
+        digest.update(f"{len(text)} {text}\n".encode())
+    for kind, numbers in (
+        ("q", rollout.grid_thw),
+        ("d", rollout.frame_timestamps),  # Qwen2.5-VL's positions count in seconds
+        ("q", rollout.prompt_token_ids),
+        ("q", rollout.completion_token_ids),
+    ):
+        packed = array(kind, numbers)
+        digest.update(f"{len(packed)} ".encode())
+        digest.update(packed.tobytes())
+    return digest.hexdigest()[:32]
