@@ -154,17 +154,17 @@ def test_a_nan_of_the_teachers_scores_is_set_aside_while_the_rest_goes_on(
         for name in ("draw", "validate", "rollout"):
             getattr(stages, name).fn(work, work.policy())
         spoil = Run.open(tmp_path / "run").rollouts().collect()["rollout_id"][3]
-        whole = TreeModel.completion_distributions
+        whole = TreeModel.completion_hidden
 
         def spoiled(self: TreeModel, *args: Any) -> Iterator[Any]:
-            for keys, token_ids, logprobs in whole(self, *args):
+            for keys, token_ids, hidden in whole(self, *args):
                 if spoil in keys:
                     before = keys[: keys.index(spoil)]
-                    logprobs[sum(len(args[0].completions[k]) for k in before)] = float("nan")
-                yield keys, token_ids, logprobs
+                    hidden[sum(len(args[0].completions[k]) for k in before)] = float("nan")
+                yield keys, token_ids, hidden
 
         with monkeypatch.context() as patch:
-            patch.setattr(TreeModel, "completion_distributions", spoiled)
+            patch.setattr(TreeModel, "completion_hidden", spoiled)
             stages.score.fn(work, work.policy())
         for name in ("score", "focus", "update"):
             getattr(stages, name).fn(work, work.policy())
@@ -313,6 +313,7 @@ def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
         "data.eval": annotate(tmp_path / "eval.jsonl", [line_of("good.mp4", ("three", 0, 3))]),
         "data.videos": videos,
         "video.decode_timeout_seconds": 3.0,
+        "frames.enabled": False,  # both files have the same bytes: the store would answer
         **UNIFORM,
     }
     config = write_config(tmp_path, settings)
