@@ -166,7 +166,7 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
         except Killed:
             attempts += 1
             assert attempts < 60
-    assert attempts >= 8
+    assert attempts >= 4, "it was killed in both rounds, more than once"
     for name in ("rollouts", "teacher_scores", "selections", "trained_rollouts"):
         ours, theirs = (comparable(tmp_path / folder, name) for folder in ("killed", "whole"))
         assert ours == theirs, name
