@@ -209,7 +209,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
     (batch,) = score_rollouts(config, policy, work)
     theirs = {
         s.rollout_id: s
-        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example)
+        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example, "vllm")
     }
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
@@ -224,7 +224,9 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
     moved = replace(item, prompt=replace(item.prompt, token_ids=rest))
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
-        score_with_vllm(engine, config, policy, encoder, [[moved]], {item.example.example_id: rows})
+        score_with_vllm(
+            engine, config, policy, encoder, [[moved]], {item.example.example_id: rows}, "vllm"
+        )
 
 
 def test_the_weights_were_compared(engine):
