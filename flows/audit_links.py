@@ -120,11 +120,12 @@ def _first_met(
         step, logprobs = met.pop(rollout.rollout_id, (None, []))
         if step != first.get(rollout.example_id):
             raise BrokenLink.at(where, "step", step, first.get(rollout.example_id))
-        if step is not None and len(logprobs) != len(rollout.sampling_logprobs):
-            expected = len(rollout.sampling_logprobs)
+        expected = len(rollout.completion_token_ids)
+        if step is not None and len(logprobs) != expected:
             raise BrokenLink.at(where, "the number of its log-probs", len(logprobs), expected)
-        if step == 0:
-            apart = [abs(a - b) for a, b in zip(logprobs, rollout.sampling_logprobs, strict=True)]
+        if step == 0 and rollout.answered_by == "student":
+            sampled = rollout.sampling_logprobs or ()
+            apart = [abs(a - b) for a, b in zip(logprobs, sampled, strict=True)]
             if not max(apart) <= config.update.max_logprob_mismatch:
                 bound = f"at most {config.update.max_logprob_mismatch}"
                 raise BrokenLink.at(where, "|student - sampling| at step 0", max(apart), bound)
@@ -139,14 +140,15 @@ def selections(run: Run) -> Checked:
         this = pl.col("policy_version") == row["parent_version"]
         teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
-        settings = config_of(run, config_hash_of(run, "selections", row["parent_version"])).focus
+        config = config_of(run, config_hash_of(run, "selections", row["parent_version"]))
         again = curriculum.select(
-            run.rollouts().filter(this), run.teacher_predictions().filter(teacher), settings
+            run.rollouts().filter(this), run.teacher_predictions().filter(teacher), config.focus
         ).collect()
         has_score = run.teacher_scores().filter(this & teacher).select("rollout_id").collect()
         unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(
             has_score["rollout_id"].implode()
         )
+        unscored &= pl.lit(config.needs_teacher_scores)
         again = again.with_columns(
             reason=pl.when(unscored).then(pl.lit("no teacher score")).otherwise("reason"),
             selected=pl.col("selected") & ~unscored,

@@ -45,7 +45,8 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         .iter_rows(named=True)
     )
     pairs = (
-        rollouts.select("rollout_id", "sampling_logprobs")
+        rollouts.filter(pl.col("answered_by") == "student")
+        .select("rollout_id", "sampling_logprobs")
         .collect()
         .join(
             work.run.teacher_scores()

@@ -76,6 +76,8 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     """The teacher's own answers to the drawn examples: once per example and teacher (TRPV)."""
     from opd_core.rollout import predict
 
+    if not work.config.needs_teacher_predictions:
+        return StageSummary("validate", policy.version, 0, 0, 0.0)
     examples = _drawn(work, policy)
     known = _predictions(work).select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | _quarantined(work, policy, "validate")
@@ -86,7 +88,10 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
 
 @stage
 def rollout(work: Work, policy: PolicyRef) -> StageSummary:
-    """The policy's answers to the drawn examples on which the teacher is reliable."""
+    """The policy's answers to the drawn examples on which the teacher is reliable.
+
+    Of a baseline: the teacher's, or the truth (`rollout.source`).
+    """
     from opd_core.rollout import sample_rollouts
 
     examples = _trainable(work, policy)
@@ -98,7 +103,9 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
         for index in range(work.config.rollout.rollouts_per_example)
     }
     missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
-    batches = sample_rollouts(work.config, _policy(policy), examples, done)
+    from_teacher = work.config.rollout.source == "teacher"
+    sampler = _teacher(work, policy) if from_teacher else _policy(policy)
+    batches = sample_rollouts(work.config, sampler, examples, done)
     return _append_batches(work, policy, "rollout", "rollouts", batches, missing)
 
 
@@ -111,6 +118,8 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
     from opd_core.scoring import score_rollouts, teacher_scorer
 
     began = time.perf_counter()
+    if not work.config.needs_teacher_scores:
+        return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
     wanted = set(_candidates(work, policy))
     done = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -160,6 +169,7 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
         )
     scored = _scores(work, policy).select("rollout_id").collect()["rollout_id"]
     unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(scored.implode())
+    unscored &= pl.lit(work.config.needs_teacher_scores)
     skipped = list(_quarantined(work, policy, "score"))
     known = pl.col("rollout_id").is_in(skipped) | pl.col("example_id").is_in(skipped)
     waiting = set(chosen.filter(unscored & ~known)["rollout_id"])
@@ -201,10 +211,8 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         )
     sampled = run.read("rollouts", Rollout, _of(policy))
     rollouts = _grouped(r for r in sampled if r.rollout_id in ids)
-    ours = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    rows = run.read("teacher_scores", TeacherScore, ours, without=("hidden_states",))
-    scores = {s.rollout_id: s for s in rows}
-    unscored = ids - scores.keys()
+    scores = _scores_of(work, policy)
+    unscored = ids - scores.keys() if work.config.needs_teacher_scores else set()
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.version} have no score of teacher "
@@ -212,17 +220,23 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
             "that the round was selected with, or start a new run"
         )
     trained = [
-        Trained(e, answers, tuple(scores[r.rollout_id] for r in answers))
+        Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))
         for e in _drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
     total = run.rollouts().filter(_of(policy)).select(pl.len()).collect().item()
-    candidates = len(_candidates(work, policy))
+    uses_scores = work.config.needs_teacher_scores
+    candidates = len(_candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
         result = update_student(
-            work.config, _policy(policy), trained, staging, lambda _: advance(1)
+            work.config,
+            _policy(policy),
+            trained,
+            staging,
+            lambda _: advance(1),
+            run.policy(0).path,
         )
     new = run.publish_policy(staging, policy)
     row = Update(
@@ -231,7 +245,8 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         parent_version=policy.version,
         parent_hash=policy.weights_hash,
         checkpoint=run.relative(new.path),
-        objective=work.config.update.objective,
+        objective=work.config.objective_text,
+        uses_scores=uses_scores,
         teacher_hash=work.teacher_hash,
         rollouts=len(result.trained),
         tokens=result.tokens,
@@ -316,7 +331,7 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
         raise VideoOPDError(
             f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not work.config.needs_teacher_predictions:
         left_out = set()
     else:
         left_out = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
@@ -345,6 +360,17 @@ def _rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
 def _scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
     mine = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
     return work.run.teacher_scores().filter(mine)
+
+
+def _scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
+    """The round's scores by rollout id, where the objective needs them."""
+    if not work.config.needs_teacher_scores:
+        return {}
+    whole = work.config.update.teacher_distribution == "hidden_states"
+    mine = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    left = () if whole else ("hidden_states",)
+    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
+    return {s.rollout_id: s for s in rows}
 
 
 def _candidates(work: Work, policy: PolicyRef) -> list[str]:
@@ -382,7 +408,7 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "
             "start a new run"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not work.config.needs_teacher_predictions:
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "

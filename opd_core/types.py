@@ -104,15 +104,18 @@ class Rollout:
     """`make_rollout_id(policy_version, example_id, sample_index)`."""
     policy_version: int
     policy_hash: str
-    """Hash of the weights that sampled it."""
+    """Hash of the weights that sampled it; `truth` where nothing did."""
+    answered_by: str
+    """`student`; `teacher` or `truth` where a baseline trains on answers of another's."""
     example_id: str
     sample_index: int
     seed: int
     prompt_token_ids: Sequence[int]
     completion_token_ids: Sequence[int]
     """[T] what was sampled, the end token included when there is one."""
-    sampling_logprobs: Sequence[float]
-    """[T] log pi_v of each sampled token, recorded while sampling."""
+    sampling_logprobs: Sequence[float] | None
+    """[T] log-prob of each token under the weights that sampled it (log pi_v), recorded while
+    sampling; None where nothing sampled (`truth`)."""
     finish_reason: str
     """`stop` (end token) or `length`."""
     text: str
@@ -219,13 +222,15 @@ class UpdateStep:
     grad_norm: float
     tokens: int
     rollouts: int
-    reverse_kl: float
-    """Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of KL(pi || q))."""
-    policy_kl: float
+    reverse_kl: float | None
+    """Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of KL(pi || q)); None
+    without the teacher's scores, or on answers that the policy has not sampled. So are the next
+    four, which compare with the policy that sampled."""
+    policy_kl: float | None
     """KL(pi_v || pi) to the policy that sampled: mean over tokens of ratio - 1 - log ratio (k3)."""
-    ratio_min: float
-    ratio_max: float
-    effective_sample_size: float
+    ratio_min: float | None
+    ratio_max: float | None
+    effective_sample_size: float | None
     """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
     tis_weight_mean: float | None
     """Mean truncated importance weight of a token; None where no such weights were used."""
@@ -259,13 +264,16 @@ class Update:
     checkpoint: str
     """Folder, relative to the run."""
     objective: str
+    uses_scores: bool
+    """Whether the objective needs the teacher's scores of the rollouts."""
     teacher_hash: str
     rollouts: int
     """Rollouts trained on."""
     tokens: int
     """Completion tokens trained on."""
     max_logprob_mismatch: float | None
-    """Largest |student - sampling| log-prob on the first step, before any weight moved."""
+    """Largest |student - sampling| log-prob on the first step, before any weight moved; None on
+    answers that the policy has not sampled."""
     stopped_early: str | None
     """Why the update ended before its last step, or None."""
     teacher_passes_saved: int

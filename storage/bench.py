@@ -183,6 +183,7 @@ def _rollouts(rows: int) -> Iterator[list[Rollout]]:
                 Rollout(
                     rollout_id=_rollout_id(number),
                     policy_version=example % ROUNDS,
+                    answered_by="student",
                     policy_hash=f"{example % ROUNDS:064x}",
                     example_id=_example_id(example),
                     sample_index=index,

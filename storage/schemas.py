@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -54,6 +54,8 @@ class TableSpec:
     """Lists that run in parallel, such as tokens and their log-probs."""
     finite: tuple[str, ...] = ()
     """Columns in which infinity is refused too (NaN is refused in all)."""
+    null_only_where: tuple[tuple[str, str, str], ...] = ()
+    """(column, other, value): the column may be null only where the other column has the value."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -81,11 +83,15 @@ STEP = pa.struct(
         Column("grad_norm", FLOAT, "Before clipping.").field,
         Column("tokens", INT, "Trained tokens.").field,
         Column("rollouts", INT, "Trained rollouts.").field,
-        Column("reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats a token.").field,
-        Column("policy_kl", FLOAT, "Mean of sampling - student log-prob, nats a token.").field,
-        Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.").field,
-        Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.").field,
-        Column("effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.").field,
+        Column(
+            "reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats.", optional=True
+        ).field,
+        Column("policy_kl", FLOAT, "KL to the sampling policy (k3), nats.", optional=True).field,
+        Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.", optional=True).field,
+        Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.", optional=True).field,
+        Column(
+            "effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.", optional=True
+        ).field,
         Column("tis_weight_mean", FLOAT, "Mean truncated importance weight.", optional=True).field,
         Column("tis_truncated", FLOAT, "Share of tokens cut off at the cap.", optional=True).field,
         Column("seconds", FLOAT, "Wall-clock of the step.").field,
@@ -193,13 +199,19 @@ TABLES: dict[str, TableSpec] = _by_name(
             own_columns=(
                 _ROLLOUT_ID,
                 _POLICY_VERSION,
-                _POLICY_HASH,
+                Column("policy_hash", STRING, "Hash of the weights that sampled it, or `truth`."),
+                Column("answered_by", STRING, "`student`; `teacher` or `truth` for baselines."),
                 _EXAMPLE_ID,
                 Column("sample_index", INT, "0 ... rollouts per example - 1."),
                 _SEED,
                 Column("prompt_token_ids", TOKENS, "The prompt's tokens, video pads included."),
                 _COMPLETION,
-                Column("sampling_logprobs", LOGPROBS, "[T] log pi_v, recorded while sampling."),
+                Column(
+                    "sampling_logprobs",
+                    LOGPROBS,
+                    "[T] log pi_v, recorded while sampling; null where `truth` answered.",
+                    optional=True,
+                ),
                 _FINISH,
                 _TEXT,
                 *_PREDICTED,
@@ -224,6 +236,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 ("frame_indices", "frame_timestamps"),
             ),
             finite=("sampling_logprobs", "frame_timestamps"),
+            null_only_where=(("sampling_logprobs", "answered_by", "truth"),),
         ),
         TableSpec(
             "teacher_scores",
@@ -357,7 +370,8 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("parent_version", INT, "The policy that was trained."),
                 Column("parent_hash", STRING, "Hash of its weights."),
                 Column("checkpoint", STRING, "Folder of the new policy, relative to the run."),
-                Column("objective", STRING, "`policy_gradient` or `exact_reverse_kl`."),
+                Column("objective", STRING, "Its name, or those of a weighted sum."),
+                Column("uses_scores", BOOL, "Whether it needs the teacher's scores."),
                 _TEACHER_HASH,
                 Column("rollouts", INT, "Rollouts trained on."),
                 Column("tokens", INT, "Completion tokens trained on."),

@@ -52,7 +52,9 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
     return (
         scan("rollouts")
         .select(
-            "rollout_id", "example_id", "policy_version", "policy_hash", "sample_index", "text",
+            "rollout_id", "example_id", "policy_version", "policy_hash", "answered_by",
+            "sample_index",
+            "text",
             "predicted_start", "predicted_end", "student_iou", "finish_reason",
             "completion_token_ids", "sampling_logprobs",
             tokens=pl.col("completion_token_ids").list.len(),
@@ -97,7 +99,9 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
             "trained_in",
             position=pl.int_ranges(pl.col("completion_token_ids").list.len()),
         )
-        .with_columns(pl.col("student_logprobs", "teacher_logprobs").fill_null(absent))
+        .with_columns(
+            pl.col("sampling_logprobs", "student_logprobs", "teacher_logprobs").fill_null(absent)
+        )
         .filter(pl.col("completion_token_ids").list.len() > 0)
         .explode("position", *lists)
         .rename(lists)
