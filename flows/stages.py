@@ -18,7 +18,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import score_cache
+from flows import prediction_cache, score_cache
 from flows.prepare import Work
 from flows.progress import progress
 from flows.summaries import StageSummary
@@ -50,7 +50,7 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
     present = _drawn(work, policy)
     if present:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
-    unusable = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
+    unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
     unusable |= set(work.run.quarantine().select("item_id").collect()["item_id"])
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
     chosen = curriculum.draw_examples(
@@ -76,12 +76,27 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     """The teacher's own answers to the drawn examples: once per example and teacher (TRPV)."""
     from opd_core.rollout import predict
 
+    began = time.perf_counter()
+    if not curriculum.needs_predictions(work.config.focus):
+        return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
     examples = _drawn(work, policy)
-    known = _predictions(work).select("example_id").unique().collect()["example_id"].to_list()
+    known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | _quarantined(work, policy, "validate")
-    batches = predict(work.config, _teacher(work, policy), examples, done)
-    needed = len([e for e in examples if e.example_id not in done])
-    return _append_batches(work, policy, "validate", "teacher_predictions", batches, needed)
+    needed = [e.example_id for e in examples if e.example_id not in done]
+    copies = prediction_cache.copies(work, needed)
+    copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
+    done |= {row.example_id for row in copies}
+    asked = [example_id for example_id in needed if example_id not in done]
+    teacher = _teacher(work, policy)
+    batches = predict(work.config, teacher, work.question_hash if needed else "", examples, done)
+    summary = _append_batches(
+        work, policy, "validate", "teacher_predictions", batches, len(asked)
+    )
+    summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
+    if work.config.teacher.cache is None or not needed:
+        return summary
+    reused = len(needed) - len(asked)
+    return summary.noting(predictions_reused=reused, hit_rate=reused / len(needed))
 
 
 @stage
@@ -148,11 +163,15 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
 
 @stage
 def focus(work: Work, policy: PolicyRef) -> StageSummary:
-    """TVDF: which rollouts are trained on, and why; kept in `selections`."""
+    """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     _check_complete(work, policy)
+    prediction_cache.check_pixels(work, policy.version)
+    settings, read = work.config.focus, work.run.tables.versions()
+    seed = _focus_seed(work, policy)
+    kls = _reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
     chosen = curriculum.select(
-        _rollouts(work, policy), _predictions(work), work.config.focus
+        _rollouts(work, policy), work.predictions(), settings, seed, kls
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
@@ -169,7 +188,7 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
             f"{min(waiting)} among them; run the score stage first"
         )
     chosen = chosen.with_columns(
-        reason=pl.when(unscored).then(pl.lit("no teacher score")).otherwise("reason"),
+        reason=pl.when(unscored).then(pl.lit(curriculum.NO_SCORE)).otherwise("reason"),
         selected=pl.col("selected") & ~unscored,
     )
     count = int(chosen["selected"].sum())
@@ -178,7 +197,19 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
             f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
             f"({_reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
         )
-    rows = [Selection(**row) for row in chosen.sort("rollout_id").iter_rows(named=True)]
+    asked = work.question_hash if curriculum.needs_predictions(settings) else None
+    rows = [
+        Selection(
+            **row,
+            settings=settings.model_dump_json(),
+            seed=seed,
+            question_hash=asked,
+            rollouts_version=read["rollouts"],
+            predictions_version=read["teacher_predictions"],
+            scores_version=read["teacher_scores"],
+        )
+        for row in chosen.sort("rollout_id").iter_rows(named=True)
+    ]
     added = work.run.append("selections", rows, policy_version=policy.version)
     summary = StageSummary("focus", policy.version, added, added, time.perf_counter() - began)
     return summary.noting(selected=count, rollouts=len(chosen))
@@ -316,11 +347,11 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
         raise VideoOPDError(
             f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not curriculum.needs_predictions(work.config.focus):
         left_out = set()
     else:
-        left_out = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
-        predicted = _predictions(work).select("example_id").unique().collect()["example_id"]
+        left_out = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
+        predicted = work.predictions().select("example_id").unique().collect()["example_id"]
         left_out |= {e.example_id for e in drawn} - set(predicted)
     left_out |= _quarantined(work, policy, "validate")
     usable = [e for e in drawn if e.example_id not in left_out]
@@ -330,11 +361,6 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
             f"{_why_none(work, policy)}"
         )
     return usable
-
-
-def _predictions(work: Work) -> pl.LazyFrame:
-    predictions = work.run.teacher_predictions()
-    return predictions.filter(pl.col("teacher_hash") == work.teacher_hash)
 
 
 def _rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
@@ -348,7 +374,19 @@ def _scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
 
 
 def _candidates(work: Work, policy: PolicyRef) -> list[str]:
-    return curriculum.candidates(_rollouts(work, policy), _predictions(work), work.config.focus)
+    return curriculum.candidates(
+        _rollouts(work, policy), work.predictions(), work.config.focus, _focus_seed(work, policy)
+    )
+
+
+def _focus_seed(work: Work, policy: PolicyRef) -> int:
+    return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
+
+
+def _reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    answers = work.run.rollouts().filter(_of(policy)).select("rollout_id", "sampling_logprobs")
+    scores = _scores(work, policy).select("rollout_id", "teacher_logprobs")
+    return curriculum.mean_reverse_kls(answers, scores)
 
 
 def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
@@ -382,7 +420,7 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "
             "start a new run"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
