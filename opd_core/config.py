@@ -82,6 +82,8 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
+    cache: Path | None = None
+    """Folder of another run, whose teacher's answers to the same question are copied."""
 
 
 class PromptSection(Section):
@@ -163,13 +165,40 @@ class ScoreSection(Section):
 
 
 class FocusSection(Section):
-    curriculum: Literal["tvdf", "uniform"] = "tvdf"
+    curriculum: Literal["tvdf", "scc", "timelens", "uniform"] = "tvdf"
+    """Which rollouts are trained on (`opd_core/curricula/`)."""
     min_teacher_iou: Fraction = 0.3
-    """TRPV: the mean IoU of the teacher's k answers must reach it."""
-    top_k: Positive = 128
-    """DBTP: items taken from the top of the disagreement."""
+    """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
+    curriculum = "scc"."""
     unit: Literal["example", "rollout"] = "example"
     """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
+    disagreement: Literal["iou", "reverse_kl"] = "iou"
+    """What tvdf and scc rank by: teacher_iou - student_iou, or the mean of sampling_logprobs -
+    teacher_logprobs, for which every rollout of a reliable teacher is scored first."""
+    selection: Literal["top_k", "stride", "buckets", "gaussian"] = "top_k"
+    """How tvdf takes `top_k` items of that ranking (`opd_core/curricula/tvdf.py`)."""
+    top_k: Positive = 128
+    """Items that tvdf and timelens take."""
+    buckets: Positive = 5
+    gaussian_center: float = 0.9
+    gaussian_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """Of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
+    max_student_iou: Fraction = 0.7
+    """scc: a student that reaches it has the example; the teacher need not score it."""
+    frontier: Positive = 900
+    """scc: items on which the student is below `max_student_iou`, by the disagreement."""
+    anchors: Annotated[int, Field(ge=0)] = 100
+    """scc: items on which it is not, drawn by seed, so that what is known stays known."""
+    timelens_mean: float = 0.05
+    timelens_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """timelens: the Gaussian over the student's IoU; the values of its released training script."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("curriculum") == "scc":
+            return {"min_teacher_iou": 0.7} | data
+        return data
 
 
 class LoraSection(Section):
@@ -324,10 +353,6 @@ class Config(Section):
     @property
     def needs_teacher_scores(self) -> bool:
         return any(name in TEACHER_OBJECTIVES for name in self.objective_weights)
-
-    @property
-    def needs_teacher_predictions(self) -> bool:
-        return self.focus.curriculum != "uniform"
 
     @model_validator(mode="after")
     def _objective_has_its_inputs(self) -> Self:

@@ -125,9 +125,16 @@ def sample_rollouts(
 
 
 def predict(
-    config: Config, teacher: Policy, examples: Sequence[GroundingExample], done: set[str]
+    config: Config,
+    teacher: Policy,
+    question_hash: str,
+    examples: Sequence[GroundingExample],
+    done: set[str],
 ) -> Iterator[Batch[TeacherPrediction]]:
-    """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs."""
+    """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs.
+
+    `question_hash`: `question_key.prediction_question` of the config.
+    """
 
     def seeds(example: GroundingExample) -> tuple[int, ...]:
         # Not of the run's seed: predictions belong to a data set and a teacher, not to a run.
@@ -146,10 +153,13 @@ def predict(
             prediction_index=index,
             teacher_id=teacher.folder.name,
             teacher_hash=teacher.weights_hash,
+            question_hash=question_hash,
             text=text,
             predicted_span=span,
             iou=answer_iou(span, *item.example.spans),
             seed=seeds(item.example)[index],
+            pixel_hash=item.clip.pixel_hash,
+            reused_from=None,
         )
 
     settings = config.rollout

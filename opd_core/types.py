@@ -89,11 +89,17 @@ class TeacherPrediction:
     prediction_index: int
     teacher_id: str
     teacher_hash: str
+    question_hash: str
+    """`question_key.prediction_question`: how it was asked; answers of one hash are comparable."""
     text: str
     predicted_span: Span | None
     iou: float
     """Temporal IoU with the truth; an answer without a span counts 0 (a rule, not a default)."""
     seed: int
+    pixel_hash: str
+    """Hash of the resized uint8 frames that it saw."""
+    reused_from: str | None
+    """`run_id` of the run that asked, where this row is a copy of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +202,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Whether focus (TVDF) took a rollout, and the numbers it decided on."""
+    """Whether focus took a rollout, by which curriculum, and the numbers it decided on."""
 
     rollout_id: str
     policy_version: int
@@ -208,8 +214,25 @@ class Selection:
     teacher_iou: float | None
     student_iou: float | None
     disagreement: float | None
+    """teacher_iou - student_iou."""
+    reverse_kl: float | None
+    """Nats a token: mean of sampling - teacher log-probs of the unit, where the ranking is by it."""
     rank: int | None
-    """0 = largest disagreement, among the examples of reliable teachers."""
+    """Place in the curriculum's order (or its pool's): 0 = largest disagreement, or first drawn."""
+    pool: str | None
+    """Part of the ranking it was in: `frontier`, `anchor` (scc), `bucket 0` ... (buckets)."""
+    weight: float | None
+    """Of a weighted draw: proportional to the probability of being drawn first."""
+    settings: str
+    """The config's [focus], as JSON."""
+    seed: int
+    """Of what the curriculum draws."""
+    question_hash: str | None
+    """Of the teacher's answers that were read; None where the curriculum needs none."""
+    rollouts_version: int
+    """Version of the table that was read; so are the next two."""
+    predictions_version: int
+    scores_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +320,28 @@ class Evaluation:
     """Unrounded temporal IoU (protocol `strict`); no span counts 0."""
     iou_rounded: float
     """Temporal IoU of the prediction rounded to whole seconds (protocol `timelens`)."""
+    engine: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluation:
+    """One greedy answer of any Hugging Face model to one example of the eval split."""
+
+    model_hash: str
+    """Hash of its weights."""
+    question_hash: str
+    """`question_key.evaluation_question`: how it was asked."""
+    model_id: str
+    """Name of its folder."""
+    example_id: str
+    text: str
+    completion_token_ids: Sequence[int]
+    finish_reason: str
+    predicted_span: Span | None
+    iou: float
+    """As `Evaluation.iou`."""
+    iou_rounded: float
     engine: str
     seconds: float
 

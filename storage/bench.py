@@ -244,10 +244,13 @@ def _predictions(rows: int) -> Iterator[list[TeacherPrediction]]:
                 prediction_index=index,
                 teacher_id="teacher",
                 teacher_hash=TEACHER,
+                question_hash="0" * 16,
                 text="The event happens in 1.0 - 2.0 seconds.",
                 predicted_span=Span(1.0, 2.0),
                 iou=generator.random(),
                 seed=generator.getrandbits(63),
+                pixel_hash="0" * 16,
+                reused_from=None,
             )
             for example in range(start, min(examples, start + each))
             for index in range(PREDICTIONS)

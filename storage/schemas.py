@@ -104,6 +104,9 @@ _EXAMPLE_ID = Column("example_id", STRING, "The example; joins `examples`.")
 _ROLLOUT_ID = Column("rollout_id", STRING, "The rollout: v<policy_version>-<example_id>-<sample>.")
 _TEACHER_ID = Column("teacher_id", STRING, "Name of the teacher.")
 _TEACHER_HASH = Column("teacher_hash", STRING, "Hash of the teacher's weights.")
+_QUESTION_HASH = Column(
+    "question_hash", STRING, "Hash of how it was asked: template, frames, engine, ..."
+)
 _TEXT = Column("text", STRING, "The answer, decoded.")
 _SEED = Column("seed", INT, "Seed it was sampled with.")
 _COMPLETION = Column("completion_token_ids", TOKENS, "[T] The answer's tokens, end included.")
@@ -177,17 +180,25 @@ TABLES: dict[str, TableSpec] = _by_name(
             "teacher_predictions",
             types.TeacherPrediction,
             writer="validate",
-            key=("example_id", "teacher_hash", "prediction_index"),
+            key=("example_id", "teacher_hash", "question_hash", "prediction_index"),
             description="The teacher's own answers to an example (TRPV).",
             own_columns=(
                 _EXAMPLE_ID,
                 Column("prediction_index", INT, "0 ... k-1."),
                 _TEACHER_ID,
                 _TEACHER_HASH,
+                _QUESTION_HASH,
                 _TEXT,
                 *_PREDICTED,
                 Column("iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
                 _SEED,
+                Column("pixel_hash", STRING, "Hash of the resized uint8 frames it saw."),
+                Column(
+                    "reused_from",
+                    STRING,
+                    "run_id of the run that asked, of a copied answer; null: asked here.",
+                    optional=True,
+                ),
             ),
         ),
         TableSpec(
@@ -330,18 +341,38 @@ TABLES: dict[str, TableSpec] = _by_name(
             types.Selection,
             writer="focus",
             key=("policy_version", "rollout_id"),
-            description="Whether focus (TVDF) took a rollout, and the numbers it decided on.",
+            description="Whether focus took a rollout, by which curriculum, on which numbers.",
             own_columns=(
                 _ROLLOUT_ID,
                 _POLICY_VERSION,
                 _EXAMPLE_ID,
-                Column("curriculum", STRING, "`tvdf` or `uniform`."),
+                Column("curriculum", STRING, "`tvdf`, `scc`, `timelens` or `uniform`."),
                 Column("selected", BOOL, "Whether the update trains on it."),
                 Column("reason", STRING, "`selected`, or why not."),
                 Column("teacher_iou", FLOAT, "Mean IoU of the teacher's answers.", optional=True),
                 Column("student_iou", FLOAT, "IoU of the unit's rollouts.", optional=True),
                 Column("disagreement", FLOAT, "teacher_iou - student_iou.", optional=True),
-                Column("rank", INT, "0 = largest disagreement.", optional=True),
+                Column(
+                    "reverse_kl",
+                    FLOAT,
+                    "Mean of sampling - teacher log-probs of the unit, nats a token, where the"
+                    " ranking is by it.",
+                    optional=True,
+                ),
+                Column("rank", INT, "0 = largest disagreement, or first drawn.", optional=True),
+                Column("pool", STRING, "Part of the ranking it was in.", optional=True),
+                Column("weight", FLOAT, "Its weight in a weighted draw.", optional=True),
+                Column("settings", STRING, "The config's [focus], as JSON."),
+                Column("seed", INT, "Seed of what the curriculum draws."),
+                Column(
+                    "question_hash",
+                    STRING,
+                    "Of the teacher's answers that were read; null: none are needed.",
+                    optional=True,
+                ),
+                Column("rollouts_version", INT, "Version of `rollouts` that was read."),
+                Column("predictions_version", INT, "The same of `teacher_predictions`."),
+                Column("scores_version", INT, "The same of `teacher_scores`."),
             ),
         ),
         TableSpec(
@@ -396,6 +427,27 @@ TABLES: dict[str, TableSpec] = _by_name(
             own_columns=(
                 _POLICY_VERSION,
                 _POLICY_HASH,
+                _EXAMPLE_ID,
+                _TEXT,
+                _COMPLETION,
+                _FINISH,
+                *_PREDICTED,
+                Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
+                Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+                _ENGINE,
+                _seconds("this answer's share of its batch"),
+            ),
+        ),
+        TableSpec(
+            "model_evaluations",
+            types.ModelEvaluation,
+            writer="evaluate model",
+            key=("model_hash", "question_hash", "example_id"),
+            description="One greedy answer of any model's folder to one example of the eval split.",
+            own_columns=(
+                Column("model_hash", STRING, "Hash of the model's weights."),
+                _QUESTION_HASH,
+                Column("model_id", STRING, "Name of the model's folder."),
                 _EXAMPLE_ID,
                 _TEXT,
                 _COMPLETION,
