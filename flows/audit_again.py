@@ -56,19 +56,26 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
         asked = set(lost.collect()["item_id"])  # they had a place in a batch, too
         rows = grouped(run, version, run.read("rollouts", Rollout, this), asked)
         config = config_of(run, config_hash_of(run, "rollouts", version))
-        again = sampled_again(config, _policy(run, version), rows, share, generator, tolerance)
+        sampler = _policy(run, version)
+        if config.rollout.source == "teacher":
+            from opd_core.rollout import Policy
+
+            sampler = Policy(version, config.teacher.path, row["teacher_hash"])
+        again = sampled_again(config, sampler, rows, share, generator, tolerance)
         _unchanged(run, again)
         compared.append(again)
     return _together(compared)
 
 
 def scored(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:
-    """A random share of each committed round, scored again by its teacher."""
+    """A random share of each committed round that was scored, scored again by its teacher."""
     from opd_core.deep_audit import loose, scored_again
     from opd_core.rollout import Policy
 
     compared = []
     for row in store.rounds(run):
+        if not row["uses_scores"]:
+            continue
         version = row["parent_version"]
         mine = (pl.col("policy_version") == version) & (
             pl.col("teacher_hash") == row["teacher_hash"]

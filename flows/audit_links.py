@@ -120,11 +120,12 @@ def _first_met(
         step, logprobs = met.pop(rollout.rollout_id, (None, []))
         if step != first.get(rollout.example_id):
             raise BrokenLink.at(where, "step", step, first.get(rollout.example_id))
-        if step is not None and len(logprobs) != len(rollout.sampling_logprobs):
-            expected = len(rollout.sampling_logprobs)
+        expected = len(rollout.completion_token_ids)
+        if step is not None and len(logprobs) != expected:
             raise BrokenLink.at(where, "the number of its log-probs", len(logprobs), expected)
-        if step == 0:
-            apart = [abs(a - b) for a, b in zip(logprobs, rollout.sampling_logprobs, strict=True)]
+        if step == 0 and rollout.answered_by == "student":
+            sampled = rollout.sampling_logprobs or ()
+            apart = [abs(a - b) for a, b in zip(logprobs, sampled, strict=True)]
             if not max(apart) <= config.update.max_logprob_mismatch:
                 bound = f"at most {config.update.max_logprob_mismatch}"
                 raise BrokenLink.at(where, "|student - sampling| at step 0", max(apart), bound)
@@ -139,21 +140,62 @@ def selections(run: Run) -> Checked:
         this = pl.col("policy_version") == row["parent_version"]
         teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
-        settings = config_of(run, config_hash_of(run, "selections", row["parent_version"])).focus
+        config = config_of(run, config_hash_of(run, "selections", row["parent_version"]))
+        question = _made_with(run, stored, config, row["parent_version"])
+        asked = pl.col("question_hash").eq_missing(pl.lit(question, pl.String))
+        scores = run.teacher_scores().filter(this & teacher)
         again = curriculum.select(
-            run.rollouts().filter(this), run.teacher_predictions().filter(teacher), settings
+            run.rollouts().filter(this),
+            run.teacher_predictions().filter(teacher & asked),
+            config.focus,
+            _focus_seed(config, row["parent_version"]),
+            curriculum.mean_reverse_kls(
+                run.rollouts().filter(this).select("rollout_id", "sampling_logprobs"),
+                scores.select("rollout_id", "teacher_logprobs"),
+            ),
         ).collect()
-        has_score = run.teacher_scores().filter(this & teacher).select("rollout_id").collect()
+        has_score = scores.select("rollout_id").collect()
         unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(
             has_score["rollout_id"].implode()
         )
+        unscored &= pl.lit(config.needs_teacher_scores or curriculum.needs_scores(config.focus))
         again = again.with_columns(
-            reason=pl.when(unscored).then(pl.lit("no teacher score")).otherwise("reason"),
+            reason=pl.when(unscored).then(pl.lit(curriculum.NO_SCORE)).otherwise("reason"),
             selected=pl.col("selected") & ~unscored,
         ).sort("rollout_id")
         _same_rows(stored, again)
         count += stored.height
     return Checked(count, "selections")
+
+
+def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> str | None:
+    """Each row names the settings and seed of the round's config, one question to the teacher (or
+    none, where its curriculum asks nothing), and table versions that there were; the question."""
+    asked = stored["question_hash"].drop_nulls().mode().sort().to_list()
+    question = asked[0] if asked and curriculum.needs_predictions(config.focus) else None
+    expected = {
+        "settings": config.focus.model_dump_json(),
+        "seed": _focus_seed(config, version),
+        "question_hash": question,
+    }
+    newest = run.tables.versions()
+    for row in stored.iter_rows(named=True):
+        where = f"selections, {row['rollout_id']}"
+        for name, value in expected.items():
+            if row[name] != value:
+                raise BrokenLink.at(where, name, row[name], value)
+        for name, table in (
+            ("rollouts_version", "rollouts"),
+            ("predictions_version", "teacher_predictions"),
+            ("scores_version", "teacher_scores"),
+        ):
+            if not 1 <= row[name] <= newest[table]:
+                raise BrokenLink.at(where, name, row[name], f"1 ... {newest[table]}")
+    return question
+
+
+def _focus_seed(config: Config, version: int) -> int:
+    return make_seed(config.run.seed, "focus", version, "", 0)
 
 
 def scores(run: Run) -> Checked:

@@ -45,7 +45,8 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         .iter_rows(named=True)
     )
     pairs = (
-        rollouts.select("rollout_id", "sampling_logprobs")
+        rollouts.filter(pl.col("answered_by") == "student")
+        .select("rollout_id", "sampling_logprobs")
         .collect()
         .join(
             work.run.teacher_scores()
@@ -66,13 +67,27 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     )
     return replace(
         summary,
-        notes=(*summary.notes, *_reuse(work, version - 1)),
+        notes=(*summary.notes, *_copied(work, version - 1), *_reuse(work, version - 1)),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
     )
+
+
+def _copied(work: Work, version: int) -> list[str]:
+    """How many of the round's examples needed no answers of the teacher, where some were copied."""
+    drawn = work.run.draws().filter(pl.col("policy_version") == version).select("example_id")
+    answers = work.predictions().select("example_id", "reused_from").unique("example_id")
+    copied = pl.col("reused_from").is_not_null()
+    rows = drawn.join(answers, on="example_id").select(pl.len(), copied.sum())
+    total, reused = rows.collect().row(0)
+    if not reused:
+        return []
+    return [
+        f"validate: {reused:,} of {total:,} examples' answers were copied ({reused / total:.1%})"
+    ]
 
 
 def _reuse(work: Work, version: int) -> list[str]:

@@ -6,8 +6,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
 
 from opd_core.config import Config, load_config
+from opd_core.curriculum import needs_predictions
+from opd_core.question_key import prediction_question
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
@@ -22,6 +27,24 @@ class Work:
     config: Config
     run: Run
     teacher_hash: str
+
+    @cached_property
+    def question_hash(self) -> str:
+        """How the config asks the teacher for its own answers."""
+        from opd_core.prompts import load_processor, processor_hash
+
+        processor = processor_hash(load_processor(self.config.teacher.path))
+        return prediction_question(self.config, processor)
+
+    def predictions(self) -> pl.LazyFrame:
+        """The teacher's own answers to that question; none where the curriculum needs none."""
+        rows = self.run.teacher_predictions()
+        if not needs_predictions(self.config.focus):
+            return rows.filter(pl.lit(False))
+        return rows.filter(
+            (pl.col("teacher_hash") == self.teacher_hash)
+            & (pl.col("question_hash") == self.question_hash)
+        )
 
     def policy(self, version: int | None = None) -> PolicyRef:
         """The current policy, or the one of a given round (round v samples from policy v)."""

@@ -77,7 +77,7 @@ def span_line(
 
 def _tokens(run: Run, rollout: dict[str, Any]) -> Table:
     ids = rollout["completion_token_ids"]
-    sampling = rollout["sampling_logprobs"]
+    sampling = rollout["sampling_logprobs"] or [None] * len(ids)
     student = _logprobs(run, "student_logprobs", rollout["rollout_id"], len(ids))
     teacher = _logprobs(run, "teacher_logprobs", rollout["rollout_id"], len(ids))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -86,7 +86,7 @@ def _tokens(run: Run, rollout: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     texts = _texts(run, rollout)
     for text, token_id, pi_v, pi, q in zip(texts, ids, sampling, student, teacher, strict=True):
-        advantage = None if q is None else q - pi_v
+        advantage = None if q is None or pi_v is None else q - pi_v
         style = "" if advantage is None else ("red" if advantage < 0 else "green")
         numbers = [Text(_logprob(value)) for value in (pi_v, pi, q)]
         shown = Text(ABSENT if advantage is None else f"{advantage:+.4f}", style)

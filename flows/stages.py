@@ -18,7 +18,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import score_cache
+from flows import prediction_cache, score_cache
 from flows.prepare import Work
 from flows.progress import progress
 from flows.stage_costs import measured
@@ -55,7 +55,7 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
     present = _drawn(work, policy)
     if present:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
-    unusable = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
+    unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
     unusable |= set(work.run.quarantine().select("item_id").collect()["item_id"])
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
     chosen = curriculum.draw_examples(
@@ -81,17 +81,33 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     """The teacher's own answers to the drawn examples: once per example and teacher (TRPV)."""
     from opd_core.rollout import predict
 
+    began = time.perf_counter()
+    if not curriculum.needs_predictions(work.config.focus):
+        return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
     examples = _drawn(work, policy)
-    known = _predictions(work).select("example_id").unique().collect()["example_id"].to_list()
+    known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | _quarantined(work, policy, "validate")
-    batches = predict(work.config, _teacher(work, policy), examples, done)
-    needed = len([e for e in examples if e.example_id not in done])
-    return _append_batches(work, policy, "validate", "teacher_predictions", batches, needed)
+    needed = [e.example_id for e in examples if e.example_id not in done]
+    copies = prediction_cache.copies(work, needed)
+    copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
+    done |= {row.example_id for row in copies}
+    asked = [example_id for example_id in needed if example_id not in done]
+    teacher = _teacher(work, policy)
+    batches = predict(work.config, teacher, work.question_hash if needed else "", examples, done)
+    summary = _append_batches(work, policy, "validate", "teacher_predictions", batches, len(asked))
+    summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
+    if work.config.teacher.cache is None or not needed:
+        return summary
+    reused = len(needed) - len(asked)
+    return summary.noting(predictions_reused=reused, hit_rate=reused / len(needed))
 
 
 @stage
 def rollout(work: Work, policy: PolicyRef) -> StageSummary:
-    """The policy's answers to the drawn examples on which the teacher is reliable."""
+    """The policy's answers to the drawn examples on which the teacher is reliable.
+
+    Of a baseline: the teacher's, or the truth (`rollout.source`).
+    """
     from opd_core.rollout import sample_rollouts
 
     examples = _trainable(work, policy)
@@ -103,7 +119,9 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
         for index in range(work.config.rollout.rollouts_per_example)
     }
     missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
-    batches = sample_rollouts(work.config, _policy(policy), examples, done)
+    from_teacher = work.config.rollout.source == "teacher"
+    sampler = _teacher(work, policy) if from_teacher else _policy(policy)
+    batches = sample_rollouts(work.config, sampler, examples, done)
     return _append_batches(work, policy, "rollout", "rollouts", batches, missing)
 
 
@@ -116,6 +134,8 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
     from opd_core.scoring import score_rollouts, teacher_scorer
 
     began = time.perf_counter()
+    if not _needs_scores(work):
+        return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
     wanted = set(_candidates(work, policy))
     done = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -153,11 +173,15 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
 
 @stage
 def focus(work: Work, policy: PolicyRef) -> StageSummary:
-    """TVDF: which rollouts are trained on, and why; kept in `selections`."""
+    """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     _check_complete(work, policy)
+    prediction_cache.check_pixels(work, policy.version)
+    settings, read = work.config.focus, work.run.tables.versions()
+    seed = _focus_seed(work, policy)
+    kls = _reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
     chosen = curriculum.select(
-        _rollouts(work, policy), _predictions(work), work.config.focus
+        _rollouts(work, policy), work.predictions(), settings, seed, kls
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
@@ -165,6 +189,7 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
         )
     scored = _scores(work, policy).select("rollout_id").collect()["rollout_id"]
     unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(scored.implode())
+    unscored &= pl.lit(_needs_scores(work))
     skipped = list(_quarantined(work, policy, "score"))
     known = pl.col("rollout_id").is_in(skipped) | pl.col("example_id").is_in(skipped)
     waiting = set(chosen.filter(unscored & ~known)["rollout_id"])
@@ -174,7 +199,7 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
             f"{min(waiting)} among them; run the score stage first"
         )
     chosen = chosen.with_columns(
-        reason=pl.when(unscored).then(pl.lit("no teacher score")).otherwise("reason"),
+        reason=pl.when(unscored).then(pl.lit(curriculum.NO_SCORE)).otherwise("reason"),
         selected=pl.col("selected") & ~unscored,
     )
     count = int(chosen["selected"].sum())
@@ -183,7 +208,19 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
             f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
             f"({_reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
         )
-    rows = [Selection(**row) for row in chosen.sort("rollout_id").iter_rows(named=True)]
+    asked = work.question_hash if curriculum.needs_predictions(settings) else None
+    rows = [
+        Selection(
+            **row,
+            settings=settings.model_dump_json(),
+            seed=seed,
+            question_hash=asked,
+            rollouts_version=read["rollouts"],
+            predictions_version=read["teacher_predictions"],
+            scores_version=read["teacher_scores"],
+        )
+        for row in chosen.sort("rollout_id").iter_rows(named=True)
+    ]
     added = work.run.append("selections", rows, policy_version=policy.version)
     summary = StageSummary("focus", policy.version, added, added, time.perf_counter() - began)
     return summary.noting(selected=count, rollouts=len(chosen))
@@ -206,10 +243,8 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         )
     sampled = run.read("rollouts", Rollout, _of(policy))
     rollouts = _grouped(r for r in sampled if r.rollout_id in ids)
-    ours = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    rows = run.read("teacher_scores", TeacherScore, ours, without=("hidden_states",))
-    scores = {s.rollout_id: s for s in rows}
-    unscored = ids - scores.keys()
+    scores = _scores_of(work, policy)
+    unscored = ids - scores.keys() if _needs_scores(work) else set()
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.version} have no score of teacher "
@@ -217,17 +252,23 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
             "that the round was selected with, or start a new run"
         )
     trained = [
-        Trained(e, answers, tuple(scores[r.rollout_id] for r in answers))
+        Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))
         for e in _drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
     total = run.rollouts().filter(_of(policy)).select(pl.len()).collect().item()
-    candidates = len(_candidates(work, policy))
+    uses_scores = _needs_scores(work)
+    candidates = len(_candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
         result = update_student(
-            work.config, _policy(policy), trained, staging, lambda _: advance(1)
+            work.config,
+            _policy(policy),
+            trained,
+            staging,
+            lambda _: advance(1),
+            run.policy(0).path,
         )
     new = run.publish_policy(staging, policy)
     row = Update(
@@ -236,7 +277,8 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         parent_version=policy.version,
         parent_hash=policy.weights_hash,
         checkpoint=run.relative(new.path),
-        objective=work.config.update.objective,
+        objective=work.config.objective_text,
+        uses_scores=uses_scores,
         teacher_hash=work.teacher_hash,
         rollouts=len(result.trained),
         tokens=result.tokens,
@@ -321,11 +363,11 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
         raise VideoOPDError(
             f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not curriculum.needs_predictions(work.config.focus):
         left_out = set()
     else:
-        left_out = set(curriculum.known_unreliable(_predictions(work), work.config.focus))
-        predicted = _predictions(work).select("example_id").unique().collect()["example_id"]
+        left_out = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
+        predicted = work.predictions().select("example_id").unique().collect()["example_id"]
         left_out |= {e.example_id for e in drawn} - set(predicted)
     left_out |= _quarantined(work, policy, "validate")
     usable = [e for e in drawn if e.example_id not in left_out]
@@ -335,11 +377,6 @@ def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
             f"{_why_none(work, policy)}"
         )
     return usable
-
-
-def _predictions(work: Work) -> pl.LazyFrame:
-    predictions = work.run.teacher_predictions()
-    return predictions.filter(pl.col("teacher_hash") == work.teacher_hash)
 
 
 def _rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
@@ -352,8 +389,36 @@ def _scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
     return work.run.teacher_scores().filter(mine)
 
 
+def _needs_scores(work: Work) -> bool:
+    """Whether the objective is made of the teacher's scores, or the selection."""
+    return work.config.needs_teacher_scores or curriculum.needs_scores(work.config.focus)
+
+
+def _scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
+    """The round's scores by rollout id, where the objective needs them."""
+    if not _needs_scores(work):
+        return {}
+    whole = work.config.update.teacher_distribution == "hidden_states"
+    mine = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    left = () if whole else ("hidden_states",)
+    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
+    return {s.rollout_id: s for s in rows}
+
+
 def _candidates(work: Work, policy: PolicyRef) -> list[str]:
-    return curriculum.candidates(_rollouts(work, policy), _predictions(work), work.config.focus)
+    return curriculum.candidates(
+        _rollouts(work, policy), work.predictions(), work.config.focus, _focus_seed(work, policy)
+    )
+
+
+def _focus_seed(work: Work, policy: PolicyRef) -> int:
+    return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
+
+
+def _reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    answers = work.run.rollouts().filter(_of(policy)).select("rollout_id", "sampling_logprobs")
+    scores = _scores(work, policy).select("rollout_id", "teacher_logprobs")
+    return curriculum.mean_reverse_kls(answers, scores)
 
 
 def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
@@ -387,7 +452,7 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "
             "start a new run"
         )
-    if work.config.focus.curriculum == "uniform":
+    if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "

@@ -12,9 +12,16 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from opd_core.types import VideoOPDError
 
@@ -30,6 +37,23 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["hf", "vllm"]
+ObjectiveName = Literal[
+    "policy_gradient",
+    "exact_reverse_kl",
+    "exact_forward_kl",
+    "jsd",
+    "student_topk_reverse_kl",
+    "grpo",
+    "sft",
+]
+TEACHER_OBJECTIVES = (
+    "policy_gradient", "exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl",
+)  # fmt: skip
+"""Those that need the teacher's scores of the rollouts;"""
+DISTRIBUTION_OBJECTIVES = TEACHER_OBJECTIVES[1:]
+"""of them those that need its distribution, not only its log-prob of the sampled token."""
+ON_POLICY_OBJECTIVES = ("policy_gradient", "grpo")
+"""Those whose gradient is one only where the policy itself has sampled."""
 
 
 class RunSection(Section):
@@ -58,6 +82,8 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
+    cache: Path | None = None
+    """Folder of another run, whose teacher's answers to the same question are copied."""
 
 
 class PromptSection(Section):
@@ -91,6 +117,10 @@ class FramesSection(Section):
 
 
 class RolloutSection(Section):
+    source: Literal["student", "teacher", "truth"] = "student"
+    """Who gives the answers that are trained on. `student` is on-policy distillation; `teacher`
+    (answers sampled from it) and `truth` (the annotation as an answer) are the baselines that it
+    is compared with."""
     engine: EngineName = "hf"
     max_engine_mismatch: Annotated[float, Field(gt=0)] = 0.5
     """Nats. Once a stage an example is also scored by the trainer's own forward; a token on which
@@ -135,13 +165,40 @@ class ScoreSection(Section):
 
 
 class FocusSection(Section):
-    curriculum: Literal["tvdf", "uniform"] = "tvdf"
+    curriculum: Literal["tvdf", "scc", "timelens", "uniform"] = "tvdf"
+    """Which rollouts are trained on (`opd_core/curricula/`)."""
     min_teacher_iou: Fraction = 0.3
-    """TRPV: the mean IoU of the teacher's k answers must reach it."""
-    top_k: Positive = 128
-    """DBTP: items taken from the top of the disagreement."""
+    """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
+    curriculum = "scc"."""
     unit: Literal["example", "rollout"] = "example"
     """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
+    disagreement: Literal["iou", "reverse_kl"] = "iou"
+    """What tvdf and scc rank by: teacher_iou - student_iou, or the mean of sampling_logprobs -
+    teacher_logprobs, for which every rollout of a reliable teacher is scored first."""
+    selection: Literal["top_k", "stride", "buckets", "gaussian"] = "top_k"
+    """How tvdf takes `top_k` items of that ranking (`opd_core/curricula/tvdf.py`)."""
+    top_k: Positive = 128
+    """Items that tvdf and timelens take."""
+    buckets: Positive = 5
+    gaussian_center: float = 0.9
+    gaussian_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """Of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
+    max_student_iou: Fraction = 0.7
+    """scc: a student that reaches it has the example; the teacher need not score it."""
+    frontier: Positive = 900
+    """scc: items on which the student is below `max_student_iou`, by the disagreement."""
+    anchors: Annotated[int, Field(ge=0)] = 100
+    """scc: items on which it is not, drawn by seed, so that what is known stays known."""
+    timelens_mean: float = 0.05
+    timelens_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """timelens: the Gaussian over the student's IoU; the values of its released training script."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("curriculum") == "scc":
+            return {"min_teacher_iou": 0.7} | data
+        return data
 
 
 class LoraSection(Section):
@@ -153,10 +210,40 @@ class LoraSection(Section):
     )  # fmt: skip
 
 
+class GRPOSection(Section):
+    """Of the objective `grpo`, whose reward is the answer's temporal IoU."""
+
+    scale_by_std: bool = True
+    """Divide a group's advantages by the standard deviation of its rewards."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    format_reward: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the reward of an answer that holds a span."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the base student; above 0 it costs one more forward pass of a tree."""
+
+
 class UpdateSection(Section):
-    objective: Literal["policy_gradient", "exact_reverse_kl"] = "policy_gradient"
-    """`policy_gradient`: the paper's, on the sampled tokens. `exact_reverse_kl`: KL(pi || q) over
-    the teacher's top k plus one bucket for the rest; needs score.teacher_topk > 0."""
+    objective: (
+        ObjectiveName
+        | Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    ) = "policy_gradient"
+    """What is minimised (README: which to use when). Or a weighted sum, as a table:
+    `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
+    teacher_distribution: Literal["topk", "hidden_states"] = "topk"
+    """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
+    distribution from kept hidden states (score.hidden_states) and its lm_head."""
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    student_topk: Positive = 32
+    """K of `student_topk_reverse_kl`."""
+    grpo: GRPOSection = GRPOSection()
+    max_advantage: Annotated[float, Field(gt=0)] | None = None
+    """Nats at which |log q - log pi_v| of a token is cut off in `policy_gradient`."""
+    skip_special_tokens: bool = False
+    """Leave the tokenizer's special tokens (the answer's end) out of the loss."""
+    entropy_weight: bool = False
+    """Weigh each token by 1 - exp(-H), H the policy's entropy there: less for the tokens of the
+    format, of which it is sure."""
     epochs: Positive = 1
     """Passes over the selected rollouts."""
     examples_per_step: Positive = 32
@@ -183,6 +270,19 @@ class UpdateSection(Section):
     """Vision tower and merger."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objectives_are_known(cls, value: Any) -> Any:
+        known = get_args(ObjectiveName)
+        for name in value if isinstance(value, dict) else [value]:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+                raise ValueError(f"update.objective knows no {name!r}; {hint}")
+        if value == {}:
+            raise ValueError("update.objective = {} names no objective; give it at least one")
+        return value
 
 
 class EvaluateSection(Section):
@@ -235,12 +335,72 @@ class Config(Section):
     vllm: VLLMSection = VLLMSection()
     machine: MachineSection = MachineSection()
 
+    @property
+    def objective_weights(self) -> dict[str, float]:
+        """Objective -> its weight in the loss."""
+        objective = self.update.objective
+        weights = {objective: 1.0} if isinstance(objective, str) else objective
+        return {str(name): weight for name, weight in weights.items()}
+
+    @property
+    def objective_text(self) -> str:
+        """As the table `updates` names it: `policy_gradient`, or `1 policy_gradient + 0.5 grpo`."""
+        objective = self.update.objective
+        if isinstance(objective, str):
+            return objective
+        return " + ".join(f"{weight:g} {name}" for name, weight in sorted(objective.items()))
+
+    @property
+    def needs_teacher_scores(self) -> bool:
+        return any(name in TEACHER_OBJECTIVES for name in self.objective_weights)
+
     @model_validator(mode="after")
     def _objective_has_its_inputs(self) -> Self:
-        if self.update.objective == "exact_reverse_kl" and self.score.teacher_topk == 0:
+        update, names = self.update, self.objective_weights
+        for name in names:
+            if name in ON_POLICY_OBJECTIVES and self.rollout.source != "student":
+                raise ValueError(
+                    f"update.objective = {name!r} is a gradient on the student's own answers only; "
+                    "set rollout.source = 'student', or another objective"
+                )
+            if name not in DISTRIBUTION_OBJECTIVES:
+                continue
+            whole = update.teacher_distribution == "hidden_states"
+            if name == "student_topk_reverse_kl" and not whole:
+                raise ValueError(
+                    f"update.objective = {name!r} needs the teacher's log-probs of the student's "
+                    "own top-k; set update.teacher_distribution = 'hidden_states' and "
+                    "score.hidden_states = true"
+                )
+            if whole and not self.score.hidden_states:
+                raise ValueError(
+                    "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
+                )
+            if not whole and self.score.teacher_topk == 0:
+                raise ValueError(
+                    f"update.objective = {name!r} needs the teacher's top-k; "
+                    "set score.teacher_topk = 32"
+                )
+        if "grpo" in names:
+            if self.rollout.rollouts_per_example < 2:
+                raise ValueError(
+                    "update.objective = 'grpo' compares answers to one prompt; set "
+                    "rollout.rollouts_per_example = 8"
+                )
+            if self.focus.unit != "example":
+                raise ValueError(
+                    "update.objective = 'grpo' needs all answers to an example; set focus.unit = "
+                    "'example'"
+                )
+        if self.rollout.source == "truth" and self.rollout.rollouts_per_example > 1:
             raise ValueError(
-                "update.objective = 'exact_reverse_kl' needs the teacher's top-k; "
-                "set score.teacher_topk = 32"
+                "rollout.source = 'truth' gives one answer to an example; set "
+                "rollout.rollouts_per_example = 1"
+            )
+        if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
+            raise ValueError(
+                "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
+                f"= {self.teacher.engine!r}"
             )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and self.teacher.engine != "hf":

@@ -99,7 +99,8 @@ def sampled_again(
     wanted = {e.example_id for batch in chosen for e in batch}
     kept = {r.rollout_id: r for e, answers in rows if e.example_id in wanted for r in answers}
     versions = {r.engine_version for r in kept.values()}
-    same_engine = config.rollout.engine == "hf" and versions <= {HFEngine.version}
+    nobody = config.rollout.source == "truth"
+    same_engine = config.rollout.engine == "hf" and (nobody or versions <= {HFEngine.version})
     if not (same_engine and _exact(config, config.student.dtype)):
         return _student_again(config, policy, [r for r in rows if r[0].example_id in wanted],
                               tolerance)  # fmt: skip
@@ -118,7 +119,7 @@ def sampled_again(
             if first is None and _plain(was, name) != _plain(now, name):
                 first = Difference(was.rollout_id, name, _plain(was, name), _plain(now, name))
         if first is None:
-            values = (was.sampling_logprobs, now.sampling_logprobs)
+            values = (was.sampling_logprobs or (), now.sampling_logprobs or ())
             worst, first = _logprobs(was.rollout_id, "sampling_logprobs", *values, tolerance or 0.0)
             largest = max(largest, worst)
     return Comparison(len(pairs), tokens, not tolerance, largest, first)
@@ -177,6 +178,8 @@ def _student_again(
     for batch in score_rollouts(as_teacher, policy, work):
         for now in batch.records:
             was = kept[now.rollout_id]
+            if was.sampling_logprobs is None:
+                continue
             values = (was.sampling_logprobs, now.teacher_logprobs)
             worst, found = _logprobs(was.rollout_id, "sampling_logprobs", *values, bound)
             largest, tokens = max(largest, worst), tokens + len(was.sampling_logprobs)

@@ -1,6 +1,6 @@
-"""Exact divergences between two distributions over the vocabulary, a row at a time.
+"""Exact divergences between two distributions, a row at a time.
 
-Shape suffixes: C rows (completion tokens), V vocabulary.
+Shape suffixes: C rows (completion tokens), V vocabulary, B tokens or buckets of tokens.
 """
 
 from __future__ import annotations
@@ -31,13 +31,20 @@ def divergences(policy_logprobs_CV: Tensor, teacher_logprobs_CV: Tensor) -> Dive
     """
     log_p, log_q = policy_logprobs_CV, teacher_logprobs_CV
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return Divergences(
-        _kl(log_q, log_p), _kl(log_p, log_q), (_kl(log_p, log_m) + _kl(log_q, log_m)) / 2
-    )
+    forward, reverse = kl(log_q, log_p), kl(log_p, log_q)
+    js = (kl(log_p, log_m) + kl(log_q, log_m)) / 2
+    return Divergences(forward.clamp(min=0.0), reverse.clamp(min=0.0), js.clamp(min=0.0))
 
 
-def _kl(log_a_CV: Tensor, log_b_CV: Tensor) -> Tensor:
-    possible = log_a_CV > float("-inf")
-    # 0 (log 0 - log 0) is nan: tokens of no probability are taken out before the product.
-    difference = torch.where(possible, log_a_CV - log_b_CV, 0.0)
-    return (log_a_CV.exp() * difference).sum(dim=1).clamp(min=0.0)
+def kl(log_a_CB: Tensor, log_b_CB: Tensor) -> Tensor:
+    """[C] `sum a (log a - log b)`: KL(a || b), differentiable in both.
+
+    Entries without mass in a add nothing, and have no gradient; one in b alone makes it infinite.
+    """
+    possible = log_a_CB.exp() > 0
+    # -inf * 0 is nan, in the gradient too: impossible tokens are taken out before the product.
+    zero = torch.zeros_like(log_a_CB)
+    log_a = torch.where(possible, log_a_CB, zero)
+    log_b = torch.where(possible, log_b_CB, zero)
+    a = torch.where(possible, log_a.exp(), zero)
+    return (a * (log_a - log_b)).sum(dim=1)

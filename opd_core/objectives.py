@@ -1,19 +1,23 @@
 """What the update minimises: pure functions of tensors, each checked by enumeration in the tests.
 
-Every function gives a loss for each completion token, [C]; the caller sums them and divides by the
+Every loss is one number for each completion token, [C]; the caller sums them and divides by the
 number of trained tokens of the whole optimiser step, so that the result does not depend on how the
-step was cut into packs.
+step was cut into packs. `training_loss.py` puts the config's objective together from these.
 
-Shape suffixes: C completion tokens, V vocabulary, K the teacher's kept tokens.
+Shape suffixes: C completion tokens, V vocabulary, K kept tokens, B buckets of tokens (K single
+tokens and the rest, or the whole vocabulary).
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from opd_core.divergences import kl
 
 
 def truncated_importance_weights(
@@ -42,15 +46,19 @@ def policy_gradient(
     sampling_logprobs_C: Tensor,
     teacher_logprobs_C: Tensor,
     weights_C: Tensor | None = None,
+    max_advantage: float | None = None,
 ) -> Tensor:
     """The paper's loss on the sampled tokens: `-(ratio * advantage)` (arXiv 2602.02994, eq. 6-8).
 
     `advantage = log q(y_t) - log pi_v(y_t)` is constant, `ratio = exp(log pi - log pi_v)` carries
     the gradient. At pi = pi_v its expectation over y_t ~ pi_v is the gradient of KL(pi || q).
     `weights_C` (truncated importance weights, constant) take the place of the ratio's value; where
-    they are the ratio, so is the gradient.
+    they are the ratio, so is the gradient. Advantages beyond `max_advantage` nats are cut to it:
+    a token that the teacher finds absurd would otherwise outweigh all others of its step.
     """
     advantages_C = (teacher_logprobs_C - sampling_logprobs_C).detach()
+    if max_advantage is not None:
+        advantages_C = advantages_C.clamp(-max_advantage, max_advantage)
     if weights_C is None:
         ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
     else:
@@ -58,30 +66,89 @@ def policy_gradient(
     return -(ratio_C * advantages_C)
 
 
-def exact_reverse_kl(
-    student_logprobs_CV: Tensor,
-    topk_token_ids_CK: Tensor,
-    topk_logprobs_CK: Tensor,
-    tail_logprobs_C: Tensor,
-) -> Tensor:
-    """KL(pi || q) at each sampled state, over the teacher's K likeliest tokens and the rest.
+def with_tail(logprobs_CV: Tensor, token_ids_CK: Tensor) -> Tensor:
+    """[C, K + 1] log-probabilities of the kept tokens, and of all others together."""
+    kept_CK = logprobs_CV.gather(1, token_ids_CK)
+    others_CV = logprobs_CV.scatter(1, token_ids_CK, torch.full_like(kept_CK, float("-inf")))
+    return torch.cat((kept_CK, _logsumexp(others_CV)[:, None]), dim=1)
 
-    The rest is one bucket on both sides, so this is a true KL: never negative, zero where the two
-    agree on the buckets, at most the KL over the vocabulary and equal to it when K covers it.
-    Entries of -inf on the teacher's side (fewer than K possible tokens) must have no mass in pi.
+
+def exact_reverse_kl(student_logprobs_CB: Tensor, teacher_logprobs_CB: Tensor) -> Tensor:
+    """KL(pi || q) at each sampled state, over the buckets of both.
+
+    With the vocabulary as buckets it is the KL itself. With the teacher's K likeliest tokens and
+    one bucket for the rest it is still a true KL: never negative, zero where the two agree on the
+    buckets, at most the KL over the vocabulary and equal to it when K covers it. Buckets in which
+    the teacher has no mass at all must have none in pi.
     """
-    chosen_CK = student_logprobs_CV.gather(1, topk_token_ids_CK)
-    student_tail_C = student_logprobs_CV.scatter(
-        1, topk_token_ids_CK, torch.full_like(chosen_CK, float("-inf"))
-    )
-    student = torch.cat((chosen_CK, _logsumexp(student_tail_C)[:, None]), dim=1)
-    teacher = torch.cat((topk_logprobs_CK, tail_logprobs_C[:, None]), dim=1)
-    possible = student > float("-inf")
-    # -inf * 0 is nan, in the gradient too: impossible tokens are taken out before the product.
-    log_p = torch.where(possible, student, torch.zeros_like(student))
-    log_q = torch.where(possible, teacher, torch.zeros_like(teacher))
-    p = torch.where(possible, log_p.exp(), torch.zeros_like(log_p))
-    return (p * (log_p - log_q)).sum(dim=1)
+    return kl(student_logprobs_CB, teacher_logprobs_CB)
+
+
+def exact_forward_kl(student_logprobs_CB: Tensor, teacher_logprobs_CB: Tensor) -> Tensor:
+    """KL(q || pi) at each state: pi must cover what the teacher says. On its own top-k the mass of
+    q is nearly complete, so here the tail matters little."""
+    return kl(teacher_logprobs_CB, student_logprobs_CB)
+
+
+def generalized_jsd(
+    student_logprobs_CB: Tensor, teacher_logprobs_CB: Tensor, beta: float
+) -> Tensor:
+    """`beta KL(q || m) + (1 - beta) KL(pi || m)` with `m = beta q + (1 - beta) pi`, 0 < beta < 1
+    (GKD, arXiv 2306.13649). Bounded; towards beta = 0 its gradient, divided by beta, is that of
+    the forward KL, towards 1, divided by 1 - beta, that of the reverse."""
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta = {beta} is not between 0 and 1")
+    log_beta = torch.tensor([beta, 1.0 - beta]).log().to(student_logprobs_CB)
+    log_m = _logaddexp(teacher_logprobs_CB + log_beta[0], student_logprobs_CB + log_beta[1])
+    return beta * kl(teacher_logprobs_CB, log_m) + (1.0 - beta) * kl(student_logprobs_CB, log_m)
+
+
+def group_advantages(rewards: Sequence[float], scale_by_std: bool) -> list[float]:
+    """GRPO's advantage of each answer to one prompt: its reward less the group's mean, divided by
+    the group's standard deviation (n - 1, plus 1e-4) where asked (arXiv 2402.03300; without:
+    Dr. GRPO, arXiv 2503.20783). A group that agrees has advantages of 0: nothing to learn."""
+    mean = statistics.fmean(rewards)
+    centred = [reward - mean for reward in rewards]
+    if not scale_by_std or len(rewards) < 2:
+        return centred
+    deviation = statistics.stdev(rewards)
+    return [value / (deviation + 1e-4) for value in centred]
+
+
+def grpo(
+    student_logprobs_C: Tensor,
+    sampling_logprobs_C: Tensor,
+    advantages_C: Tensor,
+    clip_low: float,
+    clip_high: float,
+    weights_C: Tensor | None = None,
+) -> Tensor:
+    """`-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)` of each token (PPO's clip on
+    group advantages; one advantage for all tokens of an answer). `weights_C` multiply."""
+    ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
+    clipped_C = ratio_C.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss_C = -torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C)
+    return loss_C if weights_C is None else weights_C * loss_C
+
+
+def reference_kl(student_logprobs_C: Tensor, reference_logprobs_C: Tensor) -> Tensor:
+    """The k3 estimate of KL(pi || reference) on sampled tokens: `exp(-d) - 1 + d`, `d = log pi -
+    log reference`; never negative (Schulman, 2020; what GRPO adds)."""
+    difference_C = student_logprobs_C - reference_logprobs_C.detach()
+    return (-difference_C).exp() - 1.0 + difference_C
+
+
+def cross_entropy(student_logprobs_C: Tensor) -> Tensor:
+    """`-log pi` of the given tokens: SFT on the truth, or on a teacher's answers."""
+    return -student_logprobs_C
+
+
+def entropy_weights(student_logprobs_CV: Tensor) -> Tensor:
+    """[C] `1 - exp(-H)` of pi at each state, in [0, 1), no gradient: the probability that a token
+    as uncertain as this comes out otherwise (exp(H) is the number of equally likely tokens). The
+    tokens of a fixed format weigh almost nothing, the digits of an answer up to 1."""
+    log_p = student_logprobs_CV.detach()
+    return 1.0 - (-torch.special.entr(log_p.exp()).sum(dim=1)).exp()
 
 
 def _logsumexp(x_CV: Tensor) -> Tensor:
@@ -89,3 +156,11 @@ def _logsumexp(x_CV: Tensor) -> Tensor:
     empty = (x_CV == float("-inf")).all(dim=1)
     safe = torch.where(empty[:, None], torch.zeros_like(x_CV), x_CV)
     return torch.where(empty, torch.full_like(safe[:, 0], float("-inf")), safe.logsumexp(dim=1))
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """logaddexp whose gradient is 0, not nan, where both are -inf."""
+    both = (a == float("-inf")) & (b == float("-inf"))
+    zero = torch.zeros_like(a)
+    total = torch.logaddexp(torch.where(both, zero, a), torch.where(both, zero, b))
+    return torch.where(both, torch.full_like(total, float("-inf")), total)

@@ -164,9 +164,18 @@ def _record(
         reverse_kl=found.divergences.reverse_kl.tolist(),
         js=found.divergences.js.tolist(),
         max_teacher_mismatch=teacher,
-        max_student_mismatch=_largest(found.student_logprobs, rollout.sampling_logprobs),
+        max_student_mismatch=_largest(found.student_logprobs, _sampled(rollout)),
         seconds=seconds,
     )
+
+
+def _sampled(rollout: Rollout) -> Sequence[float]:
+    if rollout.answered_by != "student" or rollout.sampling_logprobs is None:
+        raise VideoOPDError(
+            f"rollout {rollout.rollout_id} is an answer of the {rollout.answered_by}, not of "
+            "the policy; rescore a run with rollout.source = 'student'"
+        )
+    return rollout.sampling_logprobs
 
 
 def _largest(now_T: Tensor, was: Sequence[float]) -> float:

@@ -52,8 +52,16 @@ class Batch(Generic[Record]):
 def sample_rollouts(
     config: Config, policy: Policy, examples: Sequence[GroundingExample], done: set[str]
 ) -> Iterator[Batch[Rollout]]:
-    """`rollouts_per_example` rollouts of each example; `done` are rollout ids that exist."""
+    """`rollouts_per_example` rollouts of each example; `done` are rollout ids that exist.
+
+    `policy` gives the answers and the rows' policy_version: the student's, or the teacher's weights
+    with the round's version (`rollout.source`).
+    """
     settings = config.rollout
+    if settings.source == "truth":
+        from opd_core.truth import truth_rollouts
+
+        return truth_rollouts(config, policy, examples, done)
 
     def ids(example: GroundingExample) -> list[str]:
         count = settings.rollouts_per_example
@@ -74,6 +82,7 @@ def sample_rollouts(
             rollout_id=make_rollout_id(policy.version, item.example.example_id, index),
             policy_version=policy.version,
             policy_hash=policy.weights_hash,
+            answered_by=settings.source,
             example_id=item.example.example_id,
             sample_index=index,
             seed=seeds(item.example)[index],
@@ -107,18 +116,25 @@ def sample_rollouts(
         settings.prompts_per_batch,
         params,
         seeds,
-        config.student.dtype,
+        config.student.dtype if settings.source == "student" else config.teacher.dtype,
         settings.engine,
-        probed=True,
+        probed=settings.source == "student",  # a teacher may be too large for a forward of ours
     )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)
 
 
 def predict(
-    config: Config, teacher: Policy, examples: Sequence[GroundingExample], done: set[str]
+    config: Config,
+    teacher: Policy,
+    question_hash: str,
+    examples: Sequence[GroundingExample],
+    done: set[str],
 ) -> Iterator[Batch[TeacherPrediction]]:
-    """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs."""
+    """The teacher's own k sampled answers (TRPV); `done` are example ids that have theirs.
+
+    `question_hash`: `question_key.prediction_question` of the config.
+    """
 
     def seeds(example: GroundingExample) -> tuple[int, ...]:
         # Not of the run's seed: predictions belong to a data set and a teacher, not to a run.
@@ -137,10 +153,13 @@ def predict(
             prediction_index=index,
             teacher_id=teacher.folder.name,
             teacher_hash=teacher.weights_hash,
+            question_hash=question_hash,
             text=text,
             predicted_span=span,
             iou=answer_iou(span, *item.example.spans),
             seed=seeds(item.example)[index],
+            pixel_hash=item.clip.pixel_hash,
+            reused_from=None,
         )
 
     settings = config.rollout

@@ -14,7 +14,7 @@ import contextlib
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opd_core import objectives
 from opd_core.config import Config
 from opd_core.encoding import ExampleEncoder
-from opd_core.prefix_tree import PrefixTree, fill, pack
+from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.rollout import Policy
 from opd_core.scoring import rollout_tree
+from opd_core.step_record import StepRecord
+from opd_core.training_loss import Chunk, Fact, TrainingLoss, facts_of
 from opd_core.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import (
     GroundingExample,
@@ -45,11 +46,14 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """An example of the update: its selected rollouts and their scores, side by side."""
+    """An example of the update: its selected rollouts and their scores, side by side.
+
+    A score is None where no objective needs the teacher.
+    """
 
     example: GroundingExample
     rollouts: tuple[Rollout, ...]
-    scores: tuple[TeacherScore, ...]
+    scores: tuple[TeacherScore | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class UpdateResult:
     trained: tuple[TrainedRollout, ...]
     tokens: int
     """Completion tokens of `trained`."""
-    max_logprob_mismatch: float
+    max_logprob_mismatch: float | None
     stopped_early: str | None
 
 
@@ -68,22 +72,28 @@ def update_student(
     work: Sequence[Trained],
     staging: Path,
     on_step: Callable[[UpdateStep], None] = lambda _: None,
+    base: Path | None = None,
 ) -> UpdateResult:
     """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
 
-    `work` has the sentences of one video next to each other. Raises `VideoOPDError` on rows of
+    `work` has the sentences of one video next to each other; `base` is the folder of policy 0,
+    which only `update.grpo.reference_kl` needs. Raises `VideoOPDError` on rows of
     another policy, on log-probs that the sampler and the trainer do not agree on, and on a loss
     that is no number; the run is then as it was before.
     """
-    _check_on_policy(parent, work)
+    _check_on_policy(config, parent, work)
     settings = config.update
     encoder = ExampleEncoder(config, parent.folder)
-    student = _Student(config, parent, encoder.prompts.tokenizer)
+    student = _Student(config, parent, encoder.prompts.tokenizer, base)
     plan = plan_steps([w.example for w in work], config, parent.version)
-    facts = {r.rollout_id: (r, s) for w in work for r, s in zip(w.rollouts, w.scores, strict=True)}
+    facts = {
+        fact.rollout.rollout_id: fact
+        for w in work
+        for fact in facts_of(config, w.rollouts, w.scores)
+    }
     rollouts = {w.example.example_id: list(w.rollouts) for w in work}
     steps: list[UpdateStep] = []
-    mismatch = 0.0
+    mismatch: float | None = None
     stopped: str | None = None
     trained: dict[str, TrainedRollout] = {}
     for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
@@ -95,17 +105,18 @@ def update_student(
             )
         trees = [rollout_tree(video, rollouts) for video in batch.videos]
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
-        measured = student.accumulate(trees, facts, tokens)
+        measured = student.accumulate(trees, facts)
         if number == 0:
             mismatch = measured.check_first_step(settings.max_logprob_mismatch)
         policy_kl = measured.policy_kl()
-        if policy_kl > settings.max_policy_kl:
+        if policy_kl is not None and policy_kl > settings.max_policy_kl:
             stopped = (
                 f"before step {number} the KL to the sampling policy was {policy_kl:.3f} nats a "
                 f"token, above update.max_policy_kl = {settings.max_policy_kl}"
             )
             break
         rate, grad_norm = student.step()
+        ratio_min, ratio_max = measured.ratio_range()
         for rollout_id, logprobs in measured.by_rollout():
             seen = TrainedRollout(rollout_id, parent.version, number, logprobs)
             trained.setdefault(rollout_id, seen)
@@ -117,10 +128,10 @@ def update_student(
                 grad_norm=grad_norm,
                 tokens=tokens,
                 rollouts=len(measured.keys),
-                reverse_kl=float((measured.student - measured.teacher).mean()),
+                reverse_kl=measured.reverse_kl(),
                 policy_kl=policy_kl,
-                ratio_min=float(measured.ratio().min()),
-                ratio_max=float(measured.ratio().max()),
+                ratio_min=ratio_min,
+                ratio_max=ratio_max,
                 effective_sample_size=measured.effective_sample_size(),
                 tis_weight_mean=measured.tis_weight_mean(),
                 tis_truncated=measured.tis_truncated(),
@@ -158,7 +169,7 @@ def plan_steps(
 class _Student:
     """The trained model, its optimiser, and its schedule."""
 
-    def __init__(self, config: Config, parent: Policy, tokenizer: Any) -> None:
+    def __init__(self, config: Config, parent: Policy, tokenizer: Any, base: Path | None) -> None:
         self._settings = settings = config.update
         self._device = choose_device(config.machine.device)
         model = load_model(parent.folder, "float32", self._device)
@@ -171,6 +182,13 @@ class _Student:
         model.train()
         self.model = TreeModel(model, tokenizer, settings.completion_rows_per_chunk)
         self._autocast = getattr(torch, config.student.dtype)
+        self._loss = TrainingLoss(config, tokenizer, self.model.excluded_ids, self._device)
+        self._reference: TreeModel | None = None
+        if self._loss.needs_reference:
+            if base is None:
+                raise ValueError("update.grpo.reference_kl needs the folder of the base student")
+            frozen = load_model(base, config.student.dtype, self._device)
+            self._reference = TreeModel(frozen, tokenizer, settings.completion_rows_per_chunk)
         self._optimizer = torch.optim.AdamW(
             self.trainable,
             lr=settings.learning_rate,
@@ -184,26 +202,28 @@ class _Student:
             self._optimizer.load_state_dict(saved["optimizer"])
             self._steps_done = int(saved["steps_done"])
 
-    def accumulate(
-        self,
-        trees: Sequence[PrefixTree],
-        facts: dict[str, tuple[Rollout, TeacherScore]],
-        tokens: int,
-    ) -> _Measured:
+    def accumulate(self, trees: Sequence[PrefixTree], facts: dict[str, Fact]) -> StepRecord:
         """Gradients of the step's loss: summed over packs, divided by the step's token count."""
         self._optimizer.zero_grad(set_to_none=True)
-        measured = _Measured()
+        completions = (s.token_ids for tree in trees for s in tree.segments if s.key is not None)
+        tokens = max(sum(self._loss.tokens_in_loss(ids) for ids in completions), 1)
+        measured = StepRecord()
         for group in fill(trees, self._settings.max_tokens_per_pack):
             packed = pack(group)
+            reference = self._reference_logprobs(packed)
             loss = torch.zeros((), device=self._device)
             with self._precision():
                 for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(packed):
-                    rows = [facts[str(key)] for key in keys]
-                    chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-                    weights = self._importance_weights(rows, chosen_C)
-                    losses_C = self._losses(rows, chosen_C, logprobs_CV, weights)
-                    loss = loss + losses_C.sum() / tokens
-                    measured.add(rows, chosen_C.detach().cpu(), weights)
+                    chunk = Chunk(
+                        [facts[str(key)] for key in keys],
+                        token_ids_C,
+                        logprobs_CV.gather(1, token_ids_C[:, None])[:, 0],
+                        logprobs_CV,
+                        None if reference is None else torch.cat([reference[k] for k in keys]),
+                    )
+                    weights = self._loss.importance_weights(chunk)
+                    loss = loss + self._loss(chunk, weights).sum() / tokens
+                    measured.add(chunk, weights)
             if not torch.isfinite(loss):
                 raise VideoOPDError(
                     f"the loss of the update is {float(loss)} on rollouts such as "
@@ -213,55 +233,17 @@ class _Student:
             measured.loss += float(loss.detach())
         return measured
 
-    def _importance_weights(
-        self, rows: list[tuple[Rollout, TeacherScore]], chosen_C: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Of each token and whether it was cut off; None where the trainer's engine sampled."""
-        level = self._settings.tis
-        if level == "auto":
-            level = "off" if all(r.engine == "hf" for r, _ in rows) else "token"
-        if level == "off":
+    @torch.no_grad()
+    def _reference_logprobs(self, packed: Pack) -> dict[Hashable, Tensor] | None:
+        """The base student's log-probs of each completion of a pack, where the loss needs them."""
+        if self._reference is None:
             return None
-        return objectives.truncated_importance_weights(
-            chosen_C,
-            self._join([r.sampling_logprobs for r, _ in rows]),
-            [len(r.completion_token_ids) for r, _ in rows],
-            level,
-            self._settings.tis_cap,
-        )
-
-    def _losses(
-        self,
-        rows: list[tuple[Rollout, TeacherScore]],
-        chosen_C: Tensor,
-        logprobs_CV: Tensor,
-        weights: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        scores = [score for _, score in rows]
-        if self._settings.objective == "policy_gradient":
-            return objectives.policy_gradient(
-                chosen_C,
-                self._join([r.sampling_logprobs for r, _ in rows]),
-                self._join([s.teacher_logprobs for s in scores]),
-                None if weights is None else weights[0],
-            )
-        for score in scores:
-            if score.topk_token_ids is None:
-                raise VideoOPDError(
-                    f"rollout {score.rollout_id} was scored without the teacher's top-k, which "
-                    "update.objective = 'exact_reverse_kl' needs; start a new run with "
-                    "score.teacher_topk = 32"
-                )
-        losses_C = objectives.exact_reverse_kl(
-            logprobs_CV,
-            self._join([s.topk_token_ids for s in scores], torch.long),
-            self._join([s.topk_logprobs for s in scores]),
-            self._join([s.tail_logprobs for s in scores]),
-        )
-        return losses_C if weights is None else weights[0] * losses_C
-
-    def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)
+        found: dict[Hashable, Tensor] = {}
+        for keys, token_ids_C, logprobs_CV in self._reference.completion_distributions(packed):
+            chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+            lengths = [len(packed.completions[key]) for key in keys]
+            found.update(zip(keys, chosen_C.split(lengths), strict=True))
+        return found
 
     def step(self) -> tuple[float, float]:
         """One optimiser step; (learning rate, gradient norm before clipping)."""
@@ -343,96 +325,22 @@ def _belongs_to_processor(name: str) -> bool:
     return name.startswith(starts) or "processor" in name
 
 
-class _Measured:
-    """What one step's forward passes said about its tokens."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.loss = 0.0
-        self._student: list[Tensor] = []
-        self._sampling: list[Tensor] = []
-        self._teacher: list[Tensor] = []
-        self._owner: list[tuple[str, int]] = []
-        self._weights: list[Tensor] = []
-        self._truncated: list[Tensor] = []
-
-    def add(
-        self,
-        rows: list[tuple[Rollout, TeacherScore]],
-        student_C: Tensor,
-        weights: tuple[Tensor, Tensor] | None,
-    ) -> None:
-        self._student.append(student_C.double())
-        if weights is not None:
-            self._weights.append(weights[0].double().cpu())
-            self._truncated.append(weights[1].double().cpu())
-        for rollout, score in rows:
-            self.keys.append(rollout.rollout_id)
-            self._sampling.append(torch.tensor(rollout.sampling_logprobs, dtype=torch.float64))
-            self._teacher.append(torch.tensor(score.teacher_logprobs, dtype=torch.float64))
-            length = len(rollout.completion_token_ids)
-            self._owner.extend((rollout.rollout_id, t) for t in range(length))
-
-    def by_rollout(self) -> Iterator[tuple[str, tuple[float, ...]]]:
-        """(rollout id, its student log-probs), in the order of the packs."""
-        lengths = [len(part) for part in self._sampling]
-        parts = self.student.split(lengths)
-        for key, part in zip(self.keys, parts, strict=True):
-            yield key, tuple(part.tolist())
-
-    @property
-    def student(self) -> Tensor:
-        return torch.cat(self._student)
-
-    @property
-    def teacher(self) -> Tensor:
-        return torch.cat(self._teacher)
-
-    def log_ratio(self) -> Tensor:
-        return self.student - torch.cat(self._sampling)
-
-    def ratio(self) -> Tensor:
-        return self.log_ratio().exp()
-
-    def policy_kl(self) -> float:
-        log_ratio = self.log_ratio()
-        return float((log_ratio.exp() - 1.0 - log_ratio).mean())
-
-    def effective_sample_size(self) -> float:
-        ratio = self.ratio()
-        return float(ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum()))
-
-    def tis_weight_mean(self) -> float | None:
-        return float(torch.cat(self._weights).mean()) if self._weights else None
-
-    def tis_truncated(self) -> float | None:
-        return float(torch.cat(self._truncated).mean()) if self._truncated else None
-
-    def check_first_step(self, bound: float) -> float:
-        """The largest |student - sampling| log-prob; raises above `bound`, naming the token."""
-        difference = self.log_ratio().abs()
-        worst = int(difference.argmax())
-        if not float(difference[worst]) <= bound:
-            rollout_id, position = self._owner[worst]
-            raise VideoOPDError(
-                f"token {position} of rollout {rollout_id} has log-prob "
-                f"{float(torch.cat(self._sampling)[worst]):.6f} from the sampler and "
-                f"{float(self.student[worst]):.6f} from the trainer, further apart than "
-                f"update.max_logprob_mismatch = {bound}; the two do not compute the same model: "
-                "compare their precision and processor"
-            )
-        return float(difference[worst])
-
-
-def _check_on_policy(parent: Policy, work: Sequence[Trained]) -> None:
+def _check_on_policy(config: Config, parent: Policy, work: Sequence[Trained]) -> None:
+    """Every rollout is of the source that the config names; the student's own are of `parent`."""
     for item in work:
         for rollout, score in zip(item.rollouts, item.scores, strict=True):
-            if rollout.policy_hash != parent.weights_hash:
+            if rollout.answered_by != config.rollout.source:
+                raise VideoOPDError(
+                    f"rollout {rollout.rollout_id} is an answer of the {rollout.answered_by} and "
+                    f"rollout.source is {config.rollout.source!r}; put back the config that the "
+                    "round began with, or start a new run"
+                )
+            if rollout.answered_by == "student" and rollout.policy_hash != parent.weights_hash:
                 raise VideoOPDError(
                     f"rollout {rollout.rollout_id} was sampled by policy {rollout.policy_version} "
                     f"(weights {rollout.policy_hash}) but the update trains policy "
                     f"{parent.version} (weights {parent.weights_hash}); a round trains on its own "
                     "rollouts only: rerun the rollout stage of this round"
                 )
-            if score.rollout_id != rollout.rollout_id:
+            if score is not None and score.rollout_id != rollout.rollout_id:
                 raise ValueError(f"score of {score.rollout_id} beside {rollout.rollout_id}")

@@ -89,11 +89,17 @@ class TeacherPrediction:
     prediction_index: int
     teacher_id: str
     teacher_hash: str
+    question_hash: str
+    """`question_key.prediction_question`: how it was asked; answers of one hash are comparable."""
     text: str
     predicted_span: Span | None
     iou: float
     """Temporal IoU with the truth; an answer without a span counts 0 (a rule, not a default)."""
     seed: int
+    pixel_hash: str
+    """Hash of the resized uint8 frames that it saw."""
+    reused_from: str | None
+    """`run_id` of the run that asked, where this row is a copy of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +110,18 @@ class Rollout:
     """`make_rollout_id(policy_version, example_id, sample_index)`."""
     policy_version: int
     policy_hash: str
-    """Hash of the weights that sampled it."""
+    """Hash of the weights that sampled it; `truth` where nothing did."""
+    answered_by: str
+    """`student`; `teacher` or `truth` where a baseline trains on answers of another's."""
     example_id: str
     sample_index: int
     seed: int
     prompt_token_ids: Sequence[int]
     completion_token_ids: Sequence[int]
     """[T] what was sampled, the end token included when there is one."""
-    sampling_logprobs: Sequence[float]
-    """[T] log pi_v of each sampled token, recorded while sampling."""
+    sampling_logprobs: Sequence[float] | None
+    """[T] log-prob of each token under the weights that sampled it (log pi_v), recorded while
+    sampling; None where nothing sampled (`truth`)."""
     finish_reason: str
     """`stop` (end token) or `length`."""
     text: str
@@ -193,7 +202,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Whether focus (TVDF) took a rollout, and the numbers it decided on."""
+    """Whether focus took a rollout, by which curriculum, and the numbers it decided on."""
 
     rollout_id: str
     policy_version: int
@@ -205,8 +214,25 @@ class Selection:
     teacher_iou: float | None
     student_iou: float | None
     disagreement: float | None
+    """teacher_iou - student_iou."""
+    reverse_kl: float | None
+    """Nats a token: mean of sampling - teacher log-probs of the unit, where the ranking is by it."""
     rank: int | None
-    """0 = largest disagreement, among the examples of reliable teachers."""
+    """Place in the curriculum's order (or its pool's): 0 = largest disagreement, or first drawn."""
+    pool: str | None
+    """Part of the ranking it was in: `frontier`, `anchor` (scc), `bucket 0` ... (buckets)."""
+    weight: float | None
+    """Of a weighted draw: proportional to the probability of being drawn first."""
+    settings: str
+    """The config's [focus], as JSON."""
+    seed: int
+    """Of what the curriculum draws."""
+    question_hash: str | None
+    """Of the teacher's answers that were read; None where the curriculum needs none."""
+    rollouts_version: int
+    """Version of the table that was read; so are the next two."""
+    predictions_version: int
+    scores_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +245,15 @@ class UpdateStep:
     grad_norm: float
     tokens: int
     rollouts: int
-    reverse_kl: float
-    """Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of KL(pi || q))."""
-    policy_kl: float
+    reverse_kl: float | None
+    """Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of KL(pi || q)); None
+    without the teacher's scores, or on answers that the policy has not sampled. So are the next
+    four, which compare with the policy that sampled."""
+    policy_kl: float | None
     """KL(pi_v || pi) to the policy that sampled: mean over tokens of ratio - 1 - log ratio (k3)."""
-    ratio_min: float
-    ratio_max: float
-    effective_sample_size: float
+    ratio_min: float | None
+    ratio_max: float | None
+    effective_sample_size: float | None
     """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
     tis_weight_mean: float | None
     """Mean truncated importance weight of a token; None where no such weights were used."""
@@ -259,13 +287,16 @@ class Update:
     checkpoint: str
     """Folder, relative to the run."""
     objective: str
+    uses_scores: bool
+    """Whether the objective needs the teacher's scores of the rollouts."""
     teacher_hash: str
     rollouts: int
     """Rollouts trained on."""
     tokens: int
     """Completion tokens trained on."""
     max_logprob_mismatch: float | None
-    """Largest |student - sampling| log-prob on the first step, before any weight moved."""
+    """Largest |student - sampling| log-prob on the first step, before any weight moved; None on
+    answers that the policy has not sampled."""
     stopped_early: str | None
     """Why the update ended before its last step, or None."""
     teacher_passes_saved: int
@@ -289,6 +320,28 @@ class Evaluation:
     """Unrounded temporal IoU (protocol `strict`); no span counts 0."""
     iou_rounded: float
     """Temporal IoU of the prediction rounded to whole seconds (protocol `timelens`)."""
+    engine: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluation:
+    """One greedy answer of any Hugging Face model to one example of the eval split."""
+
+    model_hash: str
+    """Hash of its weights."""
+    question_hash: str
+    """`question_key.evaluation_question`: how it was asked."""
+    model_id: str
+    """Name of its folder."""
+    example_id: str
+    text: str
+    completion_token_ids: Sequence[int]
+    finish_reason: str
+    predicted_span: Span | None
+    iou: float
+    """As `Evaluation.iou`."""
+    iou_rounded: float
     engine: str
     seconds: float
 

@@ -106,21 +106,28 @@ def chain(run: Run) -> Checked:
 
 
 def rollouts(run: Run) -> Checked:
-    """Every rollout was sampled by exactly its policy's weights, for an example of its draw."""
+    """Every rollout was sampled by exactly its policy's weights, for an example of its draw; one of
+    another source (baselines), by the teacher's."""
     import polars as pl
 
     unique(run, "rollouts")
     hashes = policy_hashes(run)
+    teachers = {u["parent_version"]: u["teacher_hash"] for u in rounds(run)}
     frame = run.rollouts().select(
-        "rollout_id", "policy_version", "policy_hash", "example_id", "sample_index"
+        "rollout_id", "policy_version", "policy_hash", "answered_by", "example_id", "sample_index"
     )
     rows = frame.collect()
-    for rollout_id, version, policy_hash, example_id, index in rows.iter_rows():
+    for rollout_id, version, policy_hash, source, example_id, index in rows.iter_rows():
         where = f"rollouts, {rollout_id}"
         if version not in hashes:
             raise BrokenLink.at(where, "policy_version", version, f"at most {max(hashes)}")
-        if policy_hash != hashes[version]:
-            raise BrokenLink.at(where, "policy_hash", policy_hash, hashes[version])
+        expected = {
+            "student": hashes[version],
+            "teacher": teachers.get(version, run.teacher_hash),
+            "truth": "truth",
+        }.get(source)
+        if policy_hash != expected:
+            raise BrokenLink.at(where, "policy_hash", policy_hash, expected)
         if rollout_id != (made := make_rollout_id(version, example_id, index)):
             raise BrokenLink.at(where, "rollout_id", rollout_id, made)
     drawn = run.draws().select("policy_version", "example_id").collect()
@@ -136,7 +143,10 @@ def rollouts(run: Run) -> Checked:
             where = f"evaluations, {example_id} by policy {version}"
             raise BrokenLink.at(where, "policy_hash", policy_hash, hashes.get(version))
     trained = run.trajectories().filter(pl.col("trained")).select(pl.len()).collect().item()
-    return Checked(rows.height, "rollouts", (f"{trained:,} of them trained on",))
+    notes = [f"{trained:,} of them trained on"]
+    foreign = rows.filter(pl.col("answered_by") != "student").group_by("answered_by").len()
+    notes += [f"{n:,} are answers of the {name}" for name, n in foreign.sort("answered_by").rows()]
+    return Checked(rows.height, "rollouts", tuple(notes))
 
 
 def scores(run: Run) -> Checked:
@@ -161,7 +171,7 @@ def scores(run: Run) -> Checked:
         )  # fmt: skip
         selected = run.selections().filter(this & pl.col("selected")).select("rollout_id").collect()
         missing = selected.join(found, on="rollout_id", how="anti")["rollout_id"].to_list()
-        if missing:
+        if missing and row["uses_scores"]:
             where = f"teacher_scores, {min(missing)}"
             raise BrokenLink(f"{where}: it was trained on and has no score by teacher {teacher}")
         _lengths(found)

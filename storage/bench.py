@@ -183,6 +183,7 @@ def _rollouts(rows: int) -> Iterator[list[Rollout]]:
                 Rollout(
                     rollout_id=_rollout_id(number),
                     policy_version=example % ROUNDS,
+                    answered_by="student",
                     policy_hash=f"{example % ROUNDS:064x}",
                     example_id=_example_id(example),
                     sample_index=index,
@@ -243,10 +244,13 @@ def _predictions(rows: int) -> Iterator[list[TeacherPrediction]]:
                 prediction_index=index,
                 teacher_id="teacher",
                 teacher_hash=TEACHER,
+                question_hash="0" * 16,
                 text="The event happens in 1.0 - 2.0 seconds.",
                 predicted_span=Span(1.0, 2.0),
                 iou=generator.random(),
                 seed=generator.getrandbits(63),
+                pixel_hash="0" * 16,
+                reused_from=None,
             )
             for example in range(start, min(examples, start + each))
             for index in range(PREDICTIONS)

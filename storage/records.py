@@ -110,6 +110,11 @@ def _check(spec: TableSpec, table: pa.Table) -> None:
             raise _refused(
                 spec, table, row, f"{column.name} holds {problem}", "find what computed it"
             )
+    for name, other, value in spec.null_only_where:
+        absent = pc.is_null(table.column(name))
+        row = pc.index(pc.and_(absent, pc.not_equal(table.column(other), value)), True).as_py()
+        if row >= 0:
+            raise _refused(spec, table, row, f"{name} is missing", "give it a value")
     for names in spec.same_length:
         _check_lengths(spec, table, names)
 

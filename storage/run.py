@@ -249,6 +249,9 @@ class Run:
     def evaluations(self) -> pl.LazyFrame:
         return self.scan("evaluations")
 
+    def model_evaluations(self) -> pl.LazyFrame:
+        return self.scan("model_evaluations")
+
     def read(
         self,
         name: str,

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -54,6 +54,8 @@ class TableSpec:
     """Lists that run in parallel, such as tokens and their log-probs."""
     finite: tuple[str, ...] = ()
     """Columns in which infinity is refused too (NaN is refused in all)."""
+    null_only_where: tuple[tuple[str, str, str], ...] = ()
+    """(column, other, value): the column may be null only where the other column has the value."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -81,11 +83,15 @@ STEP = pa.struct(
         Column("grad_norm", FLOAT, "Before clipping.").field,
         Column("tokens", INT, "Trained tokens.").field,
         Column("rollouts", INT, "Trained rollouts.").field,
-        Column("reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats a token.").field,
-        Column("policy_kl", FLOAT, "Mean of sampling - student log-prob, nats a token.").field,
-        Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.").field,
-        Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.").field,
-        Column("effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.").field,
+        Column(
+            "reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats.", optional=True
+        ).field,
+        Column("policy_kl", FLOAT, "KL to the sampling policy (k3), nats.", optional=True).field,
+        Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.", optional=True).field,
+        Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.", optional=True).field,
+        Column(
+            "effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.", optional=True
+        ).field,
         Column("tis_weight_mean", FLOAT, "Mean truncated importance weight.", optional=True).field,
         Column("tis_truncated", FLOAT, "Share of tokens cut off at the cap.", optional=True).field,
         Column("seconds", FLOAT, "Wall-clock of the step.").field,
@@ -98,6 +104,9 @@ _EXAMPLE_ID = Column("example_id", STRING, "The example; joins `examples`.")
 _ROLLOUT_ID = Column("rollout_id", STRING, "The rollout: v<policy_version>-<example_id>-<sample>.")
 _TEACHER_ID = Column("teacher_id", STRING, "Name of the teacher.")
 _TEACHER_HASH = Column("teacher_hash", STRING, "Hash of the teacher's weights.")
+_QUESTION_HASH = Column(
+    "question_hash", STRING, "Hash of how it was asked: template, frames, engine, ..."
+)
 _TEXT = Column("text", STRING, "The answer, decoded.")
 _SEED = Column("seed", INT, "Seed it was sampled with.")
 _COMPLETION = Column("completion_token_ids", TOKENS, "[T] The answer's tokens, end included.")
@@ -171,17 +180,25 @@ TABLES: dict[str, TableSpec] = _by_name(
             "teacher_predictions",
             types.TeacherPrediction,
             writer="validate",
-            key=("example_id", "teacher_hash", "prediction_index"),
+            key=("example_id", "teacher_hash", "question_hash", "prediction_index"),
             description="The teacher's own answers to an example (TRPV).",
             own_columns=(
                 _EXAMPLE_ID,
                 Column("prediction_index", INT, "0 ... k-1."),
                 _TEACHER_ID,
                 _TEACHER_HASH,
+                _QUESTION_HASH,
                 _TEXT,
                 *_PREDICTED,
                 Column("iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
                 _SEED,
+                Column("pixel_hash", STRING, "Hash of the resized uint8 frames it saw."),
+                Column(
+                    "reused_from",
+                    STRING,
+                    "run_id of the run that asked, of a copied answer; null: asked here.",
+                    optional=True,
+                ),
             ),
         ),
         TableSpec(
@@ -193,13 +210,19 @@ TABLES: dict[str, TableSpec] = _by_name(
             own_columns=(
                 _ROLLOUT_ID,
                 _POLICY_VERSION,
-                _POLICY_HASH,
+                Column("policy_hash", STRING, "Hash of the weights that sampled it, or `truth`."),
+                Column("answered_by", STRING, "`student`; `teacher` or `truth` for baselines."),
                 _EXAMPLE_ID,
                 Column("sample_index", INT, "0 ... rollouts per example - 1."),
                 _SEED,
                 Column("prompt_token_ids", TOKENS, "The prompt's tokens, video pads included."),
                 _COMPLETION,
-                Column("sampling_logprobs", LOGPROBS, "[T] log pi_v, recorded while sampling."),
+                Column(
+                    "sampling_logprobs",
+                    LOGPROBS,
+                    "[T] log pi_v, recorded while sampling; null where `truth` answered.",
+                    optional=True,
+                ),
                 _FINISH,
                 _TEXT,
                 *_PREDICTED,
@@ -224,6 +247,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 ("frame_indices", "frame_timestamps"),
             ),
             finite=("sampling_logprobs", "frame_timestamps"),
+            null_only_where=(("sampling_logprobs", "answered_by", "truth"),),
         ),
         TableSpec(
             "teacher_scores",
@@ -317,18 +341,38 @@ TABLES: dict[str, TableSpec] = _by_name(
             types.Selection,
             writer="focus",
             key=("policy_version", "rollout_id"),
-            description="Whether focus (TVDF) took a rollout, and the numbers it decided on.",
+            description="Whether focus took a rollout, by which curriculum, on which numbers.",
             own_columns=(
                 _ROLLOUT_ID,
                 _POLICY_VERSION,
                 _EXAMPLE_ID,
-                Column("curriculum", STRING, "`tvdf` or `uniform`."),
+                Column("curriculum", STRING, "`tvdf`, `scc`, `timelens` or `uniform`."),
                 Column("selected", BOOL, "Whether the update trains on it."),
                 Column("reason", STRING, "`selected`, or why not."),
                 Column("teacher_iou", FLOAT, "Mean IoU of the teacher's answers.", optional=True),
                 Column("student_iou", FLOAT, "IoU of the unit's rollouts.", optional=True),
                 Column("disagreement", FLOAT, "teacher_iou - student_iou.", optional=True),
-                Column("rank", INT, "0 = largest disagreement.", optional=True),
+                Column(
+                    "reverse_kl",
+                    FLOAT,
+                    "Mean of sampling - teacher log-probs of the unit, nats a token, where the"
+                    " ranking is by it.",
+                    optional=True,
+                ),
+                Column("rank", INT, "0 = largest disagreement, or first drawn.", optional=True),
+                Column("pool", STRING, "Part of the ranking it was in.", optional=True),
+                Column("weight", FLOAT, "Its weight in a weighted draw.", optional=True),
+                Column("settings", STRING, "The config's [focus], as JSON."),
+                Column("seed", INT, "Seed of what the curriculum draws."),
+                Column(
+                    "question_hash",
+                    STRING,
+                    "Of the teacher's answers that were read; null: none are needed.",
+                    optional=True,
+                ),
+                Column("rollouts_version", INT, "Version of `rollouts` that was read."),
+                Column("predictions_version", INT, "The same of `teacher_predictions`."),
+                Column("scores_version", INT, "The same of `teacher_scores`."),
             ),
         ),
         TableSpec(
@@ -357,7 +401,8 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("parent_version", INT, "The policy that was trained."),
                 Column("parent_hash", STRING, "Hash of its weights."),
                 Column("checkpoint", STRING, "Folder of the new policy, relative to the run."),
-                Column("objective", STRING, "`policy_gradient` or `exact_reverse_kl`."),
+                Column("objective", STRING, "Its name, or those of a weighted sum."),
+                Column("uses_scores", BOOL, "Whether it needs the teacher's scores."),
                 _TEACHER_HASH,
                 Column("rollouts", INT, "Rollouts trained on."),
                 Column("tokens", INT, "Completion tokens trained on."),
@@ -382,6 +427,27 @@ TABLES: dict[str, TableSpec] = _by_name(
             own_columns=(
                 _POLICY_VERSION,
                 _POLICY_HASH,
+                _EXAMPLE_ID,
+                _TEXT,
+                _COMPLETION,
+                _FINISH,
+                *_PREDICTED,
+                Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
+                Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+                _ENGINE,
+                _seconds("this answer's share of its batch"),
+            ),
+        ),
+        TableSpec(
+            "model_evaluations",
+            types.ModelEvaluation,
+            writer="evaluate model",
+            key=("model_hash", "question_hash", "example_id"),
+            description="One greedy answer of any model's folder to one example of the eval split.",
+            own_columns=(
+                Column("model_hash", STRING, "Hash of the model's weights."),
+                _QUESTION_HASH,
+                Column("model_id", STRING, "Name of the model's folder."),
                 _EXAMPLE_ID,
                 _TEXT,
                 _COMPLETION,

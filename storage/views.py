@@ -38,7 +38,7 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         "example_id", "video_path", "query", "span_start", "span_end", "source", "split", "duration"
     )
     rounds = _rounds(scan, run_teacher)
-    by_teacher = ["example_id", "teacher_hash"]
+    by_teacher = ["example_id", "teacher_hash", "question_hash"]
     answers = (
         scan("teacher_predictions")
         .group_by(by_teacher)
@@ -52,7 +52,9 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
     return (
         scan("rollouts")
         .select(
-            "rollout_id", "example_id", "policy_version", "policy_hash", "sample_index", "text",
+            "rollout_id", "example_id", "policy_version", "policy_hash", "answered_by",
+            "sample_index",
+            "text",
             "predicted_start", "predicted_end", "student_iou", "finish_reason",
             "completion_token_ids", "sampling_logprobs",
             tokens=pl.col("completion_token_ids").list.len(),
@@ -97,7 +99,9 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
             "trained_in",
             position=pl.int_ranges(pl.col("completion_token_ids").list.len()),
         )
-        .with_columns(pl.col("student_logprobs", "teacher_logprobs").fill_null(absent))
+        .with_columns(
+            pl.col("sampling_logprobs", "student_logprobs", "teacher_logprobs").fill_null(absent)
+        )
         .filter(pl.col("completion_token_ids").list.len() > 0)
         .explode("position", *lists)
         .rename(lists)
@@ -113,8 +117,24 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
 
 
 def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
-    """One row a round: policy_version, teacher_hash, trained_in."""
+    """One row a round: policy_version, teacher_hash, question_hash, trained_in.
+
+    The question is the one whose answers focus read, before that the one asked last.
+    """
     import polars as pl
+
+    focused = (
+        scan("selections")
+        .select("policy_version", "question_hash")
+        .group_by("policy_version")
+        .agg(of_focus=pl.col("question_hash").first())
+    )
+    asked = (
+        scan("teacher_predictions")
+        .select("teacher_hash", "question_hash", "written_at")
+        .group_by("teacher_hash")
+        .agg(asked_last=pl.col("question_hash").sort_by("written_at").last())
+    )
 
     updates = scan("updates").select(
         pl.col("parent_version").alias("policy_version"),
@@ -138,6 +158,10 @@ def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
             pl.coalesce("of_update", "of_score", pl.lit(run_teacher)).alias("teacher_hash"),
             "trained_in",
         )
+        .join(focused, on="policy_version", how="left")
+        .join(asked, on="teacher_hash", how="left")
+        .with_columns(question_hash=pl.coalesce("of_focus", "asked_last"))
+        .drop("of_focus", "asked_last")
     )
 
 

@@ -29,8 +29,10 @@ pytestmark = pytest.mark.kill
 
 SCRIPT = Path(__file__).with_name("kill_points.py")
 KILLED = -9
+VERSIONS = ("rollouts_version", "predictions_version", "scores_version")
+"""How many commits a table had: a killed run's has more."""
 # engine_mismatch is measured once a stage execution, on the first example which that one answers.
-TIMINGS = {"seconds", "engine_mismatch"} | {column.name for column in PROVENANCE}
+TIMINGS = {"seconds", "engine_mismatch", *VERSIONS} | {column.name for column in PROVENANCE}
 ROUND = {
     # Its writes would shift which append is the n-th; it has kill tests of its own.
     "frames.enabled": False,

@@ -35,6 +35,8 @@ FEW_WORDS = {
     "score.teacher_entropy": True,
 }
 TINY = {"rollout.examples_per_round": 5, "evaluate.max_examples": 1}
+VERSIONS = ("rollouts_version", "predictions_version", "scores_version")
+"""How many commits a table had: a killed run's has more."""
 NUMBERS = ("teacher_logprobs", "topk_token_ids", "topk_logprobs", "tail_logprobs",
            "teacher_entropies", "content_hash", "scorer")  # fmt: skip
 
@@ -177,7 +179,7 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
 def comparable(path: Path, name: str) -> list[dict[str, Any]]:
     """Rows in order of their keys, less timings, provenance and the run's id."""
     run = Run.open(path)
-    left_out = {"seconds", "engine_mismatch"} | {column.name for column in PROVENANCE}
+    left_out = {"seconds", "engine_mismatch", *VERSIONS} | {column.name for column in PROVENANCE}
     columns = [c.name for c in TABLES[name].own_columns if c.name not in left_out]
     rows = run.scan(name).select(columns).collect().sort("rollout_id").to_dicts()
     for row in rows:

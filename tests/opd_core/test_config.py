@@ -18,7 +18,7 @@ MISTAKES = [
     ("rollout.temperature=0.7", "temperature = 0.7 samples another distribution"),
     ("rollout.top_k=20", "top_k = 20 samples another distribution"),
     ("update.max_grad_norm=-1", "update.max_grad_norm = -1 is not valid"),
-    ("update.objective='sft'", "update.objective = 'sft' is not valid"),
+    ("update.objective='sff'", "did you mean 'sft'?"),
     ("score.teacher_topk=0", "needs the teacher's top-k; set score.teacher_topk = 32"),
     ("learning_rate=3", "is not section.key=value"),
     ("update.learning_rate", "is not section.key=value"),

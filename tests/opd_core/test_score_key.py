@@ -15,6 +15,7 @@ from opd_core.types import Rollout, VideoOPDError
 from tests.tiny_config import ROOT
 
 ROLLOUT = Rollout(
+    answered_by="student",
     rollout_id="v0-e-0", policy_version=0, policy_hash="p", example_id="e", sample_index=0, seed=1,
     prompt_token_ids=(1, 2, 3), completion_token_ids=(4, 5), sampling_logprobs=(-0.5, -0.25),
     finish_reason="stop", text="?", predicted_span=None, student_iou=0.0, frame_indices=(0, 2),

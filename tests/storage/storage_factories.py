@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from opd_core.types import (
     Draw,
     Evaluation,
     GroundingExample,
+    ModelEvaluation,
     QuarantinedItem,
     Rollout,
     Selection,
@@ -41,6 +43,7 @@ def rollout(index: int = 0, version: int = 0, **changes) -> Rollout:
         "rollout_id": make_rollout_id(version, example_id, 0),
         "policy_version": version,
         "policy_hash": "p" * 64,
+        "answered_by": "student",
         "example_id": example_id,
         "sample_index": 0,
         "seed": 2**63 - 1,
@@ -93,6 +96,7 @@ def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
         "parent_hash": "p" * 64,
         "checkpoint": f"policies/v{version}",
         "objective": "policy_gradient",
+        "uses_scores": True,
         "teacher_hash": "t" * 64,
         "rollouts": 2,
         "tokens": 20,
@@ -105,22 +109,44 @@ def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
     return Update(**{**content, **changes})
 
 
+def selection(**changes: object) -> Selection:
+    absent = ("teacher_iou", "student_iou", "disagreement", "reverse_kl", "rank", "pool", "weight",
+              "question_hash")  # fmt: skip
+    content: dict[str, Any] = {
+        "rollout_id": "r",
+        "policy_version": 0,
+        "example_id": "e",
+        "curriculum": "tvdf",
+        "selected": False,
+        "reason": "teacher unknown",
+        "settings": "{}",
+        "seed": 0,
+        "rollouts_version": 1,
+        "predictions_version": 1,
+        "scores_version": 1,
+    }
+    return Selection(**{**dict.fromkeys(absent), **content, **changes})
+
+
 def one_of_each() -> dict[str, object]:
     """A record for every table; optional fields absent where there are any."""
     return {
         "examples": GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.0), "s", "train"),
         "quarantine": QuarantinedItem("e", "score", None, "too long", None),
         "draws": Draw(0, "e", 0),
-        "teacher_predictions": TeacherPrediction("e", 0, "t", "h", "?", None, 0.0, 1),
+        "teacher_predictions": TeacherPrediction(
+            "e", 0, "t", "h", "q", "?", None, 0.0, 1, "p", None
+        ),
         "rollouts": rollout(predicted_span=None),
         "teacher_scores": score(topk_token_ids=None, topk_logprobs=None, tail_logprobs=None),
         "divergences": Divergence("r", 0, "t", (0.5,), (0.25,), (0.125,), 0.0, 0.0, 0.1),
-        "selections": Selection(
-            "r", 0, "e", "tvdf", False, "teacher unknown", None, None, None, None
-        ),
+        "selections": selection(),
         "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
         "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
+        "model_evaluations": ModelEvaluation(
+            "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1
+        ),
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from finished_run import finished_run
 from storage_factories import new_run, one_of_each, rollout, score, update
+from storage_factories import selection as a_selection
 
 from flows.ask import texts_of
 from flows.cli import main
@@ -28,9 +29,11 @@ TEACHER = "t" * 64
 def selection(index: int, selected: bool, version: int = 0) -> Selection:
     row = rollout(index, version)
     reason = "selected" if selected else "disagreement outside top k"
-    return Selection(
-        row.rollout_id, version, row.example_id, "tvdf", selected, reason, 0.75, 0.5, 0.25, index
-    )
+    return a_selection(
+        rollout_id=row.rollout_id, policy_version=version, example_id=row.example_id,
+        selected=selected, reason=reason, teacher_iou=0.75, student_iou=0.5, disagreement=0.25,
+        rank=index, question_hash="asked",
+    )  # fmt: skip
 
 
 def met(index: int) -> TrainedRollout:
@@ -46,8 +49,14 @@ def filled(run):
     ]
     run.append("examples", examples)
     predictions = [
-        TeacherPrediction(examples[0].example_id, i, "t", teacher, "?", None, iou, 1)
-        for teacher, ious in ((TEACHER, (0.5, 1.0)), ("another", (0.0, 0.0)))
+        TeacherPrediction(
+            examples[0].example_id, i, "t", teacher, question, "?", None, iou, 1, "p", None
+        )
+        for teacher, question, ious in (
+            (TEACHER, "asked", (0.5, 1.0)),
+            (TEACHER, "otherwise", (0.0, 0.0)),
+            ("another", "asked", (0.0, 0.0)),
+        )
         for i, iou in enumerate(ious)
     ]
     run.append("teacher_predictions", predictions)

@@ -1,0 +1,60 @@
+"""How a model was asked, as one hash: answers of one hash are comparable, and one can be reused.
+
+Beside the model's weights and the example, an answer depends on the words around the sentence, the
+frames, the processor, the engine with its precision, and how many tokens it may have. Versions of
+libraries are left out: they change an answer by rounding, which is within what sampling does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from opd_core.config import Config, EngineName
+from opd_core.templates import TEMPLATES
+
+PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"
+"""The rule of `rollout.predict`: not of the run's seed, so that any run asks the same."""
+
+
+def prediction_question(config: Config, processor: str) -> str:
+    """Of the teacher's own k answers; `processor` is the hash of the teacher's processor."""
+    return _hash(
+        config,
+        config.teacher.engine,
+        config.teacher.dtype,
+        processor,
+        max_new_tokens=config.rollout.max_new_tokens,
+        answers=config.teacher.predictions,
+        seeds=PREDICTION_SEEDS,
+    )
+
+
+def evaluation_question(config: Config, processor: str) -> str:
+    """Of a greedy answer on the eval split; `processor` is the hash of the model's processor."""
+    return _hash(
+        config,
+        config.evaluate.engine,
+        config.student.dtype,
+        processor,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        answers="greedy",
+    )
+
+
+def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest: Any) -> str:
+    """16 hex digits; of [video], only what changes pixels."""
+    video = config.video
+    content = {
+        "question 1": TEMPLATES[config.prompt.template].text,
+        "parsed as": config.prompt.template,
+        "frames": [video.fps, video.max_frames, video.max_video_tokens, video.decoder],
+        "codec": config.frames.codec,
+        "engine": engine,
+        "dtype": (config.vllm.dtype or dtype) if engine == "vllm" else dtype,
+        "processor": processor,
+        **rest,
+    }
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
