@@ -59,11 +59,12 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
     unusable |= set(work.run.quarantine().select("item_id").collect()["item_id"])
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
     chosen = curriculum.draw_examples(
-        [e for e in examples if e.example_id not in unusable],
+        examples,
         settings.examples_per_round,
         settings.max_queries_per_video,
         make_seed(work.config.run.seed, "draw", policy.version, "", 0),
         dict(work.run.draws().group_by("example_id").len().collect().iter_rows()),
+        unusable,
     )
     if not chosen:
         raise VideoOPDError(
