@@ -478,7 +478,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
     """The first thing that is wrong with what should have become a `root`, and the fix."""
-    problem = error.errors()[0]
+    # A misspelt key may be a missing one too; the nearest right name says more.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
