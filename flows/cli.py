@@ -129,6 +129,18 @@ def _parser() -> argparse.ArgumentParser:
         help="the round that made policy K (default: every round that kept hidden states)",
     )  # fmt: skip
 
+    study = _add(commands, "study", _study, "arms, learning rates and seeds; a table with plots")
+    study.add_argument("file", type=Path, metavar="FILE", help="as configs/studies/claims.toml")
+    study.add_argument("--quick", action="store_true", help="the file's [quick]: small and noisy")
+    study.add_argument(
+        "--jobs", type=_at_least_one, default=2, metavar="N", help="runs at once (default: 2)"
+    )
+    study.add_argument(
+        "--report", action="store_true", help="write the report again, running nothing"
+    )
+    study.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER")
+    study.add_argument("--out", type=Path, default=Path("docs/studies"), metavar="FOLDER")
+
     _add(commands, "demo", _demo, "three rounds on the tiny world, measured before and after")
     _add(commands, "up", _up, "start a Prefect server on loopback that serves the deployments")
     _add(commands, "down", _down, "stop what `up` started")
@@ -253,6 +265,16 @@ def _rescore(options: argparse.Namespace) -> None:
     path = Path(options.run)
     config = load_config(path) if path.is_file() else None
     rescore_run(_open(options.run), options.round, config)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from flows.study import StudyOptions, study
+
+    return study(
+        StudyOptions(
+            options.file, options.quick, options.jobs, options.report, options.runs, options.out
+        )
+    )
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ brings them back.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from flows.progress import waiting
@@ -26,14 +26,19 @@ class Rounds(Protocol):
 
 def round_flow() -> Rounds:
     """The flow `videoopd`, ready to be called."""
-    if "PREFECT_LOGGING_LEVEL" not in os.environ:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    wait_for_server = quiet_server()
     with waiting("starting Prefect"):
-        wait_for_server = connect()
         from flows.round import videoopd
 
         wait_for_server()
     return videoopd
+
+
+def quiet_server() -> Callable[[], None]:
+    """A Prefect API for this process and those it starts; returns what waits until it answers."""
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    return connect()
 
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ report work as done whose tables are gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import prediction_cache, score_cache
 from flows.prepare import Work
 from flows.progress import progress
+from flows.stage_costs import measured
 from flows.summaries import StageSummary
 from opd_core import curriculum
 from opd_core.types import (
@@ -39,7 +40,11 @@ from storage.files import disk_troubles
 from storage.policies import PolicyRef
 
 R = TypeVar("R")
-stage = task(cache_policy=NO_CACHE, persist_result=False)
+
+
+def stage(function: Callable[..., StageSummary]) -> Any:
+    """A Prefect task, whose cost is recorded where somebody wants it."""
+    return task(cache_policy=NO_CACHE, persist_result=False)(measured(function))
 
 
 @stage
@@ -54,11 +59,12 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
     unusable |= set(work.run.quarantine().select("item_id").collect()["item_id"])
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
     chosen = curriculum.draw_examples(
-        [e for e in examples if e.example_id not in unusable],
+        examples,
         settings.examples_per_round,
         settings.max_queries_per_video,
         make_seed(work.config.run.seed, "draw", policy.version, "", 0),
         dict(work.run.draws().group_by("example_id").len().collect().iter_rows()),
+        unusable,
     )
     if not chosen:
         raise VideoOPDError(

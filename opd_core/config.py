@@ -453,7 +453,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise VideoOPDError(f"{path}: {_first_problem(error)}") from None
+        raise VideoOPDError(f"{path}: {first_problem(error, Config)}") from None
     return _with_absolute_paths(config, path.resolve().parent)
 
 
@@ -476,12 +476,14 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first thing that is wrong with what should have become a `root`, and the fix."""
+    # A misspelt key may be a missing one too; the nearest right name says more.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            names = _names_at(problem["loc"][:-1])
+            names = _names_at(root, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}"
             return f"unknown key {location!r}; {hint}"
@@ -493,10 +495,13 @@ def _first_problem(error: ValidationError) -> str:
             return f"{location} = {problem['input']!r} is not valid: {problem['msg']}; correct it"
 
 
-def _names_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
+def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known there."""
     for part in location:
-        annotation: Any = model.model_fields[str(part)].annotation
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue  # the name of an entry, such as an arm of a study: the model is known already
+        annotation: Any = field.annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(model.model_fields)

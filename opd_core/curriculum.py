@@ -19,7 +19,7 @@ give the same selection.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -218,13 +218,15 @@ def draw_examples(
     max_queries_per_video: int,
     seed: int,
     drawn_before: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
 ) -> list[GroundingExample]:
     """`count` examples (fewer where there are not as many) of videos in an order given by `seed`.
 
     A video's sentences come together, at most `max_queries_per_video` of them, because they share
     its prefix. Videos that earlier rounds drew less (`drawn_before`: example id -> times) come
     first, so a run sees all of its data before it sees any twice. The order of `examples` does not
-    matter.
+    matter. `left_out` are ids that are not taken; they have no part in the order, so that two runs
+    which leave out others still draw the same new videos.
     """
     times = drawn_before or {}
     generator = random.Random(seed)
@@ -234,6 +236,7 @@ def draw_examples(
     chosen: list[GroundingExample] = []
     for sentences in videos:
         generator.shuffle(sentences)
+        sentences = [e for e in sentences if e.example_id not in left_out]
         chosen.extend(sentences[: min(max_queries_per_video, count - len(chosen))])
         if len(chosen) == count:
             break

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opd_core import torchvision_guard
+from opd_core import token_count, torchvision_guard
 from opd_core.prefix_tree import Pack, PrefixTree
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
@@ -58,6 +58,7 @@ class TreeModel:
         visions = [tree.vision for tree in pack.trees]
         positions_3N = pack.positions(self.prompt_positions)
         self.forwards += 1
+        token_count.passed(len(pack.token_ids_N))
         output = self.model.model(
             input_ids=self._tensor(pack.token_ids_N)[None],
             position_ids=self._tensor(positions_3N)[:, None],
@@ -73,6 +74,7 @@ class TreeModel:
     def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: Any) -> Tensor:
         """Last hidden states, [B, D], of one new text token a row."""
         self.forwards += 1
+        token_count.passed(len(token_ids_B))
         output = self.model.model(
             input_ids=token_ids_B[:, None],
             position_ids=positions_B[None, :, None].expand(3, -1, 1),
