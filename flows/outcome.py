@@ -84,7 +84,9 @@ def _copied(work: Work, version: int) -> list[str]:
     total, reused = rows.collect().row(0)
     if not reused:
         return []
-    return [f"validate: {reused:,} of {total:,} examples' answers were copied ({reused / total:.1%})"]
+    return [
+        f"validate: {reused:,} of {total:,} examples' answers were copied ({reused / total:.1%})"
+    ]
 
 
 def _reuse(work: Work, version: int) -> list[str]:

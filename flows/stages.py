@@ -89,9 +89,7 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     asked = [example_id for example_id in needed if example_id not in done]
     teacher = _teacher(work, policy)
     batches = predict(work.config, teacher, work.question_hash if needed else "", examples, done)
-    summary = _append_batches(
-        work, policy, "validate", "teacher_predictions", batches, len(asked)
-    )
+    summary = _append_batches(work, policy, "validate", "teacher_predictions", batches, len(asked))
     summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
     if work.config.teacher.cache is None or not needed:
         return summary

@@ -68,7 +68,7 @@ class QuarantinedItem:
     video_path: str | None
     reason: str
     policy_version: int | None
-    """None for what was found while importing."""
+    """None for what was found in no round: while importing, or evaluating another model."""
 
 
 @dataclass(frozen=True, slots=True)

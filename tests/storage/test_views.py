@@ -12,7 +12,6 @@ from flows.cli import main
 from opd_core.types import (
     GroundingExample,
     Selection,
-
     Span,
     TeacherPrediction,
     TrainedRollout,
