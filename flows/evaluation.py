@@ -155,7 +155,7 @@ def numbers(group: Group) -> dict[str, float]:
 
 def compare(a: Answers, b: Answers) -> Comparison:
     """Paired on the examples that both answered. Raises `VideoOPDError` when they share none."""
-    left, right = (side.rows.cast({name: pl.Float64 for name in PER_EXAMPLE}) for side in (a, b))
+    left, right = (side.rows.cast(dict.fromkeys(PER_EXAMPLE, pl.Float64)) for side in (a, b))
     both = left.join(right.select("example_id", *PER_EXAMPLE), on="example_id", suffix="_b")
     both = both.sort("example_id")
     if both.is_empty():
@@ -282,8 +282,8 @@ def _footnote(group: Group) -> str:
             f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
         )
     return (
-        f"{spread}\nstrict: no rounding, IoU > m. timelens: whole seconds, IoU >= m. Both: the first"
-        " span of an answer, no span is IoU 0."
+        f"{spread}\nstrict: no rounding, IoU > m. timelens: whole seconds, IoU >= m. Both: the"
+        " first span of an answer; no span is IoU 0."
     )
 
 

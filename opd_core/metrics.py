@@ -42,7 +42,7 @@ def grounding_metrics(evaluations: pl.LazyFrame, *by: str) -> pl.LazyFrame:
 def duration_bucket(duration: pl.Expr) -> pl.Expr:
     """`0-30 s`, `30-60 s`, ..., `300 s and more`: a video of exactly 30 s is in the second."""
     ends = [f"{end:.0f}" for end in DURATIONS]
-    bucket = pl.when(pl.lit(False)).then(pl.lit(""))
-    for start, end, limit in zip(["0", *ends], ends, DURATIONS, strict=False):
-        bucket = bucket.when(duration < limit).then(pl.lit(f"{start}-{end} s"))
-    return bucket.otherwise(pl.lit(f"{ends[-1]} s and more"))
+    names = [f"{start}-{end} s" for start, end in zip(["0", *ends], ends, strict=False)]
+    limits = zip(DURATIONS, names, strict=True)
+    buckets = [pl.when(duration < limit).then(pl.lit(name)) for limit, name in limits]
+    return pl.coalesce(*buckets, pl.lit(f"{ends[-1]} s and more"))

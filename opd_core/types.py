@@ -213,7 +213,7 @@ class Selection:
     disagreement: float | None
     """teacher_iou - student_iou."""
     reverse_kl: float | None
-    """Nats a token: mean of sampling - teacher log-probs of the unit, where the ranking is by it."""
+    """Mean of sampling - teacher log-probs of the unit, nats, where the ranking is by it."""
     rank: int | None
     """Place in the curriculum's order (or its pool's): 0 = largest disagreement, or first drawn."""
     pool: str | None

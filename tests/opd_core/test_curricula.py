@@ -119,7 +119,7 @@ def test_a_weighted_draw_has_the_probabilities_of_draws_one_after_the_other():
 
 def test_uniform_numbers_are_uniform_and_inside():
     numbers = [uniform_number(seed, str(unit)) for seed in range(50) for unit in range(50)]
-    assert 0.0 < min(numbers) and max(numbers) < 1.0 and len(set(numbers)) == len(numbers)
+    assert min(numbers) > 0.0 and max(numbers) < 1.0 and len(set(numbers)) == len(numbers)
     assert abs(statistics.fmean(numbers) - 0.5) < 4 * math.sqrt(1 / 12 / len(numbers))
     assert uniform_number(3, "a") == uniform_number(3, "a") != uniform_number(4, "a")
 
