@@ -263,10 +263,12 @@ def answers(run: Run) -> Checked:
         ("rollouts", ("rollout_id",), "student_iou"),
         ("teacher_predictions", ("example_id", "prediction_index"), "iou"),
         ("evaluations", ("example_id", "policy_version"), "iou"),
+        ("model_evaluations", ("example_id", "model_hash"), "iou"),
     ):
         columns = [*key, "text", "predicted_start", "predicted_end", iou, "config_hash"]
         columns += ["example_id"] if table == "rollouts" else []
-        columns += ["iou_rounded"] if table == "evaluations" else []
+        evaluated = table in ("evaluations", "model_evaluations")
+        columns += ["iou_rounded"] if evaluated else []
         for row in run.scan(table).select(columns).collect().iter_rows(named=True):
             where = f"{table}, {', '.join(str(row[name]) for name in key)}"
             start, end = row["predicted_start"], row["predicted_end"]
@@ -280,7 +282,7 @@ def answers(run: Run) -> Checked:
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
             expected = {iou: answer_iou(span, *truth[row["example_id"]])}
-            if table == "evaluations":
+            if evaluated:
                 rounded = span and round_span(span)
                 expected["iou_rounded"] = answer_iou(rounded, *truth[row["example_id"]])
             for name, value in expected.items():

@@ -122,6 +122,26 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out sentences about what is heard, by TimeLens' nine words",
     )  # fmt: skip
 
+    evaluate = _add(
+        commands, "evaluate", _evaluate, "how well a policy or a model does, with intervals"
+    )
+    evaluate.add_argument(
+        "target",
+        metavar="RUN",
+        help="RUN@3 is the run as of round 3; a config asks what is missing",
+    )
+    evaluate.add_argument(
+        "--policy", type=int, metavar="N", help="a policy of the run (default: the newest)"
+    )
+    evaluate.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="instead, any Hugging Face checkpoint"
+    )
+    evaluate.add_argument(
+        "--against", metavar="B", help="compare with a run (RUN@3: as of round 3), or with a model"
+    )
+    evaluate.add_argument("--by", choices=("source", "duration"), help="also in groups")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table")
+
     rescore = _add(commands, "rescore", _rescore, "exact divergences from kept hidden states")
     rescore.add_argument("run", metavar="RUN")
     rescore.add_argument(
@@ -256,6 +276,20 @@ def _import(options: argparse.Namespace) -> None:
         options.skip_audio_queries,
     )
     print_summary(import_files(wanted))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from flows.evaluation import evaluate_command
+
+    evaluate_command(
+        options.target,
+        _open_at,
+        options.policy,
+        options.model,
+        options.against,
+        options.by,
+        options.format,
+    )
 
 
 def _rescore(options: argparse.Namespace) -> None:

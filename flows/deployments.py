@@ -18,6 +18,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
+from flows.evaluation import groups, numbers, of_policy
 from flows.prepare import opened
 from flows.round import videoopd
 from flows.summaries import StageSummary
@@ -64,9 +65,12 @@ def update(
 def evaluate(
     config: str, round: int | None = None, overrides: list[str] | None = None
 ) -> StageSummary:
-    """Answer the evaluation examples that the policy has not answered yet."""
+    """Answer the evaluation examples that the policy has not answered yet; how well, in `notes`."""
     with opened(config, overrides) as work:
-        return stages.evaluate(work, work.policy(round))
+        policy = work.policy(round)
+        summary = stages.evaluate(work, policy)
+        (every,) = groups(of_policy(work.run, policy.version))
+        return summary.noting(answers=every.examples, **numbers(every))
 
 
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {

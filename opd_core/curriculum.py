@@ -21,7 +21,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 import polars as pl
@@ -116,7 +115,7 @@ def select(
         .unique("unit", keep="first", maintain_order=True)
     )  # fmt: skip
     picks = units.map_batches(
-        partial(chosen.pick, settings=settings, seed=seed),
+        lambda frame: chosen.pick(frame, settings, seed),
         schema=PICKED,
         predicate_pushdown=False,
         projection_pushdown=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ from opd_core.templates import TEMPLATES
 from opd_core.types import (
     Evaluation,
     GroundingExample,
+    ModelEvaluation,
     QuarantinedItem,
     Rollout,
     TeacherPrediction,
@@ -216,6 +217,29 @@ def evaluate(
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
+
+
+def evaluate_model(
+    config: Config,
+    model: Policy,
+    question_hash: str,
+    examples: Sequence[GroundingExample],
+    done: set[str],
+) -> Iterator[Batch[ModelEvaluation]]:
+    """As `evaluate`, of weights that are no policy of the run.
+
+    `question_hash`: `question_key.evaluation_question` of the config.
+    """
+    for batch in evaluate(config, model, examples, done):
+        records = []
+        for answer in batch.records:
+            content = {f.name: getattr(answer, f.name) for f in fields(answer)}
+            digest, _ = content.pop("policy_hash"), content.pop("policy_version")
+            records.append(ModelEvaluation(digest, question_hash, model.folder.name, **content))
+        faults = tuple(
+            replace(item, stage="evaluate model", policy_version=None) for item in batch.quarantined
+        )
+        yield Batch(tuple(records), faults, batch.examples)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class QuarantinedItem:
     video_path: str | None
     reason: str
     policy_version: int | None
-    """None for what was found while importing."""
+    """None for what was found in no round: while importing, or evaluating another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Selection:
     disagreement: float | None
     """teacher_iou - student_iou."""
     reverse_kl: float | None
-    """Nats a token: mean of sampling - teacher log-probs of the unit, where the ranking is by it."""
+    """Mean of sampling - teacher log-probs of the unit, nats, where the ranking is by it."""
     rank: int | None
     """Place in the curriculum's order (or its pool's): 0 = largest disagreement, or first drawn."""
     pool: str | None

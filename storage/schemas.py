@@ -161,7 +161,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("stage", STRING, "Stage that gave it up."),
                 Column("video_path", STRING, "Its video, when it has one.", optional=True),
                 Column("reason", STRING, "Why, in a sentence."),
-                Column("policy_version", INT, "Round; null: while importing.", optional=True),
+                Column("policy_version", INT, "Round; null: found in none.", optional=True),
             ),
         ),
         TableSpec(

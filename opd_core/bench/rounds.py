@@ -44,7 +44,7 @@ def recompute(config: Any, done: FinishedRound) -> float:
     trained = _trained(answered, rollouts, scores)
     work = [(t.example, t.rollouts) for t in trained]
     began = time.perf_counter()
-    _drain(predict(config, teacher, done.predicted, set()))
+    _drain(predict(config, teacher, "", done.predicted, set()))
     _drain(sample_rollouts(config, policy, answered, set()))
     _drain(score_rollouts(config, teacher, work))
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ def uniform_number(seed: int, unit: str) -> float:
 
 
 def in_drawn_order(units: pl.DataFrame, log_weight: pl.Expr, seed: int) -> pl.DataFrame:
-    """The units in the order in which they are drawn, with `rank` and `weight` (its exponential)."""
+    """The units in the order in which they are drawn, with `rank` and `weight`, no logarithm."""
 
     def noise(ids: pl.Series) -> pl.Series:
         numbers = [-math.log(-math.log(uniform_number(seed, unit))) for unit in ids]

@@ -3,7 +3,7 @@
 Four ways to take them (focus.selection), the paper's method first, then its ablations:
 
 - `top_k`: the largest disagreements (DBTP).
-- `stride`: every n-th of the ranking, spaced so that `top_k` remain: ranks floor(i * units / top_k).
+- `stride`: every n-th of the ranking, so that `top_k` remain: ranks floor(i * units / top_k).
 - `buckets`: the ranking cut into 5 parts of the same length, the largest disagreements of each, the
   same number from each (what cannot be shared out goes to the upper ones). By rank and not by equal
   width of disagreement, because of those some are empty, and give nothing.
@@ -12,6 +12,8 @@ Four ways to take them (focus.selection), the paper's method first, then its abl
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import polars as pl
 
@@ -76,4 +78,4 @@ def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
     """
     each, more = divmod(length, parts)
     starts = [i * each + min(i, more) for i in range(parts + 1)]
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(pairwise(starts))

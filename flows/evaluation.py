@@ -1,0 +1,297 @@
+"""`videoopd evaluate`: how well a policy or any model answers the eval split, with intervals.
+
+Answers are rows: a policy's in `evaluations`, those of any other Hugging Face folder in
+`model_evaluations`, by its weights and by how it was asked. What is missing is asked first, where
+there is a config to ask by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from rich import box
+from rich.table import Table
+
+from flows.prepare import Work, opened
+from flows.progress import progress
+from flows.report import ABSENT, console
+from opd_core.bootstrap import RESAMPLES, Estimate, estimates
+from opd_core.curriculum import by_video
+from opd_core.metrics import PER_EXAMPLE, PROTOCOLS, RECALLS, duration_bucket
+from opd_core.question_key import evaluation_question
+from opd_core.types import GroundingExample, VideoOPDError
+
+if TYPE_CHECKING:
+    from storage.run import Run
+
+OpenRun = Callable[[str], "Run"]
+SHOWN = {"miou": "mIoU", **{name: f"R1@0.{name[-2]}" for name in RECALLS}}
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Who answered, and a row an example: PER_EXAMPLE's columns, example_id, video, source, ..."""
+
+    who: str
+    rows: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some of the examples: `all`, or those of one source or duration."""
+
+    name: str
+    examples: int
+    videos: int
+    metrics: dict[str, Estimate]
+    """By the names of `PER_EXAMPLE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two that answered the same examples."""
+
+    a: str
+    b: str
+    shared: int
+    only_a: int
+    only_b: int
+    of_a: Group
+    of_b: Group
+    difference: Group
+    """a - b."""
+
+
+def of_policy(run: Run, version: int | None = None) -> Answers:
+    """The stored answers of a policy, by default the newest. Raises `VideoOPDError` for none."""
+    newest = run.updates().select(pl.col("policy_version").max()).collect().item() or 0
+    version = newest if version is None else version
+    if not 0 <= version <= newest:
+        raise VideoOPDError(f"run {run.path} has no policy {version}; give one from 0 to {newest}")
+    rows = run.evaluations().filter(pl.col("policy_version") == version)
+    return _answers(run, f"{run.path} policy {version}", rows)
+
+
+def answered_by_policy(work: Work, version: int | None = None) -> Answers:
+    """The answers of a policy to the whole eval split, after asking what has none."""
+    from flows import stages
+
+    policy = work.policy(version)
+    stages.evaluate.fn(work, policy)
+    return of_policy(work.run, policy.version)
+
+
+def answered_by_model(work: Work, folder: Path) -> Answers:
+    """The answers of a Hugging Face folder to the eval split, after asking what has none."""
+    from opd_core.prompts import load_processor, processor_hash
+    from opd_core.rollout import Policy, evaluate_model
+
+    question = evaluation_question(work.config, processor_hash(load_processor(folder)))
+    model = Policy(0, folder, work.run.weights_hash(folder))
+    mine = (pl.col("model_hash") == model.weights_hash) & (pl.col("question_hash") == question)
+    examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
+    examples = by_video(examples)[: work.config.evaluate.max_examples]
+    asked = [e.example_id for e in examples]
+    known = work.run.model_evaluations().filter(mine).select("example_id").collect()
+    done = set(known["example_id"])
+    missing = len(set(asked) - done)
+    with progress("evaluate", missing) as advance:
+        for batch in evaluate_model(work.config, model, question, examples, done):
+            work.run.append("model_evaluations", batch.records)
+            work.run.append("quarantine", batch.quarantined, stage="evaluate model")
+            advance(batch.examples)
+    rows = work.run.model_evaluations().filter(mine & pl.col("example_id").is_in(asked))
+    return _answers(work.run, str(folder), rows)
+
+
+def _answers(run: Run, who: str, rows: pl.LazyFrame) -> Answers:
+    examples = run.examples().select("example_id", "source", "duration", video="video_path")
+    found = (
+        rows.select("example_id", *(value.alias(name) for name, value in PER_EXAMPLE.items()))
+        .join(examples, on="example_id")
+        .with_columns(duration=duration_bucket(pl.col("duration")), seconds=pl.col("duration"))
+        .sort("example_id")
+        .collect()
+    )
+    if found.is_empty():
+        raise VideoOPDError(
+            f"{who} has no answers to the eval split; give the config instead of the run, and "
+            "`videoopd evaluate` asks for them"
+        )
+    return Answers(who, found)
+
+
+def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
+    """All examples, then those of each `source` or `duration`, short ones first."""
+    yield _group(ALL, answers.rows)
+    if by is None:
+        return
+    order = "seconds" if by == "duration" else by
+    for (name,), rows in answers.rows.sort(order, "example_id").group_by(by, maintain_order=True):
+        yield _group(str(name), rows)
+
+
+def _group(name: str, rows: pl.DataFrame) -> Group:
+    values = rows.select(pl.col(metric).cast(pl.Float64) for metric in PER_EXAMPLE).to_numpy()
+    found = estimates(np.ascontiguousarray(values), rows["video"].to_list())
+    metrics = dict(zip(PER_EXAMPLE, found, strict=True))
+    return Group(name, rows.height, rows["video"].n_unique(), metrics)
+
+
+def numbers(group: Group) -> dict[str, float]:
+    """Every metric with the ends of its interval, flat: `strict_miou`, `strict_miou_low`, ..."""
+    flat: dict[str, float] = {}
+    for name, estimate in group.metrics.items():
+        ends = {"": estimate.value, "_low": estimate.low, "_high": estimate.high}
+        flat |= {f"{name}{end}": value for end, value in ends.items() if value is not None}
+    return flat
+
+
+def compare(a: Answers, b: Answers) -> Comparison:
+    """Paired on the examples that both answered. Raises `VideoOPDError` when they share none."""
+    left, right = (side.rows.cast(dict.fromkeys(PER_EXAMPLE, pl.Float64)) for side in (a, b))
+    both = left.join(right.select("example_id", *PER_EXAMPLE), on="example_id", suffix="_b")
+    both = both.sort("example_id")
+    if both.is_empty():
+        raise VideoOPDError(
+            f"{a.who} ({left.height} examples) and {b.who} ({right.height}) share no example; "
+            "evaluate both on the same data.eval"
+        )
+    other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in PER_EXAMPLE)
+    apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in PER_EXAMPLE)
+    of_a, of_b, difference = (_group(ALL, rows) for rows in (both, other, apart))
+    only = left.height - both.height, right.height - both.height
+    return Comparison(a.who, b.who, both.height, *only, of_a, of_b, difference)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def evaluate_command(
+    target: str,
+    open_run: OpenRun,
+    policy: int | None = None,
+    model: Path | None = None,
+    against: str | None = None,
+    by: str | None = None,
+    format: str = "table",
+) -> None:
+    """`target` is a run (RUN, RUN@k) or a config; `against` those, or a model's folder."""
+    is_config = Path(target).is_file()
+    other = Path(against) if against and _is_model(Path(against)) else None
+    for folder in (model, other):
+        if folder is not None and not is_config:
+            raise VideoOPDError(
+                f"to ask the model in {folder} takes a config, and {target} is none; give the TOML "
+                "file whose data.eval it is to answer"
+            )
+    if model is not None and policy is not None:
+        raise VideoOPDError("--policy and --model name two things to evaluate; give one of them")
+    if model is not None and not _is_model(model):
+        raise VideoOPDError(
+            f"there is no model in {model}; give --model the folder of a Hugging Face checkpoint, "
+            "with config.json and its weights"
+        )
+    second = None
+    if is_config:
+        with opened(target) as work:
+            if model is None:
+                first = answered_by_policy(work, policy)
+            else:
+                first = answered_by_model(work, model.resolve())
+            if other is not None:
+                second = answered_by_model(work, other.resolve())
+    else:
+        first = of_policy(open_run(target), policy)
+    if against is not None and second is None:
+        second = of_policy(open_run(against))
+    if second is not None:
+        _show_comparison(compare(first, second), format)
+    else:
+        _show_groups(first, list(groups(first, by)), format)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
+    if format == "json":
+        _print_json({"who": answers.who, **_how(), "groups": [asdict(group) for group in found]})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "examples", "videos", "", *PROTOCOLS):
+        table.add_column(name, justify="left" if not name else "right")
+    for group in found:
+        counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
+        for metric, shown in SHOWN.items():
+            cells = [_cell(group.metrics[f"{protocol}_{metric}"]) for protocol in PROTOCOLS]
+            table.add_row(*counts, shown, *cells)
+            counts = ["", "", ""]
+        table.add_row(*counts, "no span", _cell(group.metrics["parse_failures"]), "")
+        table.add_section()
+    out = console()
+    out.print(answers.who, markup=False, soft_wrap=True)
+    out.print(table)
+    out.print(_footnote(found[0]), markup=False)
+
+
+def _show_comparison(found: Comparison, format: str) -> None:
+    if format == "json":
+        _print_json({**asdict(found), **_how()})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
+        table.add_column(name, justify="left" if not name else "right")
+    names = {f"{p}_{m}": f"{p} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
+    for metric, shown in (names | {"parse_failures": "no span"}).items():
+        sides = [f"{group.metrics[metric].value:.3f}" for group in (found.of_a, found.of_b)]
+        apart = found.difference.metrics[metric]
+        share = apart.share_not_above_zero
+        table.add_row(
+            shown, *sides, _cell(apart, "+.3f"), ABSENT if share is None else f"{share:.4f}"
+        )
+    out = console()
+    out.print(f"A  {found.a}\nB  {found.b}", markup=False, soft_wrap=True)
+    out.print(
+        f"{found.shared:,} examples that both answered; {found.only_a:,} only A, "
+        f"{found.only_b:,} only B",
+        markup=False,
+    )
+    out.print(table)
+    out.print(_footnote(found.difference), markup=False)
+
+
+def _cell(estimate: Estimate, style: str = ".3f") -> str:
+    if estimate.low is None:
+        return f"{estimate.value:{style}}"
+    return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
+
+
+def _footnote(group: Group) -> str:
+    if group.videos < 2:
+        spread = "No intervals: a bootstrap over videos needs at least two."
+    else:
+        spread = (
+            f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
+        )
+    return (
+        f"{spread}\nstrict: no rounding, IoU > m. timelens: whole seconds, IoU >= m. Both: the"
+        " first span of an answer; no span is IoU 0."
+    )
+
+
+def _how() -> dict[str, Any]:
+    return {"interval": 0.95, "resamples": RESAMPLES, "resampled": "videos"}
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    print(json.dumps(content, indent=1))
