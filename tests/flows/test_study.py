@@ -179,7 +179,9 @@ def test_other_settings_are_refused(study, killed_and_continued, capsys):
     finally:
         study.write()
     message = capsys.readouterr().err
-    assert "tvdf/lr-0.0001/seed-3 was run with other settings" in message
+    assert (
+        "tvdf/lr-0.0001/seed-3 was run with other settings (focus.top_k was 4, is 2 now)" in message
+    )
     assert "remove the folder" in message and message.count("\n") == 1
 
 
