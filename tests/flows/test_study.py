@@ -20,6 +20,7 @@ from flows.study_rows import read_result
 from opd_core.study.plan import load_study
 from storage.run import Run
 
+pytestmark = pytest.mark.timeout(600)  # processes start one after the other, on a busy machine too
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
 base = "{base}"
