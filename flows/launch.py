@@ -1,4 +1,4 @@
-"""Runs rounds from the command line: in this process, with a Prefect server for that long.
+"""Runs rounds or a stage from the command line: in this process, with a Prefect server meanwhile.
 
 Prefect's own lines on the console are left out, because the tables say the same in fewer words and
 an error is told once; they are in the server's log of the flow all the same. PREFECT_LOGGING_LEVEL
@@ -8,14 +8,14 @@ brings them back.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from flows.progress import waiting
 from flows.server import connect
 
 if TYPE_CHECKING:
-    from flows.summaries import RoundSummary, RunSummary
+    from flows.summaries import RoundSummary, RunSummary, StageSummary
 
 
 class Rounds(Protocol):
@@ -26,14 +26,20 @@ class Rounds(Protocol):
 
 def round_flow() -> Rounds:
     """The flow `videoopd`, ready to be called."""
+    _connect()
+    from flows.round import videoopd
+
+    return videoopd
+
+
+def _connect() -> None:
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with waiting("starting Prefect"):
         wait_for_server = connect()
-        from flows.round import videoopd
+        import flows.round  # noqa: F401  (takes its time, too)
 
         wait_for_server()
-    return videoopd
 
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
@@ -48,3 +54,19 @@ def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
         summary = flow(config, rounds=1, overrides=list(overrides))
         done += summary.rounds
         print_rounds(summary.run_path, done)
+
+
+def run_stage(
+    stage: str, config: str, round: int | None, force: bool, overrides: Sequence[str]
+) -> None:
+    """Run the deployment of a stage here, and print what it did."""
+    from opd_core.config import load_config
+
+    load_config(config, overrides)
+    _connect()
+    from flows.deployments import DEPLOYMENTS
+
+    run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
+    done = run(config, round=round, force=force, overrides=list(overrides))
+    notes = "".join(f"; {key.replace('_', ' ')} {value}" for key, value in done.notes.items())
+    print(f"{stage} of round {done.policy_version}: {done.rows:,} rows{notes}")

@@ -146,7 +146,7 @@ class Tables:
         provenance: Provenance,
         timeout: float = LOCK_TIMEOUT_SECONDS,
     ) -> int:
-        """Appends the records whose key has no row yet, in one commit; returns how many.
+        """Appends the records whose key has no row of this take yet, in one commit; how many.
 
         Killed half-way it leaves the table as it was. Raises `VideoOPDError` for a bad value, a
         writer that does not let go within `timeout` seconds, a full disk.
@@ -161,7 +161,7 @@ class Tables:
         rows = to_table(spec, records)
         with disk_troubles(self.folder), self._locked(name, provenance.stage, timeout):
             dataset = self._dataset(name)
-            fresh = _without_known(rows, dataset, spec.key)
+            fresh = _without_known(rows, dataset, spec.key, provenance.take)
             if fresh.num_rows:
                 lance.write_dataset(
                     _stamped(fresh, spec, provenance),
@@ -202,6 +202,10 @@ class Tables:
             dataset.tags.create(tag, dataset.version)
             return int(dataset.version)
 
+    def is_untouched(self, name: str, version: int | str | None = None) -> bool:
+        """Whether nothing was ever appended; quicker than a scan."""
+        return int(self._dataset(name, version).version) == 1
+
     def versions(self) -> dict[str, int]:
         """The current version of every table."""
         return {name: int(self._dataset(name).version) for name in TABLES}
@@ -239,12 +243,16 @@ def _spec(name: str) -> TableSpec:
         raise VideoOPDError(f"there is no table {name!r}; the tables are: {known}") from None
 
 
-def _without_known(rows: pa.Table, dataset: lance.LanceDataset, key: Sequence[str]) -> pa.Table:
-    """Rows whose key is neither in the table nor earlier among the rows (null equals null)."""
+def _without_known(
+    rows: pa.Table, dataset: lance.LanceDataset, key: Sequence[str], take: int
+) -> pa.Table:
+    """Rows whose key is neither in the take nor earlier among the rows (null equals null)."""
     import polars as pl
 
     keys = pl.DataFrame(pl.from_arrow(rows.select(key))).with_row_index("__row")
-    known = pl.DataFrame(pl.from_arrow(dataset.to_table(columns=list(key))))
+    known = pl.DataFrame(
+        pl.from_arrow(dataset.to_table(columns=list(key), filter=f"take = {take}"))
+    )
     fresh = keys.unique(subset=list(key), keep="first", maintain_order=True).join(
         known, on=list(key), how="anti", nulls_equal=True, maintain_order="left"
     )
@@ -260,6 +268,7 @@ def _stamped(rows: pa.Table, spec: TableSpec, provenance: Provenance) -> pa.Tabl
         "git_commit": provenance.git_commit,
         "attempt": provenance.attempt,
         "written_at": datetime.now(UTC),
+        "take": provenance.take,
     }
     arrays = [*rows.columns]
     for name, value in stamp.items():

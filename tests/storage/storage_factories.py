@@ -14,6 +14,7 @@ from opd_core.types import (
     Evaluation,
     GroundingExample,
     QuarantinedItem,
+    Rerun,
     Rollout,
     Selection,
     Span,
@@ -120,6 +121,7 @@ def one_of_each() -> dict[str, object]:
         ),
         "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
+        "reruns": Rerun(1, 0, "score", 1, "forced", 12, ("focus",)),
         "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
     }
 

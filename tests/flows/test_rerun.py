@@ -1,0 +1,103 @@
+"""Stages run again by force: what is superseded, what becomes stale, what follows from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import polars as pl
+import pytest
+from kill_points import run_without_server
+
+from flows import stages
+from flows.audit import Depth, audit
+from flows.prepare import opened
+from flows.status import print_status
+from opd_core.types import VideoOPDError
+from storage.query import query
+from storage.run import Run
+from storage.schemas import TABLES
+
+ROUND = ("draw", "validate", "rollout", "score", "focus")
+
+
+def stage(config: str, name: str, round: int | None = None, force: bool = False) -> Any:
+    """As the deployment of a stage does it, without a Prefect server."""
+    with opened(config) as work:
+        return getattr(stages, name).fn(work, work.policy(round), force)
+
+
+def begin(config: str, names: Sequence[str] = ROUND) -> None:
+    with opened(config) as work:
+        for name in names:
+            getattr(stages, name).fn(work, work.policy())
+
+
+def everything(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rows that are on disk, of every table."""
+    return {
+        name: lance.dataset(run / "tables" / f"{name}.lance").to_table().to_pylist()
+        for name in TABLES
+    }
+
+
+def assert_nothing_was_deleted(before: dict[str, list[dict[str, Any]]], run: Path) -> None:
+    after = everything(run)
+    for name, rows in before.items():
+        assert after[name][: len(rows)] == rows, name
+
+
+def verdicts(run: Path, deep: float = 0.0) -> dict[str, str]:
+    """link -> what is wrong with it."""
+    found = audit(Run.open(run), Depth(videos=0.0, deep=deep, seed=1))
+    return {v.link: v.broken for v in found if v.broken}
+
+
+def status(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    print_status(Run.open(run))
+    return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def takes(run: Path, name: str, version: int = 0) -> dict[int, int]:
+    """take -> rows on disk, of a round."""
+    frame = Run.open(run).scan(name, superseded=True)
+    frame = frame.filter(pl.col(TABLES[name].round_column or "") == version)
+    return dict(sorted(frame.group_by("take").len().collect().iter_rows()))
+
+
+def test_a_forced_score_makes_focus_stale_until_it_is_run_again(
+    write_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = str(write_config(tmp_path)), tmp_path / "run"
+    begin(config)
+    before = everything(run)
+    scored = len(before["teacher_scores"])
+    done = stage(config, "score", force=True)
+    assert done.rows == scored and "hit_rate" in done.notes
+    assert takes(run, "teacher_scores") == {0: scored, 1: scored}
+    assert Run.open(run).teacher_scores().collect()["take"].unique().to_list() == [1]
+    assert Run.open(run).selections().collect().is_empty(), "stale rows are not shown"
+    with pytest.raises(VideoOPDError) as refused:
+        stage(config, "update")
+    assert "focus of round 0 was computed from rows of score that take 1 superseded" in str(
+        refused.value
+    )
+    assert "videoopd stage focus CONFIG --round 0" in str(refused.value)
+    shown = status(run, capsys)
+    assert "focus of round 0 was computed from rows of score that take 1 superseded" in shown
+    assert f"score of round 0, take 1 (forced): {scored} rows superseded" in shown
+    assert stage(config, "focus").rows == len(before["selections"])
+    assert stage(config, "focus").rows == 0, "and that once"
+    assert "stale" not in status(run, capsys)
+    stage(config, "update")
+    assert verdicts(run) == {}
+    assert_nothing_was_deleted(before, run)
+    sql = "SELECT take, count(*) AS n FROM teacher_scores_all GROUP BY take ORDER BY take"
+    assert query(Run.open(run), sql).rows() == [(0, scored), (1, scored)]
+    assert query(Run.open(run), "SELECT count(*) FROM teacher_scores").item() == scored
+    attempts = {row["attempt"] for row in everything(run)["teacher_scores"]}
+    assert len(attempts) == 2
