@@ -103,7 +103,7 @@ def _reruns(run: Run, config: str) -> Iterator[str]:
     for stale in takes.stale():
         yield f"stale     {stale.reason()}; run again: {command(stale, config)}"
     later = min((s.round for s in takes.stale() if s.stage == "update"), default=None)
-    current = run.current_policy().version
+    current = round_state(run).policy_version
     if later is not None and later + 1 <= current:
         rounds = ", ".join(str(number) for number in range(later + 1, current + 1))
         yield f"stale     all of round {rounds}: update of round {later} has to be run again first"

@@ -101,3 +101,52 @@ def test_a_forced_score_makes_focus_stale_until_it_is_run_again(
     assert query(Run.open(run), "SELECT count(*) FROM teacher_scores").item() == scored
     attempts = {row["attempt"] for row in everything(run)["teacher_scores"]}
     assert len(attempts) == 2
+
+
+def test_a_past_round_run_again_supersedes_all_that_came_of_it(
+    write_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = str(write_config(tmp_path)), tmp_path / "run"
+    run_without_server(config, 3)
+    before = everything(run)
+    old = {v: Run.open(run).policy(v) for v in (1, 2, 3)}
+    stage(config, "focus", round=1, force=True)
+    found = verdicts(run)
+    assert found.keys() == {"nothing stands on superseded rows"}
+    assert "update of round 1 was computed from rows of focus that take 1" in str(found)
+    shown = status(run, capsys)
+    assert "stale update of round 1" in shown
+    assert "stale all of round 2, 3: update of round 1 has to be run again first" in shown
+    with pytest.raises(VideoOPDError, match="draw of round 3 cannot run yet: update of round 1"):
+        run_without_server(config)
+    with pytest.raises(VideoOPDError, match="update of round 2 cannot run yet: update of round 1"):
+        stage(config, "update", round=2)
+    stage(config, "update", round=1)
+    again = Run.open(run)
+    assert [u["policy_version"] for u in again.updates().collect().to_dicts()] == [1, 2]
+    new = again.policy(2)
+    assert new.path.name == "v2.take1" and again.current_policy() == new
+    assert old[2].path.is_dir() and old[3].path.is_dir()
+    assert new.weights_hash == old[2].weights_hash, "the same rows, config and code"
+    assert set(again.rollouts().collect()["policy_version"]) == {0, 1}
+    assert set(again.trajectories().collect()["policy_version"]) == {0, 1}
+    assert again.evaluations().collect()["policy_version"].max() == 1
+    assert verdicts(run) == {}
+    run_without_server(config)
+    assert Run.open(run).finished_rounds() == [1, 2, 3], "evaluated and tagged again"
+    tags = lance.dataset(run / "tables" / "updates.lance").tags.list()
+    assert {"round-1", "round-2", "round-2.1", "round-3"} == set(tags)
+    run_without_server(config)
+    assert Run.open(run).current_policy().path.name == "v3.take1"
+    assert takes(run, "rollouts", 2) == {0: 20, 1: 20}
+    then = Run.open(run, round=3)
+    assert then.version == "round-3.1"
+    assert set(then.rollouts().collect()["take"]) == {0, 1}
+    assert_nothing_was_deleted(before, run)
+    assert verdicts(run, deep=1.0) == {}
+    assert verdicts_at(run, 2) == {}
+
+
+def verdicts_at(run: Path, round: int) -> dict[str, str]:
+    found = audit(Run.open(run, round=round), Depth(videos=0.0))
+    return {v.link: v.broken for v in found if v.broken}
