@@ -419,7 +419,8 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
         f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
-        "the rollout stage, or lower the bound"
+        f"the rollout stage, draw others with `videoopd stage draw CONFIG --round {policy.version} "
+        "--force`, or lower the bound"
     )
 
 

@@ -53,6 +53,7 @@ class Run:
         self.tables = Tables.open(path / "tables")
         self.round = round
         self._tag: str | None = None
+        self._takes: dict[int, Takes] = {}
         self.teacher_hash: str = content["teacher"]["weights_hash"]
         """Of the teacher that the run began with."""
         self._base_hash: str = content["student"]["weights_hash"]
@@ -242,10 +243,11 @@ class Run:
 
     def takes(self) -> Takes:
         """Which stages of which rounds were run again."""
-        if self.tables.is_untouched("reruns", self.version):
-            return Takes()
-        rows = self.tables.read("reruns", Rerun, version=self.version)
-        return Takes(tuple(sorted(rows, key=lambda row: row.sequence)))
+        number = self.tables.version("reruns", self.version)
+        if number not in self._takes:
+            rows = self.tables.read("reruns", Rerun, version=number)
+            self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
+        return self._takes[number]
 
     def begin_take(self, stage: str, round: int, because: str) -> Rerun:
         """From now on `stage` writes the next take of a round; its rows so far are superseded.

@@ -202,13 +202,13 @@ class Tables:
             dataset.tags.create(tag, dataset.version)
             return int(dataset.version)
 
-    def is_untouched(self, name: str, version: int | str | None = None) -> bool:
-        """Whether nothing was ever appended; quicker than a scan."""
-        return int(self._dataset(name, version).version) == 1
+    def version(self, name: str, version: int | str | None = None) -> int:
+        """The number of a tag's version, or of the current one; quicker than a scan."""
+        return int(self._dataset(name, version).version)
 
     def versions(self) -> dict[str, int]:
         """The current version of every table."""
-        return {name: int(self._dataset(name).version) for name in TABLES}
+        return {name: self.version(name) for name in TABLES}
 
     def _locked(self, name: str, stage: str, timeout: float) -> Any:
         return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
@@ -250,9 +250,8 @@ def _without_known(
     import polars as pl
 
     keys = pl.DataFrame(pl.from_arrow(rows.select(key))).with_row_index("__row")
-    known = pl.DataFrame(
-        pl.from_arrow(dataset.to_table(columns=list(key), filter=f"take = {take}"))
-    )
+    known = pl.DataFrame(pl.from_arrow(dataset.to_table(columns=[*key, "take"])))
+    known = known.filter(pl.col("take") == take)  # quicker than Lance's filter
     fresh = keys.unique(subset=list(key), keep="first", maintain_order=True).join(
         known, on=list(key), how="anti", nulls_equal=True, maintain_order="left"
     )

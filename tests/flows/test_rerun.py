@@ -19,6 +19,8 @@ from kill_points import run_without_server
 from flows import stages
 from flows.audit import Depth, audit
 from flows.prepare import opened
+from flows.rerun import command as command_of
+from flows.rescore import rescore_run
 from flows.status import print_status
 from opd_core.types import VideoOPDError
 from storage.query import query
@@ -308,3 +310,20 @@ def test_the_command_runs_a_stage(write_config: Any, tmp_path: Path, command: An
     done = command("stage", "score", config, "--force")
     assert done.returncode == 0, done.stderr
     assert re.match(r"score of round 0: \d+ rows; ", done.stdout)
+
+
+def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, {"score.hidden_states": True}))
+    run_without_server(config)
+    run = tmp_path / "run"
+    rescore_run(Run.open(run))
+    first = takes(run, "divergences")[0]
+    stage(config, "score", round=0, force=True)
+    assert Run.open(run).divergences().collect().is_empty()
+    assert "videoopd rescore" in "".join(
+        command_of(s, "CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"
+    )
+    rescore_run(Run.open(run))
+    rescore_run(Run.open(run))
+    assert takes(run, "divergences") == {0: first, 1: first}
+    assert {s.stage for s in Run.open(run).takes().stale()} == {"focus", "update"}
