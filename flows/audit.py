@@ -16,6 +16,7 @@ from flows import audit_again as again
 from flows import audit_links as links
 from opd_core.types import VideoOPDError
 from storage import audit as store
+from storage import audit_takes
 from storage.audit import BrokenLink, Checked
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
     chain: list[tuple[str, Link]] = [
         ("checkpoints hold the weights that were committed", store.weights),
         ("each policy names its parent", store.chain),
+        ("nothing stands on superseded rows", audit_takes.takes),
         ("configs are those that rows name", links.configs),
         ("steps took the selection, as often as the config says", links.steps),
         ("selections follow from their inputs", links.selections),

@@ -26,7 +26,7 @@ def videos(run: Run, share: float, generator: random.Random) -> Checked:
 
     seen: dict[str, dict[str, tuple[GroundingExample, list[Rollout]]]] = {}
     """config hash -> example id -> all its rollouts that were trained on"""
-    for row in store.rounds(run):
+    for row in store.settled(run):
         version = row["parent_version"]
         owner = seen.setdefault(config_hash_of(run, "rollouts", version), {})
         for example, mine in grouped(run, version, selected_of(run, version)):
@@ -49,7 +49,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
     from opd_core.deep_audit import sampled_again
 
     compared = []
-    for row in store.rounds(run):
+    for row in store.settled(run):
         version = row["parent_version"]
         this = pl.col("policy_version") == version
         lost = run.quarantine().filter(this & (pl.col("stage") == "rollout")).select("item_id")
@@ -73,7 +73,7 @@ def scored(run: Run, share: float, tolerance: float | None, generator: random.Ra
     from opd_core.rollout import Policy
 
     compared = []
-    for row in store.rounds(run):
+    for row in store.settled(run):
         if not row["uses_scores"]:
             continue
         version = row["parent_version"]

@@ -51,7 +51,8 @@ def configs(run: Run) -> Checked:
 
     named: set[str] = set()
     for name in TABLES:
-        named |= set(run.scan(name).select(pl.col("config_hash").unique()).collect().to_series())
+        rows = run.scan(name, superseded=True).select(pl.col("config_hash").unique())
+        named |= set(rows.collect().to_series())
     for digest in sorted(named):
         config_of(run, digest)
     return Checked(len(named), "configs")
@@ -65,7 +66,7 @@ def steps(run: Run) -> Checked:
     store.unique(run, "updates")
     store.unique(run, "trained_rollouts")
     count, early = 0, []
-    for row in store.rounds(run):
+    for row in store.settled(run):
         version, where = row["parent_version"], f"updates, policy_version {row['policy_version']}"
         config = config_of(run, row["config_hash"])
         taken = selected_of(run, version)
@@ -112,7 +113,7 @@ def _first_met(
         for example in batch:
             first.setdefault(example.example_id, number)
     this = pl.col("policy_version") == row["parent_version"]
-    frame = run.scan("trained_rollouts").filter(this)
+    frame = run.trained_rollouts().filter(this)
     met = {name: (step, logprobs) for name, step, logprobs in frame.select(
         "rollout_id", "step", "student_logprobs").collect().iter_rows()}  # fmt: skip
     for rollout in taken:
@@ -136,7 +137,7 @@ def _first_met(
 def selections(run: Run) -> Checked:
     """What focus decided comes out again, from the stored inputs and the config of the round."""
     count = 0
-    for row in store.rounds(run):
+    for row in store.settled(run):
         this = pl.col("policy_version") == row["parent_version"]
         teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
@@ -205,7 +206,7 @@ def scores(run: Run) -> Checked:
     notes = list(checked.notes)
     _contents(run)
     hashes: dict[str, str] = {}
-    for row in store.rounds(run):
+    for row in store.settled(run):
         folder = config_of(run, row["config_hash"]).teacher.path
         if str(folder) not in hashes:
             if not folder.is_dir():

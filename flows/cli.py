@@ -19,6 +19,7 @@ from opd_core.types import VideoOPDError
 if TYPE_CHECKING:
     from storage.run import Run
 
+STAGES = ("draw", "rollout", "score", "focus", "update", "evaluate")
 Command = Callable[[argparse.Namespace], int | None]
 """Returns an exit code, None for 0."""
 
@@ -58,6 +59,19 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
         help="override a value of the config; may be repeated",
     )  # fmt: skip
+
+    stage = _add(commands, "stage", _stage, "one stage of a round: what is missing, or all again")
+    stage.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    stage.add_argument("config", metavar="CONFIG")
+    stage.add_argument(
+        "--round", type=int, metavar="V", help="that samples from policy V (default: current)"
+    )
+    stage.add_argument(
+        "--force", action="store_true", help="all of it again; what it wrote before is superseded"
+    )
+    stage.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
+    )
 
     status = _add(commands, "status", _status, "what a run holds and what its round still lacks")
     status.add_argument("run", metavar="RUN")
@@ -220,6 +234,12 @@ def _run(options: argparse.Namespace) -> None:
     from flows.launch import run_rounds
 
     run_rounds(options.config, options.rounds, options.overrides)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from flows.launch import run_stage
+
+    run_stage(options.stage, options.config, options.round, options.force, options.overrides)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
 
-A stage's deployment does what is missing of that stage, in the current round or in the one given.
+A stage's deployment does what is missing of that stage, in the current round or in the one given;
+with `force=true` it does all of it again, under a new take (`rerun.py`).
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
 `python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
@@ -25,56 +26,84 @@ from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
 
 
+@flow(name="videoopd", flow_run_name="draw")
+def draw(
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
+) -> StageSummary:
+    """Choose the round's examples, if it has none yet; by force, others."""
+    with opened(config, overrides) as work:
+        return stages.draw(work, work.policy(round), force)
+
+
 @flow(name="videoopd", flow_run_name="rollout")
 def rollout(
-    config: str, round: int | None = None, overrides: list[str] | None = None
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Sample the answers that are still missing of the round's policy."""
     with opened(config, overrides) as work:
-        return stages.rollout(work, work.policy(round))
+        return stages.rollout(work, work.policy(round), force)
 
 
 @flow(name="videoopd", flow_run_name="score")
 def score(
-    config: str, round: int | None = None, overrides: list[str] | None = None
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Have the teacher score the round's rollouts that have no score yet."""
     with opened(config, overrides) as work:
-        return stages.score(work, work.policy(round))
+        return stages.score(work, work.policy(round), force)
 
 
 @flow(name="videoopd", flow_run_name="focus")
 def focus(
-    config: str, round: int | None = None, overrides: list[str] | None = None
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Select the rollouts to train on (TVDF), if the round has no selection yet."""
     with opened(config, overrides) as work:
-        return stages.focus(work, work.policy(round))
+        return stages.focus(work, work.policy(round), force)
 
 
 @flow(name="videoopd", flow_run_name="update")
 def update(
-    config: str, round: int | None = None, overrides: list[str] | None = None
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Train on the round's selection and commit the next policy, if that is still to be done."""
     with opened(config, overrides) as work:
-        return stages.update(work, work.policy(round))
+        return stages.update(work, work.policy(round), force)
 
 
 @flow(name="videoopd", flow_run_name="evaluate")
 def evaluate(
-    config: str, round: int | None = None, overrides: list[str] | None = None
+    config: str,
+    round: int | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Answer the evaluation examples that the policy has not answered yet; how well, in `notes`."""
     with opened(config, overrides) as work:
         policy = work.policy(round)
-        summary = stages.evaluate(work, policy)
+        summary = stages.evaluate(work, policy, force)
         (every,) = groups(of_policy(work.run, policy.version))
         return summary.noting(answers=every.examples, **numbers(every))
 
 
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {
     "round": videoopd,
+    "draw": draw,
     "rollout": rollout,
     "score": score,
     "focus": focus,

@@ -1,4 +1,4 @@
-"""Runs rounds from the command line: in this process, with a Prefect server for that long.
+"""Runs rounds or a stage from the command line: in this process, with a Prefect server meanwhile.
 
 Prefect's own lines on the console are left out, because the tables say the same in fewer words and
 an error is told once; they are in the server's log of the flow all the same. PREFECT_LOGGING_LEVEL
@@ -15,7 +15,7 @@ from flows.progress import waiting
 from flows.server import connect
 
 if TYPE_CHECKING:
-    from flows.summaries import RoundSummary, RunSummary
+    from flows.summaries import RoundSummary, RunSummary, StageSummary
 
 
 class Rounds(Protocol):
@@ -26,12 +26,18 @@ class Rounds(Protocol):
 
 def round_flow() -> Rounds:
     """The flow `videoopd`, ready to be called."""
-    wait_for_server = quiet_server()
+    _connect()
+    from flows.round import videoopd
+
+    return videoopd
+
+
+def _connect() -> None:
     with waiting("starting Prefect"):
-        from flows.round import videoopd
+        wait_for_server = quiet_server()
+        import flows.round  # noqa: F401  (takes its time, too)
 
         wait_for_server()
-    return videoopd
 
 
 def quiet_server() -> Callable[[], None]:
@@ -53,3 +59,19 @@ def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
         summary = flow(config, rounds=1, overrides=list(overrides))
         done += summary.rounds
         print_rounds(summary.run_path, done)
+
+
+def run_stage(
+    stage: str, config: str, round: int | None, force: bool, overrides: Sequence[str]
+) -> None:
+    """Run the deployment of a stage here, and print what it did."""
+    from opd_core.config import load_config
+
+    load_config(config, overrides)
+    _connect()
+    from flows.deployments import DEPLOYMENTS
+
+    run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
+    done = run(config, round=round, force=force, overrides=list(overrides))
+    notes = "".join(f"; {key.replace('_', ' ')} {value}" for key, value in done.notes.items())
+    print(f"{stage} of round {done.policy_version}: {done.rows:,} rows{notes}")

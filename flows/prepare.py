@@ -17,7 +17,6 @@ from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
-from storage.schemas import TABLES
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,9 @@ class Work:
         that, is not finished (evaluated, tables tagged).
         """
         current = self.run.current_policy()
-        if current.version == 0 or _is_finished(self.run, current.version):
+        if current.version == 0 or self.run.is_finished(current.version):
             return current
         return self.run.policy(current.version - 1)
-
-
-def _is_finished(run: Run, version: int) -> bool:
-    """Whether `finish_round` has tagged every table."""
-    try:
-        for name in TABLES:
-            run.tables.scan(name, f"round-{version}")
-    except VideoOPDError:
-        return False
-    return True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rich.table import Table
 from flows.audit_links import config_of, grouped
 from flows.progress import progress
 from flows.report import console
+from flows.rerun import begin, refuse_stale_inputs
 from opd_core.config import Config
 from opd_core.types import Rollout, VideoOPDError
 from storage.audit import BrokenLink
@@ -83,6 +84,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     work = grouped(run, version, [r for r in rows if r.rollout_id in todo])
     if not work:
         return 0
+    refuse_stale_inputs(run, "rescore", version)
     policy = _policy(run, version, [r for _, answers in work for r in answers])
     from opd_core.rescoring import rescore
     from opd_core.tree_model import set_threads
@@ -91,6 +93,9 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     student, teacher = config.student.path, config.teacher.path
     writer = Run.create(run.path, config.to_json(), config.hash, student, teacher)
     added = 0
+    if run.takes().stale_at("rescore", version):
+        with writer.exclusive("round"):
+            begin(writer, "rescore", version)
     with writer.exclusive("rescore"), progress("rescore", len(work)) as advance:
         for batch in rescore(config, policy, teacher_hash, work, _load(run, teacher_hash)):
             added += writer.append("divergences", batch.records, policy_version=version)

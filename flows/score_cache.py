@@ -52,10 +52,7 @@ def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollou
     run, teacher_hash = work.run, work.teacher_hash
     hashes = {r.rollout_id: content_hash(scorer, teacher_hash, r) for r in rollouts}
     found: dict[str, tuple[str, Run]] = {}
-    for source, rows in (
-        (run, run.teacher_scores().filter(pl.col("policy_version") != policy_version)),
-        *_other(run, work.config.score.cache),
-    ):
+    for source, rows in _sources(run, policy_version, work.config.score.cache):
         for digest, rollout_id in _computed(rows, teacher_hash, set(hashes.values())):
             found.setdefault(digest, (rollout_id, source))
     known: dict[Run, dict[str, list[Rollout]]] = {}
@@ -76,7 +73,13 @@ def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollou
     return Plan(known, scored, twins)
 
 
-def _other(run: Run, cache: Path | None) -> Iterator[tuple[Run, pl.LazyFrame]]:
+def _sources(
+    run: Run, policy_version: int, cache: Path | None
+) -> Iterator[tuple[Run, pl.LazyFrame]]:
+    """Where scores are known: other rounds, another run; nowhere, where the stage was forced."""
+    if run.takes().forced("score", policy_version):
+        return
+    yield run, run.teacher_scores().filter(pl.col("policy_version") != policy_version)
     if cache is None:
         return
     try:

@@ -109,7 +109,7 @@ def _logprobs(run: Run, column: str, rollout_id: str, tokens: int) -> Sequence[f
     """The newest log-probs of a kind for a rollout; all None where no table holds them."""
     for name, spec in TABLES.items():
         if column in {c.name for c in spec.columns}:
-            rows = run.tables.scan(name).filter(pl.col("rollout_id") == rollout_id)
+            rows = run.scan(name).filter(pl.col("rollout_id") == rollout_id)
             found = rows.sort("written_at").select(column).collect().to_series().to_list()
             if found:
                 return list(found[-1])

@@ -1,7 +1,8 @@
 """The stages of a round: read rows, compute with `opd_core`, append rows, return a small summary.
 
 Each computes what has no row yet. Run again after a crash it does the missing part; run when
-nothing is missing it costs a table scan. Rows are appended batch by batch as they are ready.
+nothing is missing it costs a table scan; with `force` it begins again (`rerun.py`). Rows are
+appended batch by batch as they are ready.
 
 Prefect sees one task a stage. Its result cache stays off: it survives in the home folder and would
 report work as done whose tables are gone.
@@ -21,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import prediction_cache, score_cache
 from flows.prepare import Work
 from flows.progress import progress
+from flows.rerun import begin, refuse_stale_inputs
 from flows.stage_costs import measured
 from flows.summaries import StageSummary
 from opd_core import curriculum
@@ -48,22 +50,28 @@ def stage(function: Callable[..., StageSummary]) -> Any:
 
 
 @stage
-def draw(work: Work, policy: PolicyRef) -> StageSummary:
-    """Choose the round's examples: seeded by the policy's version, kept in `draws`."""
+def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+    """Choose the round's examples: seeded by the policy's version, kept in `draws`.
+
+    Each forced draw has a seed of its own.
+    """
     began = time.perf_counter()
+    refuse_stale_inputs(work.run, "draw", policy.version)
     settings = work.config.rollout
     present = _drawn(work, policy)
-    if present:
+    if present and not force:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
-    unusable |= set(work.run.quarantine().select("item_id").collect()["item_id"])
+    unusable |= _given_up(work)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
+    forced = work.run.takes().times_forced("draw", policy.version) + force
+    earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
     chosen = curriculum.draw_examples(
         examples,
         settings.examples_per_round,
         settings.max_queries_per_video,
-        make_seed(work.config.run.seed, "draw", policy.version, "", 0),
-        dict(work.run.draws().group_by("example_id").len().collect().iter_rows()),
+        make_seed(work.config.run.seed, "draw", policy.version, "", forced),
+        dict(earlier.group_by("example_id").len().collect().iter_rows()),
         unusable,
     )
     if not chosen:
@@ -72,6 +80,7 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
             f"unreliable on them (focus.min_teacher_iou = {work.config.focus.min_teacher_iou}) or "
             "they are in quarantine; give more examples or lower the bound"
         )
+    begin(work.run, "draw", policy.version, force)
     rows = [Draw(policy.version, e.example_id, i) for i, e in enumerate(chosen)]
     added = work.run.append("draws", rows, policy_version=policy.version)
     return StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
@@ -104,7 +113,7 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
 
 
 @stage
-def rollout(work: Work, policy: PolicyRef) -> StageSummary:
+def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The policy's answers to the drawn examples on which the teacher is reliable.
 
     Of a baseline: the teacher's, or the truth (`rollout.source`).
@@ -112,6 +121,7 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
     from opd_core.rollout import sample_rollouts
 
     examples = _trainable(work, policy)
+    begin(work.run, "rollout", policy.version, force)
     done = set(_rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
     # Left in the plan, but not asked again: how it is cut into batches must not depend on them.
     done |= {
@@ -127,16 +137,18 @@ def rollout(work: Work, policy: PolicyRef) -> StageSummary:
 
 
 @stage
-def score(work: Work, policy: PolicyRef) -> StageSummary:
+def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The teacher's log-probs of the rollouts that focus can still select.
 
-    A score of the same content, from another round or run, is copied instead (`score_cache.py`).
+    A score of the same content, from another round or run, is copied instead (`score_cache.py`),
+    unless this one is forced.
     """
     from opd_core.scoring import score_rollouts, teacher_scorer
 
     began = time.perf_counter()
     if not _needs_scores(work):
         return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
+    begin(work.run, "score", policy.version, force)
     wanted = set(_candidates(work, policy))
     done = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -173,9 +185,10 @@ def score(work: Work, policy: PolicyRef) -> StageSummary:
 
 
 @stage
-def focus(work: Work, policy: PolicyRef) -> StageSummary:
+def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
+    refuse_stale_inputs(work.run, "focus", policy.version)
     _check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
@@ -210,6 +223,7 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
             f"({_reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
+    begin(work.run, "focus", policy.version, force)
     rows = [
         Selection(
             **row,
@@ -228,13 +242,18 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
 
 
 @stage
-def update(work: Work, policy: PolicyRef) -> StageSummary:
-    """Train on the selection and commit the next policy; the row in `updates` comes last."""
+def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+    """Train on the selection and commit the next policy; the row in `updates` comes last.
+
+    Begun again in a past round, it supersedes all that was made with later policies.
+    """
     from opd_core.student import Trained, plan_steps, update_student
 
     began = time.perf_counter()
     run = work.run
-    if policy.version < run.current_policy().version:
+    refuse_stale_inputs(work.run, "update", policy.version)
+    stale = run.takes().stale_at("update", policy.version)
+    if policy.version < run.current_policy().version and not (stale or force):
         return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
     selected = run.selections().filter(_of(policy) & pl.col("selected"))
     ids = set(selected.select("rollout_id").collect()["rollout_id"])
@@ -257,6 +276,7 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
         for e in _drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
+    begin(work.run, "update", policy.version, force)
     total = run.rollouts().filter(_of(policy)).select(pl.len()).collect().item()
     uses_scores = _needs_scores(work)
     candidates = len(_candidates(work, policy)) if uses_scores else 0
@@ -296,10 +316,11 @@ def update(work: Work, policy: PolicyRef) -> StageSummary:
 
 
 @stage
-def evaluate(work: Work, policy: PolicyRef) -> StageSummary:
+def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """Greedy answers of a policy to the eval split."""
     from opd_core.rollout import evaluate as answer
 
+    begin(work.run, "evaluate", policy.version, force)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
     examples = curriculum.by_video(examples)[: work.config.evaluate.max_examples]
     known = work.run.evaluations().filter(_of(policy)).select("example_id").collect()
@@ -427,6 +448,16 @@ def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
     return {row.item_id for row in rows}
 
 
+def _given_up(work: Work) -> set[str]:
+    """What is in quarantine, in rows in force or in superseded ones that nothing has refuted: a
+    rerun that got rollouts of the example."""
+    rows = work.run.scan("quarantine", superseded=True).select("item_id", "policy_version")
+    sampled = work.run.rollouts().select("policy_version", item_id="example_id")
+    lost = rows.join(sampled, on=["item_id", "policy_version"], how="anti", nulls_equal=True)
+    both = pl.concat([lost.select("item_id"), work.run.quarantine().select("item_id")])
+    return set(both.collect()["item_id"])
+
+
 def _check_complete(work: Work, policy: PolicyRef) -> None:
     """Focus decides once: raise while rollouts of the round are still to come."""
     unusable = _quarantined(work, policy, "rollout")
@@ -450,7 +481,8 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
     rows = [row for row in rows if row.stage in ("validate", "rollout")]
     if rows:
         return (
-            f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "
+            f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
+            f"`videoopd stage draw CONFIG --round {policy.version} --force`, or correct that and "
             "start a new run"
         )
     if not curriculum.needs_predictions(work.config.focus):
@@ -458,7 +490,8 @@ def _why_none(work: Work, policy: PolicyRef) -> str:
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
         f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
-        "the rollout stage, or lower the bound"
+        f"the rollout stage, draw others with `videoopd stage draw CONFIG --round {policy.version} "
+        "--force`, or lower the bound"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from flows.report import accuracy, console
+from flows.rerun import command
 from opd_core.config import FRAMES_FOLDER
 from storage.frames import usage
 from storage.schemas import TABLES
@@ -59,7 +61,10 @@ def print_status(run: Run) -> None:
     given_up = f"; {state.quarantined:,} quarantined" if state.quarantined else ""
     out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
     out.print(f"frames    {_frames(run)}", markup=False)
-    out.print(f"continue  videoopd run {_config_hint(run)}")
+    hint = _config_hint(run)
+    out.print(f"continue  videoopd run {hint}")
+    for line in _reruns(run, hint):
+        out.print(line, markup=False, soft_wrap=True)
     out.print(_policies(run))
     out.print(_tables(run))
     quarantine = (
@@ -89,6 +94,25 @@ def round_state(run: Run) -> RoundState:
         selected_unscored=_count(selected.join(scores, on="rollout_id", how="anti")),
         quarantined=_count(run.quarantine().filter(this)),
     )
+
+
+def _reruns(run: Run, config: str) -> Iterator[str]:
+    """What is stale, with the command that runs it again, and which takes superseded what."""
+    takes = run.takes()
+    rows = run.rows_by_take()
+    for stale in takes.stale():
+        yield f"stale     {stale.reason()}; run again: {command(stale, config)}"
+    later = min((s.round for s in takes.stale() if s.stage == "update"), default=None)
+    current = round_state(run).policy_version
+    if later is not None and later + 1 <= current:
+        rounds = ", ".join(str(number) for number in range(later + 1, current + 1))
+        yield f"stale     all of round {rounds}: update of round {later} has to be run again first"
+    for r in takes.reruns:
+        count = rows.get((r.stage, r.policy_version, r.new_take), 0)
+        yield (
+            f"rerun     {r.stage} of round {r.policy_version}, take {r.new_take} ({r.because}): "
+            f"{r.superseded:,} rows superseded, {count:,} written"
+        )
 
 
 def _policies(run: Run) -> Table:
@@ -121,7 +145,7 @@ def _tables(run: Run) -> Table:
     table.add_column("")
     for name, spec in TABLES.items():
         size = _bytes(_size(run.path / "tables" / f"{name}.lance"))
-        rows = run.tables.scan(name).select(pl.len()).collect().item()
+        rows = _count(run.scan(name))
         table.add_row(name, f"{rows:,}", size, spec.description)
     return table
 

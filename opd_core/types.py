@@ -306,6 +306,25 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerun:
+    """A stage of a round began again: what it had written before is superseded."""
+
+    sequence: int
+    """1, 2, ... in a run: the order decides what was computed from what."""
+    policy_version: int
+    """The round, by the policy that it samples from; for `evaluate` the policy that answers."""
+    stage: str
+    new_take: int
+    """1, 2, ... of this stage and round; the first rows were of take 0."""
+    because: str
+    """`forced`, or what had become of its inputs."""
+    superseded: int
+    """Rows of the take before, which stay where they are."""
+    stale: Sequence[str]
+    """Later stages of the round that had rows by then: stale until they are run again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One greedy answer of one policy to one example of the eval split."""
 

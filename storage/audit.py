@@ -9,6 +9,7 @@ Nothing is taken from a cache: weights are hashed again.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,14 @@ class Checked:
 
 
 def rounds(run: Run) -> list[dict[str, Any]]:
-    """The committed rounds, in order: the rows of `updates`."""
+    """The committed rounds in force, in order: the rows of `updates`."""
     return run.updates().sort("policy_version").collect().to_dicts()
+
+
+def settled(run: Run) -> list[dict[str, Any]]:
+    """Those whose update was not computed from superseded rows (`audit_takes.py` has the rest)."""
+    stale = {s.round for s in run.takes().stale() if s.stage == "update"}
+    return [row for row in rounds(run) if row["parent_version"] not in stale]
 
 
 def base_path(run: Run) -> Path:
@@ -155,7 +162,7 @@ def scores(run: Run) -> Checked:
 
     unique(run, "teacher_scores")
     count = 0
-    for row in rounds(run):
+    for row in settled(run):
         version, teacher = row["parent_version"], row["teacher_hash"]
         this = pl.col("policy_version") == version
         answers = run.rollouts().filter(this).select(
@@ -197,7 +204,9 @@ def appended(run: Run) -> Checked:
     """Tables were made once and only appended to, by this run; a finished round keeps its tags."""
     count, notes = 0, []
     folder = run.tables.folder
-    finished = run.finished_rounds()
+    last = max(policy_hashes(run))
+    newest = last if run.is_finished(last) else last - 1
+    expected = [run.round_tag(number) for number in range(1, newest + 1)]
     for name in TABLES:
         commits = list(history.commits(folder, name))
         if commits[0].version > 1:
@@ -215,9 +224,9 @@ def appended(run: Run) -> Checked:
                 raise BrokenLink.at(where, "the run that appended", owner, run.run_id)
         count += len(commits)
         tags = history.tags(folder, name)
-        for number in range(1, max(finished, default=0) + 1):
-            if f"round-{number}" not in tags:
-                raise BrokenLink(f"{name}.lance: the tag round-{number} is missing")
+        for tag in expected:
+            if tag not in tags:
+                raise BrokenLink(f"{name}.lance: the tag {tag} is missing")
     return Checked(count, "table versions", tuple(notes))
 
 
@@ -230,11 +239,11 @@ def attempts(run: Run) -> Checked:
     notes: list[str] = []
     for name, spec in TABLES.items():
         columns = {column.name for column in spec.columns}
-        frame = run.scan(name)
-        foreign = frame.filter(pl.col("run_id") != run.run_id).select(*spec.key, "run_id").head(1)
+        frame, every = run.scan(name), run.scan(name, superseded=True)
+        foreign = every.filter(pl.col("run_id") != run.run_id).select(*spec.key, "run_id").head(1)
         for row in foreign.collect().iter_rows():
             raise BrokenLink.at(f"{name}, {row[:-1]}", "run_id", row[-1], run.run_id)
-        if name != "updates" and "policy_version" in columns:
+        if name not in ("updates", "reruns") and "policy_version" in columns:
             last = frame.select(pl.col("policy_version").max()).collect().item()
             if last is not None and last > current:
                 raise BrokenLink(f"{name}: it has rows of policy {last}, which nothing committed")
@@ -245,32 +254,39 @@ def attempts(run: Run) -> Checked:
             by_round = frame.group_by("policy_version").agg(n=pl.col("attempt").n_unique())
             again = by_round.filter(pl.col("n") > 1).sort("policy_version").collect()
             notes += [f"{name} of policy {v} took {n} attempts" for v, n in again.iter_rows()]
-        seen |= set(frame.select(pl.col("attempt").unique()).collect()["attempt"])
+        seen |= set(every.select(pl.col("attempt").unique()).collect()["attempt"])
         if left := history.orphans(run.tables.folder, name):
             notes.append(f"{name}: {len(left)} data files of a killed write, in no version")
     return Checked(len(seen), "attempts", tuple(notes + _leftovers(run, current)))
 
 
 def unique(run: Run, name: str) -> None:
-    """Raises `BrokenLink` when a key of the table has two rows."""
+    """Raises `BrokenLink` when a key of the table has two rows of one take."""
     import polars as pl
 
-    key = list(TABLES[name].key)
-    twice = run.scan(name).group_by(key).len().filter(pl.col("len") > 1).sort(key).head(1).collect()
-    for row in twice.iter_rows():
-        raise BrokenLink.at(f"{name}, {row[:-1]}", "the number of its rows", row[-1], 1)
+    key = [*TABLES[name].key, "take"]
+    rows = run.scan(name, superseded=True).group_by(key).len()
+    for row in rows.filter(pl.col("len") > 1).sort(key).head(1).collect().iter_rows():
+        raise BrokenLink.at(f"{name}, {row[:-2]}", "the number of its rows", row[-1], 1)
 
 
 def _leftovers(run: Run, current: int) -> list[str]:
-    committed = {(run.path / row["checkpoint"]).resolve() for row in rounds(run)}
+    rows = run.scan("updates", superseded=True).select("checkpoint").collect().to_series()
+    committed = {(run.path / checkpoint).resolve() for checkpoint in rows}
     notes = []
     for folder in sorted((run.path / "policies").iterdir()):
         if folder.name.startswith("."):
             notes.append(f"policies/{folder.name}: left by a killed update")
         elif run.round is None and folder.resolve() not in committed:
-            if folder.name != f"v{current + 1}":
+            match = re.fullmatch(r"v(\d+)(?:\.take(\d+))?", folder.name)
+            version, take = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+            newest = run.takes().take("update", version - 1)
+            if version == current + 1 and take == newest:
+                notes.append(f"policies/{folder.name}: published, not committed yet")
+            elif take < newest:
+                notes.append(f"policies/{folder.name}: left by an update that was begun again")
+            else:
                 raise BrokenLink(f"{folder}: no row of updates names this checkpoint")
-            notes.append(f"policies/{folder.name}: published, not committed yet")
     return notes
 
 
@@ -297,21 +313,28 @@ def _copies(run: Run) -> list[str]:
     mine = copied.with_columns(
         origin=pl.col("reused_from").str.strip_prefix(f"{run.run_id}/")
     ).filter(pl.col("origin") != pl.col("reused_from"))
-    origins = rows.filter(pl.col("reused_from").is_null()).drop("reused_from")
+    # A score may have been computed again since it was copied: any take of it will do.
+    origins = run.scan("teacher_scores", superseded=True).filter(pl.col("reused_from").is_null())
+    origins = origins.select("rollout_id", "teacher_hash", "content_hash", "teacher_logprobs")
     both = mine.join(
         origins, left_on=["origin", "teacher_hash"], right_on=["rollout_id", "teacher_hash"],
         how="left", suffix="_of_origin",
     ).sort("rollout_id").collect()  # fmt: skip
+    compared = ("content_hash", "teacher_logprobs")
+    true = {r["rollout_id"] for r in both.iter_rows(named=True)
+            if all(r[c] == r[f"{c}_of_origin"] for c in compared)}  # fmt: skip
     for row in both.iter_rows(named=True):
+        if row["rollout_id"] in true:
+            continue
         where = f"teacher_scores, {row['rollout_id']}"
         if row["content_hash_of_origin"] is None:
             raise BrokenLink(f"{where}: there is no computed score {row['origin']} to copy from")
-        for name in ("content_hash", "teacher_logprobs"):
+        for name in compared:
             if row[name] != row[f"{name}_of_origin"]:
                 expected = f"{row[f'{name}_of_origin']} of {row['origin']}"
                 raise BrokenLink.at(where, name, row[name], expected)
-    foreign = copied.select(pl.len()).collect().item() - both.height
-    notes = [f"{both.height:,} are copies of others in this run"] if both.height else []
+    foreign = copied.select(pl.len()).collect().item() - len(true)
+    notes = [f"{len(true):,} are copies of others in this run"] if true else []
     return notes + ([f"{foreign:,} are copies from other runs"] if foreign else [])
 
 

@@ -17,6 +17,8 @@ class Provenance:
     git_commit: str | None
     attempt: str
     """Id of the stage execution."""
+    take: int = 0
+    """How often the stage had been begun again in this round."""
 
     def transaction_properties(self) -> dict[str, str]:
         """What a table version says about itself; absent is left out."""
@@ -27,6 +29,7 @@ class Provenance:
             "config_hash": self.config_hash,
             "git_commit": self.git_commit,
             "attempt": self.attempt,
+            "take": self.take,
         }
         return {name: str(value) for name, value in content.items() if value is not None}
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READER = re.compile(r"\b(read|scan)_\w+\"?\s*\(", re.IGNORECASE)
+ALL_TAKES = "_all"
+"""`rollouts_all` is the table `rollouts` with its superseded rows."""
 _NAMES = (*TABLES, *VIEWS)
 _QUESTIONS = ("select", "with", "show")
 
@@ -45,6 +47,9 @@ def query(run: Run, sql: str, texts: Texts | None = None) -> pl.DataFrame:
             f"queries read the run's own tables only: {', '.join(_NAMES)}; leave out read_...()"
         )
     frames = {name: run.scan(name) for name in TABLES}
+    for name in TABLES:  # on request only, so that SHOW TABLES stays short
+        if re.search(rf"\b{name}{ALL_TAKES}\b", text):
+            frames[f"{name}{ALL_TAKES}"] = run.scan(name, superseded=True)
     frames |= {"trajectories": run.trajectories(), "tokens": run.tokens(texts)}
     try:
         return pl.SQLContext(frames).execute(text, eager=True)

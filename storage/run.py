@@ -11,6 +11,7 @@ A run may be moved: paths in rows are relative to it, and the student's may chan
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from opd_core.types import VideoOPDError
+from opd_core.types import Rerun, VideoOPDError
 from storage import history, locks, policies, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
 from storage.schemas import TABLES
 from storage.tables import Tables
+from storage.takes import StageRound, Takes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,6 +52,8 @@ class Run:
         self.config_hash = config_hash
         self.tables = Tables.open(path / "tables")
         self.round = round
+        self._tag: str | None = None
+        self._takes: dict[int, Takes] = {}
         self.teacher_hash: str = content["teacher"]["weights_hash"]
         """Of the teacher that the run began with."""
         self._base_hash: str = content["student"]["weights_hash"]
@@ -68,18 +72,40 @@ class Run:
         round (the tags are set one after the other, so a round may be finished in part).
         """
         run = cls(Path(path).resolve(), None, None, round)
-        if round is not None and round not in (finished := run.finished_rounds()):
-            known = ", ".join(map(str, finished)) or "none yet"
-            raise VideoOPDError(
-                f"run {run.path} has not finished round {round}; give one of those it has: {known}"
-            )
+        if round is not None:
+            finished = run._finished()
+            if round not in finished:
+                known = ", ".join(map(str, finished)) or "none yet"
+                raise VideoOPDError(
+                    f"run {run.path} has not finished round {round}; give one of those it has:"
+                    f" {known}"
+                )
+            run._tag = finished[round]
         return run
 
     def finished_rounds(self) -> list[int]:
         """The rounds that `finish_round` has tagged in every table, in order."""
+        return list(self._finished())
+
+    def is_finished(self, version: int) -> bool:
+        """Whether `finish_round` has tagged every table with policy `version` as it is now."""
+        tag = self.round_tag(version)
+        return all(tag in history.tags(self.tables.folder, name) for name in TABLES)
+
+    def round_tag(self, version: int) -> str:
+        """`round-3`; `round-3.1` where the update that makes policy 3 was run again."""
+        take = self.takes().take("update", version - 1)
+        return f"round-{version}.{take}" if take else f"round-{version}"
+
+    def _finished(self) -> dict[int, str]:
+        """round -> its newest tag that every table has, in order."""
         tags = set.intersection(*(set(history.tags(self.tables.folder, n)) for n in TABLES))
-        numbers = [tag.removeprefix("round-") for tag in tags if tag.startswith("round-")]
-        return sorted(int(number) for number in numbers if number.isdecimal())
+        found = [
+            (int(match[1]), int(match[2] or 0), tag)
+            for tag in tags
+            if (match := re.fullmatch(r"round-(\d+)(?:\.(\d+))?", tag))
+        ]
+        return {number: tag for number, _, tag in sorted(found)}
 
     @classmethod
     def create(
@@ -122,7 +148,7 @@ class Run:
         return policies.weights_hash(Path(folder).resolve(), cache=self._cache)
 
     def current_policy(self) -> PolicyRef:
-        """The newest committed policy, or the base student before the first update."""
+        """The newest committed policy in force, or the base student before the first update."""
         updates = self.updates().select("policy_version").collect()
         return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
 
@@ -172,6 +198,7 @@ class Run:
         import polars as pl
 
         version = parent.version + 1
+        take = self.takes().take("update", parent.version)
         row = self.updates().filter(pl.col("policy_version") == version)
         committed = row.select("policy_hash").collect().get_column("policy_hash").to_list()
         manifest = {
@@ -186,7 +213,7 @@ class Run:
         }
         return policies.publish(
             staging,
-            self.path / "policies" / f"v{version}",
+            self.path / "policies" / (f"v{version}.take{take}" if take else f"v{version}"),
             manifest,
             committed_hash=committed[0] if committed else None,
             base=self._base_path,
@@ -199,14 +226,73 @@ class Run:
 
     # --- tables --------------------------------------------------------------------------------
 
-    def scan(self, name: str) -> pl.LazyFrame:
-        """A table by name, as of the round that the run was opened at."""
-        return self.tables.scan(name, self.version)
+    def scan(self, name: str, superseded: bool = False) -> pl.LazyFrame:
+        """A table by name, as of the round that the run was opened at.
+
+        Without the rows that a rerun has superseded or made stale (`storage/takes.py`), unless
+        `superseded`.
+        """
+        frame = self.tables.scan(name, self.version)
+        shown = None if superseded else self._shown(name)
+        return frame if shown is None else frame.filter(shown)
 
     @property
     def version(self) -> str | None:
         """The tag that every table is read at; None: as they are now."""
-        return None if self.round is None else f"round-{self.round}"
+        return self._tag
+
+    def takes(self) -> Takes:
+        """Which stages of which rounds were run again."""
+        number = self.tables.version("reruns", self.version)
+        if number not in self._takes:
+            rows = self.tables.read("reruns", Rerun, version=number)
+            self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
+        return self._takes[number]
+
+    def begin_take(self, stage: str, round: int, because: str) -> Rerun:
+        """From now on `stage` writes the next take of a round; its rows so far are superseded.
+
+        Call it under `exclusive("round")`. What was computed from them becomes stale; a new take of
+        `update` supersedes all that was made with later policies.
+        """
+        rows = self.takes().begin(stage, round, because, self._written())
+        self.append("reruns", rows, stage=stage, policy_version=round)
+        for row in rows:
+            self._attempts.pop((row.stage, row.policy_version), None)
+        return rows[0]
+
+    def _written(self) -> dict[StageRound, int]:
+        """Rows of the newest take of each stage and round."""
+        takes, counts = self.takes(), dict[StageRound, int]()
+        for (stage, round, take), count in self.rows_by_take().items():
+            if take == takes.take(stage, round):
+                counts[stage, round] = count
+        return counts
+
+    def rows_by_take(self) -> dict[tuple[str, int, int], int]:
+        """(stage, round, take) -> rows, in all tables whose rows are of a round."""
+        import polars as pl
+
+        counts: dict[tuple[str, int, int], int] = {}
+        for name, spec in TABLES.items():
+            if spec.round_column is None:
+                continue
+            stage = pl.lit(spec.writer) if spec.writer else pl.col("stage")
+            frame = self.scan(name, superseded=True).select(
+                stage.alias("stage"), pl.col(spec.round_column).alias("round"), "take"
+            )
+            found = frame.drop_nulls("round").group_by("stage", "round", "take").len().collect()
+            for *key, count in found.iter_rows():
+                counts[tuple(key)] = counts.get(tuple(key), 0) + count
+        return counts
+
+    def _take(self, name: str, stage: str, round: int | None) -> int:
+        of_a_round = name in TABLES and TABLES[name].round_column is not None
+        return self.takes().take(stage, round) if of_a_round else 0
+
+    def _shown(self, name: str) -> pl.Expr | None:
+        spec = TABLES.get(name)
+        return None if spec is None or spec.round_column is None else self.takes().shown(spec)
 
     def trajectories(self) -> pl.LazyFrame:
         """One row a rollout: example, answer, teacher, score, selection, update."""
@@ -252,6 +338,9 @@ class Run:
     def model_evaluations(self) -> pl.LazyFrame:
         return self.scan("model_evaluations")
 
+    def reruns(self) -> pl.LazyFrame:
+        return self.scan("reruns")
+
     def read(
         self,
         name: str,
@@ -259,7 +348,10 @@ class Run:
         filter: pl.Expr | None = None,
         without: Sequence[str] = (),
     ) -> list[Record]:
-        """Rows as records, in the order they were written; as `Tables.read`."""
+        """Rows that `scan` shows as records, in the order they were written; as `Tables.read`."""
+        shown = self._shown(name)
+        if shown is not None:
+            filter = shown if filter is None else shown & filter
         return self.tables.read(name, record, filter, self.version, without)
 
     def append(
@@ -285,6 +377,7 @@ class Run:
             config_hash=self._writable(),
             git_commit=git_commit(),
             attempt=attempt,
+            take=self._take(name, stage, policy_version),
         )
         return self.tables.append(name, records, provenance)
 
@@ -296,12 +389,12 @@ class Run:
             yield
 
     def finish_round(self, version: int) -> dict[str, int]:
-        """Compacts every table and tags it `round-<version>`; returns the tagged versions."""
-        tagged = {}
+        """Compacts every table and tags it (`round_tag`); returns the tagged versions."""
+        tag, tagged = self.round_tag(version), {}
         for name in TABLES:
             self.tables.compact(name)
             upkeep.upkeep(self.tables, name)
-            tagged[name] = self.tables.tag(name, f"round-{version}")
+            tagged[name] = self.tables.tag(name, tag)
         return tagged
 
     def _writable(self) -> str:

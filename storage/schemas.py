@@ -47,7 +47,7 @@ class TableSpec:
     writer: str | None
     """The one stage that appends to it; None: every stage may."""
     key: tuple[str, ...]
-    """A row with the same key is the same row; appending it again does nothing."""
+    """A row with the same key and take is the same row; appending it again does nothing."""
     description: str
     own_columns: tuple[Column, ...]
     same_length: tuple[tuple[str, ...], ...] = ()
@@ -56,6 +56,8 @@ class TableSpec:
     """Columns in which infinity is refused too (NaN is refused in all)."""
     null_only_where: tuple[tuple[str, str, str], ...] = ()
     """(column, other, value): the column may be null only where the other column has the value."""
+    round_column: str | None = "policy_version"
+    """Names the round of a row; None: its rows are of no round, and no stage supersedes them."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -73,6 +75,7 @@ PROVENANCE = (
     Column("git_commit", STRING, "Commit of this program; null outside a checkout.", optional=True),
     Column("attempt", STRING, "Id of the stage execution that wrote the row."),
     Column("written_at", TIME, "When the row was appended (UTC)."),
+    Column("take", INT, "0, or the take of `reruns` that its stage was in (storage/takes.py)."),
 )
 
 STEP = pa.struct(
@@ -134,6 +137,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             writer="import",
             key=("example_id",),
             description="One video, one sentence, its true span or spans.",
+            round_column=None,
             own_columns=(
                 Column("example_id", STRING, "Hash of video path, sentence and spans."),
                 Column("video_path", STRING, "As annotated, relative to the videos folder."),
@@ -182,6 +186,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             writer="validate",
             key=("example_id", "teacher_hash", "question_hash", "prediction_index"),
             description="The teacher's own answers to an example (TRPV).",
+            round_column=None,
             own_columns=(
                 _EXAMPLE_ID,
                 Column("prediction_index", INT, "0 ... k-1."),
@@ -395,6 +400,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             writer="update",
             key=("policy_version",),
             description="Committed rounds: the row, written last, makes the new policy real.",
+            round_column="parent_version",
             own_columns=(
                 Column("policy_version", INT, "Of the new policy."),
                 Column("policy_hash", STRING, "Hash of the new policy's weights."),
@@ -444,6 +450,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             writer="evaluate model",
             key=("model_hash", "question_hash", "example_id"),
             description="One greedy answer of any model's folder to one example of the eval split.",
+            round_column=None,
             own_columns=(
                 Column("model_hash", STRING, "Hash of the model's weights."),
                 _QUESTION_HASH,
@@ -457,6 +464,23 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
                 _ENGINE,
                 _seconds("this answer's share of its batch"),
+            ),
+        ),
+        TableSpec(
+            "reruns",
+            types.Rerun,
+            writer=None,
+            key=("policy_version", "stage", "new_take"),
+            description="Stages that were run again, and what that superseded.",
+            round_column=None,
+            own_columns=(
+                Column("sequence", INT, "1, 2, ... in the order in which they began."),
+                Column("policy_version", INT, "Round; for `evaluate` the policy that answers."),
+                Column("stage", STRING, "What was run again."),
+                Column("new_take", INT, "1, 2, ...: the rows it wrote from then on have it."),
+                Column("because", STRING, "`forced`, or what had become of its inputs."),
+                Column("superseded", INT, "Rows of the take before; they stay."),
+                Column("stale", pa.list_(STRING), "Later stages with rows: stale until rerun."),
             ),
         ),
     ]

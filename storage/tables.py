@@ -146,7 +146,7 @@ class Tables:
         provenance: Provenance,
         timeout: float = LOCK_TIMEOUT_SECONDS,
     ) -> int:
-        """Appends the records whose key has no row yet, in one commit; returns how many.
+        """Appends the records whose key has no row of this take yet, in one commit; how many.
 
         Killed half-way it leaves the table as it was. Raises `VideoOPDError` for a bad value, a
         writer that does not let go within `timeout` seconds, a full disk.
@@ -161,7 +161,7 @@ class Tables:
         rows = to_table(spec, records)
         with disk_troubles(self.folder), self._locked(name, provenance.stage, timeout):
             dataset = self._dataset(name)
-            fresh = _without_known(rows, dataset, spec.key)
+            fresh = _without_known(rows, dataset, spec.key, provenance.take)
             if fresh.num_rows:
                 lance.write_dataset(
                     _stamped(fresh, spec, provenance),
@@ -202,9 +202,13 @@ class Tables:
             dataset.tags.create(tag, dataset.version)
             return int(dataset.version)
 
+    def version(self, name: str, version: int | str | None = None) -> int:
+        """The number of a tag's version, or of the current one; quicker than a scan."""
+        return int(self._dataset(name, version).version)
+
     def versions(self) -> dict[str, int]:
         """The current version of every table."""
-        return {name: int(self._dataset(name).version) for name in TABLES}
+        return {name: self.version(name) for name in TABLES}
 
     def _locked(self, name: str, stage: str, timeout: float) -> Any:
         return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
@@ -239,12 +243,15 @@ def _spec(name: str) -> TableSpec:
         raise VideoOPDError(f"there is no table {name!r}; the tables are: {known}") from None
 
 
-def _without_known(rows: pa.Table, dataset: lance.LanceDataset, key: Sequence[str]) -> pa.Table:
-    """Rows whose key is neither in the table nor earlier among the rows (null equals null)."""
+def _without_known(
+    rows: pa.Table, dataset: lance.LanceDataset, key: Sequence[str], take: int
+) -> pa.Table:
+    """Rows whose key is neither in the take nor earlier among the rows (null equals null)."""
     import polars as pl
 
     keys = pl.DataFrame(pl.from_arrow(rows.select(key))).with_row_index("__row")
-    known = pl.DataFrame(pl.from_arrow(dataset.to_table(columns=list(key))))
+    known = pl.DataFrame(pl.from_arrow(dataset.to_table(columns=[*key, "take"])))
+    known = known.filter(pl.col("take") == take)  # quicker than Lance's filter
     fresh = keys.unique(subset=list(key), keep="first", maintain_order=True).join(
         known, on=list(key), how="anti", nulls_equal=True, maintain_order="left"
     )
@@ -260,6 +267,7 @@ def _stamped(rows: pa.Table, spec: TableSpec, provenance: Provenance) -> pa.Tabl
         "git_commit": provenance.git_commit,
         "attempt": provenance.attempt,
         "written_at": datetime.now(UTC),
+        "take": provenance.take,
     }
     arrays = [*rows.columns]
     for name, value in stamp.items():

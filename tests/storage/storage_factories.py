@@ -16,6 +16,7 @@ from opd_core.types import (
     GroundingExample,
     ModelEvaluation,
     QuarantinedItem,
+    Rerun,
     Rollout,
     Selection,
     Span,
@@ -143,6 +144,7 @@ def one_of_each() -> dict[str, object]:
         "selections": selection(),
         "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
+        "reruns": Rerun(1, 0, "score", 1, "forced", 12, ("focus",)),
         "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
         "model_evaluations": ModelEvaluation(
             "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1

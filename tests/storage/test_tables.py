@@ -79,7 +79,7 @@ def test_rows_and_versions_carry_provenance(tables):
     dataset = lance.dataset(tables.folder / "rollouts.lance")
     assert dataset.read_transaction(dataset.version).transaction_properties == {
         "run_id": "run-1", "stage": "rollout", "policy_version": "3", "config_hash": "c0ffee",
-        "git_commit": "abc", "attempt": "attempt-1",
+        "git_commit": "abc", "attempt": "attempt-1", "take": "0",
     }  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""Before a stage of a round: may it run, and does it go on or begin again?
+
+A stage is refused while what it would be computed from is stale. It begins a new take when it is
+forced, or when its own rows are stale; killed in the middle of one, it goes on with that take.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opd_core.types import VideoOPDError
+from storage.takes import FORCED, Stale
+
+if TYPE_CHECKING:
+    from storage.run import Run
+
+
+def refuse_stale_inputs(run: Run, stage: str, round: int) -> None:
+    """Raises `VideoOPDError` naming the round and the stage that has to be run again first."""
+    found = run.takes().in_the_way(stage, round)
+    if found is not None:
+        raise VideoOPDError(
+            f"{stage} of round {round} cannot run yet: {found.reason()}; "
+            f"run that again first: {command(found, 'CONFIG')}"
+        )
+
+
+def begin(run: Run, stage: str, round: int, force: bool = False) -> None:
+    """Begin a new take where one is due; call it when nothing else stands in the way."""
+    refuse_stale_inputs(run, stage, round)
+    stale = run.takes().stale_at(stage, round)
+    if force:
+        run.begin_take(stage, round, FORCED)
+    elif stale:
+        run.begin_take(stage, round, stale.because())
+
+
+def command(stale: Stale, config: str) -> str:
+    """What runs a stale stage again."""
+    if stale.stage == "rescore":
+        return f"videoopd rescore {config} --round {stale.round + 1}"
+    return f"videoopd stage {stale.stage} {config} --round {stale.round}"
