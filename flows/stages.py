@@ -73,7 +73,10 @@ def draw(work: Work, policy: PolicyRef) -> StageSummary:
 
 @stage
 def validate(work: Work, policy: PolicyRef) -> StageSummary:
-    """The teacher's own answers to the drawn examples: once per example and teacher (TRPV)."""
+    """The teacher's own answers to the drawn examples: once per example, teacher and question (TRPV).
+
+    None where the curriculum needs none; those that `teacher.cache` has are copied.
+    """
     from opd_core.rollout import predict
 
     began = time.perf_counter()
