@@ -143,8 +143,15 @@ def test_runs_are_compared_on_what_both_answered(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = config.with_name("run")
-    found = as_json(capsys, run, "--policy", "0", "--against", f"{run}@1")
-    assert found["shared"] == 12 and found["only_b"] == 0
+    as_json(capsys, config, "--policy", "0")
+    found = as_json(capsys, run, "--against", f"{run}@0")
+    assert found["shared"] == 12 and (found["only_a"], found["only_b"]) == (0, 8)
+    gain = found["difference"]["metrics"]["strict_miou"]["value"]
+    found = as_json(capsys, f"{run}@0", "--against", f"{run}@1")
+    assert found["difference"]["metrics"]["strict_miou"]["value"] == pytest.approx(-gain)
+    # A config asks what its side lacks: the other 8 of the newest policy.
+    found = as_json(capsys, config, "--against", f"{config}@0")
+    assert found["shared"] == 20
     a, b = of_policy(Run.open(run), 0), of_policy(Run.open(run), 1)
     both = a.rows.join(b.rows, on="example_id", suffix="_b")
     expected = float(np.mean((both["strict_miou"] - both["strict_miou_b"]).to_numpy()))
@@ -169,6 +176,7 @@ def test_mistakes_are_one_sentence(
     assert "there is no model in" in refused(capsys, config, "--model", tmp_path / "nothing")
     assert "takes a config" in refused(capsys, run, "--model", TEACHER)
     assert "give one of them" in refused(capsys, config, "--model", TEACHER, "--policy", 0)
+    assert "leave out --policy 1" in refused(capsys, f"{run}@0", "--policy", 1)
     assert "is no run" in refused(capsys, tmp_path / "nothing")
     empty = tmp_path / "empty"
     empty.mkdir()
