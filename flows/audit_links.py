@@ -166,7 +166,10 @@ def selections(run: Run) -> Checked:
         ).sort("rollout_id")
         _same_rows(stored, again)
         count += stored.height
-    return Checked(count, "selections")
+    copied = run.teacher_predictions().filter(pl.col("reused_from").is_not_null())
+    foreign = copied.select(pl.len()).collect().item()
+    notes = (f"{foreign:,} of the teacher's answers are copies from other runs",)
+    return Checked(count, "selections", notes if foreign else ())
 
 
 def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> str | None:

@@ -151,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, metavar="FOLDER", help="instead, any Hugging Face checkpoint"
     )
     evaluate.add_argument(
-        "--against", metavar="B", help="compare with a run (RUN@3: as of round 3), or with a model"
+        "--against",
+        metavar="B",
+        help="compare with another run or policy (RUN@0: the base), or with a model's folder",
     )
     evaluate.add_argument("--by", choices=("source", "duration"), help="also in groups")
     evaluate.add_argument("--format", choices=("table", "json"), default="table")
@@ -303,7 +305,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     evaluate_command(
         options.target,
-        _open_at,
+        _open,
         options.policy,
         options.model,
         options.against,

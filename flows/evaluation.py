@@ -182,15 +182,8 @@ def evaluate_command(
     by: str | None = None,
     format: str = "table",
 ) -> None:
-    """`target` is a run (RUN, RUN@k) or a config; `against` those, or a model's folder."""
-    is_config = Path(target).is_file()
-    other = Path(against) if against and _is_model(Path(against)) else None
-    for folder in (model, other):
-        if folder is not None and not is_config:
-            raise VideoOPDError(
-                f"to ask the model in {folder} takes a config, and {target} is none; give the TOML "
-                "file whose data.eval it is to answer"
-            )
+    """`target` is a run or a config, RUN@3 its policy 3; `against` is one too, or a model's folder
+    that answers by the config of `target`."""
     if model is not None and policy is not None:
         raise VideoOPDError("--policy and --model name two things to evaluate; give one of them")
     if model is not None and not _is_model(model):
@@ -198,23 +191,36 @@ def evaluate_command(
             f"there is no model in {model}; give --model the folder of a Hugging Face checkpoint, "
             "with config.json and its weights"
         )
-    second = None
-    if is_config:
-        with opened(target) as work:
-            if model is None:
-                first = answered_by_policy(work, policy)
-            else:
-                first = answered_by_model(work, model.resolve())
-            if other is not None:
-                second = answered_by_model(work, other.resolve())
-    else:
-        first = of_policy(open_run(target), policy)
-    if against is not None and second is None:
-        second = of_policy(open_run(against))
-    if second is not None:
+    first = _answered(target, open_run, policy, model)
+    if against is None:
+        _show_groups(first, list(groups(first, by)), format)
+    elif _is_model(Path(against)):
+        second = _answered(target, open_run, None, Path(against))
         _show_comparison(compare(first, second), format)
     else:
-        _show_groups(first, list(groups(first, by)), format)
+        _show_comparison(compare(first, _answered(against, open_run)), format)
+
+
+def _answered(
+    target: str, open_run: OpenRun, policy: int | None = None, model: Path | None = None
+) -> Answers:
+    """The answers of a side; a config asks what is missing of them."""
+    path, at, number = target.rpartition("@")
+    if at and number.isdecimal() and not Path(target).exists():
+        if policy not in (None, int(number)):
+            raise VideoOPDError(f"{target} is policy {number}; leave out --policy {policy}")
+        target, policy = path, int(number)
+    if Path(target).is_file():
+        with opened(target) as work:
+            if model is not None:
+                return answered_by_model(work, model.resolve())
+            return answered_by_policy(work, policy)
+    if model is not None:
+        raise VideoOPDError(
+            f"to ask the model in {model} takes a config, and {target} is none; give the TOML file "
+            "whose data.eval it is to answer"
+        )
+    return of_policy(open_run(target), policy)
 
 
 def _is_model(folder: Path) -> bool:

@@ -129,8 +129,10 @@ def _verdict(run: Run, rollout_id: str) -> str | None:
     row = _first(run.selections().filter(pl.col("rollout_id") == rollout_id))
     if row is None:
         return None
-    numbers = "" if row["disagreement"] is None else f"; disagreement {row['disagreement']:+.3f}"
-    return f"{row['reason']}{numbers}"
+    pool = "" if row["pool"] is None else f" ({row['pool']})"
+    shown = {"disagreement": "+.3f", "reverse_kl": ".3f", "weight": ".3f"}
+    numbers = [f"; {k} {row[k]:{style}}" for k, style in shown.items() if row[k] is not None]
+    return f"{row['reason']}{pool}{''.join(numbers)}"
 
 
 def _first(frame: pl.LazyFrame) -> dict[str, Any] | None:

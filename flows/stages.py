@@ -88,7 +88,10 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 @stage
 def validate(work: Work, policy: PolicyRef) -> StageSummary:
-    """The teacher's own answers to the drawn examples: once per example and teacher (TRPV)."""
+    """The teacher's own answers to the drawn examples (TRPV): once an example, teacher, question.
+
+    None where the curriculum needs none; those that `teacher.cache` has are copied.
+    """
     from opd_core.rollout import predict
 
     began = time.perf_counter()
@@ -103,7 +106,7 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     done |= {row.example_id for row in copies}
     asked = [example_id for example_id in needed if example_id not in done]
     teacher = _teacher(work, policy)
-    batches = predict(work.config, teacher, work.question_hash if needed else "", examples, done)
+    batches = predict(work.config, teacher, work.question_hash, examples, done)
     summary = _append_batches(work, policy, "validate", "teacher_predictions", batches, len(asked))
     summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
     if work.config.teacher.cache is None or not needed:

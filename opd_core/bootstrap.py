@@ -60,8 +60,7 @@ def estimates(
     parts = []
     for start in range(0, resamples, AT_ONCE):
         size = min(AT_ONCE, resamples - start)
-        drawn_RC = generator.multinomial(count, np.full(count, 1.0 / count), size=size)
-        parts.append(resampled_means(total_CM, size_C, drawn_RC))
+        parts.append(resampled_means(total_CM, size_C, _drawn(generator, size, count)))
     resampled_RM = np.concatenate(parts)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(resampled_RM, [tail, 1.0 - tail], axis=0)
@@ -75,6 +74,14 @@ def estimates(
 def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: npt.NDArray[Any]) -> Floats:
     """[R, M] means of the resamples in which cluster c was drawn `drawn_RC[:, c]` times."""
     return (drawn_RC @ total_CM) / (drawn_RC @ size_C)[:, None]
+
+
+def _drawn(generator: np.random.Generator, resamples: int, count: int) -> Floats:
+    """[R, C] how often each of `count` clusters comes in `count` draws with replacement."""
+    names = generator.integers(0, count, size=(resamples, count))
+    names += np.arange(resamples)[:, None] * count  # a row of its own for each resample
+    often = np.bincount(names.ravel(), minlength=resamples * count)
+    return often.reshape(resamples, count).astype(np.float64)
 
 
 def _members(values_NM: Floats, clusters: Sequence[Hashable]) -> npt.NDArray[np.int64]:

@@ -99,8 +99,8 @@ def _convergence(arms: Arms, names: Names) -> Claim | None:
 
 def _tvdf(arms: Arms, names: Names) -> Claim | None:
     others = ("without_tvdf", "without_trpv", "without_dbtp")
-    found = [_final(arms, names, "opd", part, "miou") for part in others]
-    found += [_at_equal_cpu(arms, names, "opd", part) for part in others]
+    found = [_final(arms, names, "tvdf", part, "miou") for part in others]
+    found += [_at_equal_cpu(arms, names, "tvdf", part) for part in others]
     return _claim("TVDF helps", "with TRPV and DBTP the mIoU ends above that without them", found)
 
 

@@ -4,6 +4,7 @@
     rounds = 8
     seeds = [0, 1, 2, 3, 4]
     tune_seed = 100                   a world of its own, evaluated on its `tune` split
+    tune_rounds = 2                   of a tuning run (default: as many as the others)
     learning_rates = [2e-4, 1e-3]     the grid of every arm
     [world]                           videos of each split, for each seed a world
     [settings]                        overrides of every run
@@ -59,13 +60,15 @@ class ClaimsSection(Section):
     """Video-OPD with several rollouts in a prefix tree."""
     opd_one: str | None = None
     """Video-OPD with one rollout."""
+    tvdf: str | None = None
+    """The arm that the next three are compared with."""
     grpo: str | None = None
     without_trpv: str | None = None
-    """As `opd`, but for the teacher's reliability."""
+    """As `tvdf`, but for the teacher's reliability."""
     without_dbtp: str | None = None
-    """As `opd`, but for the choice by disagreement."""
+    """As `tvdf`, but for the choice by disagreement."""
     without_tvdf: str | None = None
-    """As `opd`, but for both."""
+    """As `tvdf`, but for both."""
 
 
 class StudySection(Section):
@@ -73,6 +76,7 @@ class StudySection(Section):
     rounds: Positive
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     tune_seed: int
+    tune_rounds: Positive | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     world: WorldSection
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -137,14 +141,23 @@ class Plan:
         if len(self.study.learning_rates) == 1:
             return []
         return [
-            StudyRun(name, rate, self.study.tune_seed, rounds, tuning=True)
+            StudyRun(
+                name,
+                rate,
+                self.study.tune_seed,
+                min(rounds, self.study.tune_rounds or rounds),
+                tuning=True,
+            )
             for name, rounds in self._trained()
             for rate in self.study.learning_rates
         ]
 
     def runs(self, tuned: Mapping[str, float]) -> list[StudyRun]:
-        """Each arm with each seed; `tuned` is the learning rate of each trained arm (an arm that
-        has none there, because all its tuning runs failed, is left out)."""
+        """Each seed with each arm, so that a study that is stopped has compared whole seeds.
+
+        `tuned` is the learning rate of each trained arm (an arm that has none there, because all
+        its tuning runs failed, is left out).
+        """
         found: list[StudyRun] = []
         for name, arm in self.study.arms.items():
             rounds = self.study.rounds if arm.rounds is None else arm.rounds
@@ -152,7 +165,7 @@ class Plan:
                 continue
             rate = tuned[name] if rounds else None
             found += [StudyRun(name, rate, s, rounds, tuning=False) for s in self.study.seeds]
-        return found
+        return sorted(found, key=lambda run: self.study.seeds.index(run.seed))
 
     def only_rate(self) -> dict[str, float]:
         """The learning rate of each trained arm where the grid has but one."""

@@ -13,7 +13,6 @@ from kill_points import run_without_server
 
 from flows.audit import Depth, audit
 from opd_core import rollout as asking
-from opd_core import scoring
 from opd_core.types import VideoOPDError
 from storage.run import Run
 from tests.storage.finished_run import rewrite
@@ -168,7 +167,6 @@ def test_another_runs_answers_need_no_teacher(
     origin = Run.open(tmp_path / "first" / "run").run_id
     cached = {"teacher.cache": "../first/run"}
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "describe_scorer", scoring.describe_scorer)
         original = asking._answer
 
         def answer(config: Any, work: Any, examples: Any, needed: set[str], record: Any) -> Any:

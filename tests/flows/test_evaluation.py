@@ -1,4 +1,4 @@
-"""`videoopd evaluate` on real runs and folders of tiny models: rows, numbers, comparisons, mistakes."""
+"""`videoopd evaluate` on real runs and folders of tiny models: rows, numbers, mistakes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from kill_points import run_without_server
 from flows.audit import Depth, audit
 from flows.cli import main
 from flows.evaluation import compare, groups, numbers, of_policy
-from opd_core import rollout as asking
 from storage.run import Run
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
@@ -108,8 +107,7 @@ def test_any_models_folder_becomes_rows_that_are_no_policys(
         assert as_json(capsys, config, "--model", TEACHER) == found, "from its rows"
     # Asked in other words it is another question, and the rows stay apart.
     other = config.with_name("other.toml")
-    other.write_text(config.read_text() + 'prompt.template = "json"\nevaluate.max_examples = 4\n'
-                     .replace("evaluate.max_examples = 4\n", ""))  # fmt: skip
+    other.write_text(config.read_text() + 'prompt.template = "json"\n')
     assert as_json(capsys, other, "--model", TEACHER)["groups"][0]["examples"] == 20
     assert run.model_evaluations().collect()["question_hash"].n_unique() == 2
     verdicts = audit(Run.open(run.path), Depth(videos=0.0))
@@ -145,8 +143,15 @@ def test_runs_are_compared_on_what_both_answered(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = config.with_name("run")
-    found = as_json(capsys, run, "--policy", "0", "--against", f"{run}@1")
-    assert found["shared"] == 12 and found["only_b"] == 0
+    as_json(capsys, config, "--policy", "0")
+    found = as_json(capsys, run, "--against", f"{run}@0")
+    assert found["shared"] == 12 and (found["only_a"], found["only_b"]) == (0, 8)
+    gain = found["difference"]["metrics"]["strict_miou"]["value"]
+    found = as_json(capsys, f"{run}@0", "--against", f"{run}@1")
+    assert found["difference"]["metrics"]["strict_miou"]["value"] == pytest.approx(-gain)
+    # A config asks what its side lacks: the other 8 of the newest policy.
+    found = as_json(capsys, config, "--against", f"{config}@0")
+    assert found["shared"] == 20
     a, b = of_policy(Run.open(run), 0), of_policy(Run.open(run), 1)
     both = a.rows.join(b.rows, on="example_id", suffix="_b")
     expected = float(np.mean((both["strict_miou"] - both["strict_miou_b"]).to_numpy()))
@@ -171,6 +176,7 @@ def test_mistakes_are_one_sentence(
     assert "there is no model in" in refused(capsys, config, "--model", tmp_path / "nothing")
     assert "takes a config" in refused(capsys, run, "--model", TEACHER)
     assert "give one of them" in refused(capsys, config, "--model", TEACHER, "--policy", 0)
+    assert "leave out --policy 1" in refused(capsys, f"{run}@0", "--policy", 1)
     assert "is no run" in refused(capsys, tmp_path / "nothing")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -224,4 +230,4 @@ def test_the_deployments_summary_has_the_numbers(config: Path) -> None:
     assert summary.notes["answers"] == 20
     assert summary.notes["timelens_r1_50"] == every.metrics["timelens_r1_50"].value
     assert {k: summary.notes[k] for k in numbers(every)} == numbers(every)
-    assert "strict_miou_low" in summary.notes and asking is not None
+    assert "strict_miou_low" in summary.notes

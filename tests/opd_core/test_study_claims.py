@@ -8,7 +8,9 @@ from opd_core.study.claims import FAILS, HOLDS, OPEN, judge_claims
 from opd_core.study.plan import ClaimsSection
 from tests.opd_core.study_points import result
 
-PARTS = ClaimsSection(teacher="teacher", opd="opd", opd_one="one", grpo="grpo", without_tvdf="all")
+PARTS = ClaimsSection(
+    teacher="teacher", opd="opd", opd_one="one", grpo="grpo", tvdf="opd", without_tvdf="all"
+)
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.002)
 
 

@@ -60,6 +60,11 @@ def test_every_trained_arm_is_tuned_with_every_learning_rate(load):
     assert all(r.seed == 100 and r.tuning for r in runs)
 
 
+def test_tuning_may_be_shorter(load):
+    short = load(STUDY.replace("tune_seed = 100", "tune_seed = 100\ntune_rounds = 3"))
+    assert [r.rounds for r in short.tuning_runs()] == [2, 2, 3, 3]
+
+
 def test_one_learning_rate_needs_no_tuning(load):
     plan = load(STUDY.replace("[1e-4, 1e-3]", "[1e-4]"))
     assert plan.tuning_runs() == []
@@ -70,10 +75,9 @@ def test_one_learning_rate_needs_no_tuning(load):
 def test_every_arm_runs_on_every_seed_with_its_own_learning_rate(load):
     runs = load().runs({"opd": 1e-3})  # all tuning runs of `long` failed
     assert [(r.arm, r.learning_rate, r.seed) for r in runs] == [
-        *(("base", None, s) for s in (0, 1, 2)),
-        *(("opd", 1e-3, s) for s in (0, 1, 2)),
-    ]
-    assert [runs[0].folder, runs[3].folder] == ["base/seed-0", "opd/lr-0.001/seed-0"]
+        (arm, rate, seed) for seed in (0, 1, 2) for arm, rate in (("base", None), ("opd", 1e-3))
+    ], "whole seeds, one after the other"
+    assert [runs[0].folder, runs[1].folder] == ["base/seed-0", "opd/lr-0.001/seed-0"]
     assert len({r.folder for r in (*runs, *load().tuning_runs())}) == 10
 
 
@@ -146,7 +150,7 @@ def test_the_projects_studies_load(tmp_path, file, quick):
     for run in (*plan.tuning_runs(), *plan.runs(dict.fromkeys(plan.study.arms, 1e-4))):
         config = plan.config(run)
         # Equal data, equal optimiser: what may not differ between arms.
-        assert config.rollout.examples_per_round == (96 if quick else 192)
-        assert config.update.epochs == 1 and config.update.examples_per_step == 8
+        assert config.rollout.examples_per_round == (256 if quick else 512)
+        assert config.update.epochs == 3 and config.update.examples_per_step == 32
         # No round needs an example twice: about 2.9 sentences a video.
         assert run.rounds * config.rollout.examples_per_round < 2.9 * plan.study.world.train_videos
