@@ -36,6 +36,7 @@ ROUND = {
     "frames.enabled": False,
     "rollout.prompts_per_batch": 4,
     "update.objective": "exact_reverse_kl",
+    "storage.flush_seconds": 0,  # every batch its own append, which the points below count
 }
 
 Launch = Callable[..., int]
@@ -169,6 +170,19 @@ def test_a_round_killed_again_and_again_is_finished_at_last(
         assert attempts < 20, "the round makes no progress"
     assert code == 0, config.with_name("log.txt").read_text()
     assert attempts >= 5
+    assert_finished(tmp_path / "run", undisturbed)
+
+
+def test_killed_with_batches_collected_it_computes_those_again(
+    launch: Launch, undisturbed: dict[str, Any], write_config: Any, tmp_path: Path
+) -> None:
+    """With a long flush_seconds a SIGKILL loses the stage's batches, never more and never half."""
+    config = write_config(tmp_path, ROUND | {"storage.flush_seconds": 3600})
+    log = config.with_name("log.txt")
+    assert launch(config, "before sample", 8) == KILLED, log.read_text()
+    run = Run.open(tmp_path / "run")
+    assert run.teacher_predictions().collect().height == 20 and run.rollouts().collect().is_empty()
+    assert launch(config) == 0, log.read_text()
     assert_finished(tmp_path / "run", undisturbed)
 
 
