@@ -21,16 +21,15 @@ import psutil
 import pytest
 
 from opd_core.types import VideoOPDError
+from storage.contents import contents as everything
 from storage.policies import read_manifest, weights_hash
 from storage.run import Run
-from storage.schemas import PROVENANCE, TABLES
+from storage.schemas import TABLES
 
 pytestmark = pytest.mark.kill
 
 SCRIPT = Path(__file__).with_name("kill_points.py")
 KILLED = -9
-# engine_mismatch is measured once a stage execution, on the first example which that one answers.
-TIMINGS = {"seconds", "engine_mismatch"} | {column.name for column in PROVENANCE}
 ROUND = {
     # Its writes would shift which append is the n-th; it has kill tests of its own.
     "frames.enabled": False,
@@ -113,18 +112,12 @@ def undisturbed(
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """All rows of a run in order of their keys, less timings and provenance; and its weights."""
+    """All rows of a run that are no timing and no provenance; its weights are looked at again."""
     run = Run.open(path)
-    found: dict[str, Any] = {}
+    found = everything(run)
     for name, spec in TABLES.items():
-        columns = [c.name for c in spec.own_columns if c.name not in TIMINGS]
-        rows = run.tables.scan(name).select(columns).collect().to_dicts()
-        for row in rows:
-            for step in row.get("steps", ()):
-                del step["seconds"]
-        keys = [tuple(str(row[key]) for key in spec.key) for row in rows]
+        keys = [tuple(str(row[key]) for key in spec.key) for row in found[name]]
         assert len(set(keys)) == len(keys), f"{name} has a row twice"
-        found[name] = [row for _, row in sorted(zip(keys, rows, strict=True), key=lambda p: p[0])]
     for row in found["updates"]:
         folder = path / row["checkpoint"]
         assert read_manifest(folder)["weights_hash"] == row["policy_hash"] == weights_hash(folder)
