@@ -1,12 +1,13 @@
 """`videoopd bench kills`: 100 kill -9 at random moments of runs of three rounds, and what was lost.
 
 The real command in a process of its own, on a small tiny world with the shipped models and short
-rounds; its Prefect server and its decoders are killed with it, as a machine that loses power would.
-The same command goes on until three rounds are finished; then every table is compared with those of
-a run that nobody disturbed, and audited. New runs follow until there were enough kills.
+rounds. The same command goes on until three rounds are finished; then every table is compared with
+those of a run that nobody disturbed, and audited. New runs follow until there were enough kills.
 
-A moment is counted from when the command holds the run, because half of its time is Python's and
-Prefect's start, where there is little to lose; every eighth is counted from the start instead.
+A moment is a number of processor seconds that the command has used since it holds the run: the
+clock would depend on what else the machine does, and before that is only Python's and Prefect's
+start. Every eighth kill does fall into the start, and takes the command's own Prefect server with
+it, as a machine that loses power would; the others share one server.
 Ctrl-C ends the killing: the run at hand is finished and compared, and the kills so far are the row.
 """
 
@@ -38,7 +39,8 @@ from storage.schemas import TABLES
 KILLS, ROUNDS, SEED = 100, 3, 0
 TRAIN_VIDEOS, EVAL_VIDEOS = 30, 6
 FROM_THE_START = 8
-"""One kill in so many is counted from the start of the command."""
+"""One command in so many starts a Prefect server of its own and is killed while it starts."""
+POLL_SECONDS = 0.01
 ATTEMPTS = 60
 """Of one run; one that needs more makes no progress."""
 SHORT_ROUNDS = {
@@ -64,6 +66,8 @@ class _Bench:
 
     folder: Path
     config: str
+    api: str
+    """Address of the Prefect server that most commands use."""
     rounds: int
     moments: random.Random
     wanted: int
@@ -75,9 +79,9 @@ class _Bench:
     heights: dict[tuple[str, int], int] = field(default_factory=dict)
     """(table, round) -> rows of the undisturbed run when that round was finished."""
     starting: float = 0.0
-    """Seconds from the start of the undisturbed command until it held the run."""
+    """Processor seconds of the undisturbed command until it held the run."""
     a_round: float = 0.0
-    """Seconds of one of its rounds, the command's end included."""
+    """Processor seconds of one of its rounds."""
 
 
 def kills_rows(kills: int = KILLS, rounds: int = ROUNDS, seed: int = SEED) -> Iterator[Row]:
@@ -85,14 +89,18 @@ def kills_rows(kills: int = KILLS, rounds: int = ROUNDS, seed: int = SEED) -> It
     from flows.bench import world_config
 
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="videoopd-kills-") as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="videoopd-kills-", ignore_cleanup_errors=True
+    ) as scratch:
         folder = Path(scratch)
         config = world_config(folder, 0, TRAIN_VIDEOS, EVAL_VIDEOS)
-        bench = _Bench(folder, config, rounds, random.Random(seed), kills)
+        bench = _Bench(
+            folder, config, _server(folder / "server"), rounds, random.Random(seed), kills
+        )
         try:
             _undisturbed(bench)
-            print(f"  seed {seed}; {bench.starting:.1f} s to start, {bench.a_round:.1f} s a round",
-                  flush=True)  # fmt: skip
+            print(f"  seed {seed}; {bench.starting:.1f} s of processor time to start, "
+                  f"{bench.a_round:.1f} s a round", flush=True)  # fmt: skip
             runs = 0
             with _interrupt_means_enough(bench):
                 while bench.kills < bench.wanted and not bench.problems:
@@ -123,12 +131,19 @@ def _interrupt_means_enough(bench: _Bench) -> Iterator[None]:
 def _undisturbed(bench: _Bench) -> None:
     """One run that nobody kills: what the others must be equal to, and how long it takes."""
     path = bench.folder / "undisturbed"
-    child, began = _start(bench, path, bench.rounds), time.monotonic()
-    _wait_for_lock(child, path)
-    bench.starting = time.monotonic() - began
-    if code := child.wait():
-        raise VideoOPDError(f"the run that nobody killed ended with {code}: {_last_line(path)}")
-    bench.a_round = (time.monotonic() - began - bench.starting) / bench.rounds
+    child = _start(bench, path, bench.rounds, bench.api)
+    while not _holds(child, path) and child.poll() is None:
+        bench.starting = _used(child)
+        time.sleep(POLL_SECONDS)
+    last = bench.starting
+    while child.poll() is None:
+        last = max(last, _used(child))
+        time.sleep(POLL_SECONDS)
+    if child.returncode:
+        raise VideoOPDError(
+            f"the run that nobody killed ended with {child.returncode}: {_last_line(path)}"
+        )
+    bench.a_round = (last - bench.starting) / bench.rounds
     _end_all(bench.folder)
     _remember(bench, Run.open(path))
 
@@ -147,8 +162,11 @@ def _killed_run(bench: _Bench, number: int) -> list[str]:
         left = bench.rounds - len(_finished(path))
         if not left:
             break
-        child = _start(bench, path, left)
-        in_stage = _kill(bench, child, path) if bench.kills < bench.wanted else None
+        while_starting = bench.moments.random() < 1 / FROM_THE_START
+        child = _start(bench, path, left, None if while_starting else bench.api)
+        in_stage = None
+        if bench.kills < bench.wanted:
+            in_stage = _kill(bench, child, path, while_starting)
         if in_stage is not None:
             bench.kills += 1
             bench.hit[in_stage] += 1
@@ -161,17 +179,18 @@ def _killed_run(bench: _Bench, number: int) -> list[str]:
     return [f"run {number}: {problem}" for problem in _problems(bench, path)]
 
 
-def _kill(bench: _Bench, child: subprocess.Popen[bytes], path: Path) -> str | None:
+def _kill(
+    bench: _Bench, child: subprocess.Popen[bytes], path: Path, while_starting: bool
+) -> str | None:
     """The stage that was hit; None where the command had ended before its moment."""
-    from_start = bench.moments.random() < 1 / FROM_THE_START
-    delay = bench.moments.uniform(0.0, bench.starting if from_start else bench.a_round)
-    if not from_start:
-        _wait_for_lock(child, path)
-    try:
-        child.wait(timeout=delay)
+    moment = bench.moments.uniform(0.0, bench.starting if while_starting else bench.a_round)
+    while not while_starting and not _holds(child, path) and child.poll() is None:
+        time.sleep(POLL_SECONDS)
+    since = 0.0 if while_starting else _used(child)
+    while child.poll() is None and _used(child) - since < moment:
+        time.sleep(POLL_SECONDS)
+    if child.poll() is not None:
         return None
-    except subprocess.TimeoutExpired:
-        pass
     begun = _holds(child, path)
     child.kill()
     child.wait()
@@ -179,11 +198,39 @@ def _kill(bench: _Bench, child: subprocess.Popen[bytes], path: Path) -> str | No
     return _stage(bench, path) if begun else "start"
 
 
-def _start(bench: _Bench, path: Path, rounds: int) -> subprocess.Popen[bytes]:
-    """`videoopd run`, as a person would start it, with a Prefect home of its own."""
+def _used(child: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of the command, without its children; 0 once it has ended."""
+    try:
+        times = psutil.Process(child.pid).cpu_times()
+        return float(times.user + times.system)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _server(home: Path) -> str:
+    """Address of a Prefect server with a home of its own, which ends with this process."""
+    from flows.server import connect
+
+    before = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+    for name in before:
+        del os.environ[name]
+    os.environ["PREFECT_HOME"] = str(home)
+    try:
+        connect()()
+        return os.environ["PREFECT_API_URL"]
+    finally:
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _start(bench: _Bench, path: Path, rounds: int, api: str | None) -> subprocess.Popen[bytes]:
+    """`videoopd run`, as a person would start it, with a Prefect home that is the bench's."""
     settings = SHORT_ROUNDS | {"run.path": path}
     overrides = [text for item in settings.items() for text in ("--set", "{}={}".format(*item))]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    if api is not None:
+        kept["PREFECT_API_URL"] = api
     with path.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "run", bench.config, "--rounds", str(rounds),
@@ -196,11 +243,6 @@ def _start(bench: _Bench, path: Path, rounds: int) -> subprocess.Popen[bytes]:
 
 def _home(folder: Path) -> Path:
     return folder / "prefect"
-
-
-def _wait_for_lock(child: subprocess.Popen[bytes], path: Path) -> None:
-    while child.poll() is None and not _holds(child, path):
-        time.sleep(0.01)
 
 
 def _holds(child: subprocess.Popen[bytes], path: Path) -> bool:

@@ -33,7 +33,7 @@ def finished(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def bench_of(run: Path) -> _Bench:
     """A bench that has seen `run` undisturbed."""
-    bench = _Bench(run.parent, "", 1, random.Random(0), 1)
+    bench = _Bench(run.parent, "", "", 1, random.Random(0), 1)
     _remember(bench, Run.open(run))
     return bench
 
