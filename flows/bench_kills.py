@@ -41,8 +41,8 @@ TRAIN_VIDEOS, EVAL_VIDEOS = 30, 6
 FROM_THE_START = 8
 """One command in so many starts a Prefect server of its own and is killed while it starts."""
 POLL_SECONDS = 0.01
-ATTEMPTS = 60
-"""Of one run; one that needs more makes no progress."""
+ATTEMPTS = 300
+"""Of one run, which takes some tens of kills; one that needs more makes no progress."""
 SHORT_ROUNDS = {
     "rollout.examples_per_round": 24,
     "rollout.prompts_per_batch": 8,
