@@ -278,8 +278,10 @@ class Config(Section):
         Nor where and whether frames are kept and how often rows are appended, which changes no
         number.
         """
-        left_out = {"run": {"path"}, "frames": {"enabled", "path", "max_gib"}, "storage": True}
-        content = self.model_dump(mode="json", exclude=left_out)
+        content = self.model_dump(
+            mode="json",
+            exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}, "storage": True},
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
