@@ -1,8 +1,8 @@
 """`videoopd audit`: walks from each checkpoint back to the videos, and proves or refutes each link.
 
-The links of the store are in `storage/audit.py`; those that need the algorithm in `audit_links.py`;
-those for which something is done again (decoding, and with `--deep` sampling and scoring) in
-`audit_again.py`.
+The links of the store are in `storage/audit.py` and `storage/audit_divergences.py`; those that need
+the algorithm in `audit_links.py`; those for which something is done again (decoding, and with
+`--deep` sampling and scoring) in `audit_again.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from opd_core.types import VideoOPDError
 from storage import audit as store
 from storage import audit_takes
 from storage.audit import BrokenLink, Checked
+from storage.audit_divergences import divergences
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -56,6 +57,7 @@ def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
         ("steps took the selection, as often as the config says", links.steps),
         ("selections follow from their inputs", links.selections),
         ("scores are the update's teacher's", links.scores),
+        ("divergences are of kept scores, and possible", divergences),
         ("rollouts are of exactly the parent's weights", links.rollouts),
         ("spans and IoUs follow from the answers", links.answers),
         ("examples are their annotations", store.examples),

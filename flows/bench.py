@@ -1,7 +1,7 @@
 """`make bench`: the numbers the project is measured by, printed and written as JSON.
 
-    videoopd bench                     all of it (about half an hour on 2 cores)
-    videoopd bench trees overhead      only these
+    videoopd bench                     all of it (about an hour on 2 cores)
+    videoopd bench trees overhead      only these; the rows of the others stay in the file
 
 Ratios of medians, the alternatives taking turns in one process, because machines are shared and
 noisy. What a number was measured on is printed above it.
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd_core.types import VideoOPDError
+from storage.files import write_json
 
 if TYPE_CHECKING:
     from flows.launch import Rounds
@@ -45,18 +46,38 @@ def main(arguments: Sequence[str]) -> None:
     set_threads(1)
     machine = describe_machine()
     print(machine, flush=True)
-    rows: list[Row] = []
     for name in arguments or list(BENCHES):
         print(f"bench {name} ...", flush=True)
+        rows: list[Row] = []
         for row in BENCHES[name]():
             rows.append(row)
             met = "" if row.met is None else ("  met" if row.met else "  NOT MET")
             print(f"  {row.name}: {row.value:.3g} {row.unit} ({row.target}{met})", flush=True)
             print(f"      {json.dumps(row.details)}", flush=True)
-    OUT.parent.mkdir(exist_ok=True)
-    content = {"machine": machine, "rows": [asdict(row) for row in rows]}
-    OUT.write_text(json.dumps(content, indent=1))
+        keep(OUT, machine, rows)
     print(f"written to {OUT}")
+
+
+def keep(path: Path, machine: str, rows: Sequence[Row]) -> None:
+    """Write the rows, each with its machine and date; those of other names stay as they were.
+
+    A name with a seed or a count in it is a name of its own. Raises `VideoOPDError` where the file
+    is something else.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        try:
+            content = json.loads(path.read_text())
+            former = {"machine": content["machine"]} if "machine" in content else {}
+            known = {row["name"]: former | row for row in content["rows"]}
+        except (ValueError, KeyError, TypeError):
+            raise VideoOPDError(
+                f"{path} is not what a bench wrote; move it away and run the bench again"
+            ) from None
+    for row in rows:
+        known[row.name] = {"machine": machine, **asdict(row)}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"rows": list(known.values())})
 
 
 def describe_machine() -> str:
@@ -105,13 +126,19 @@ def _store() -> Iterator[Row]:
     return store_rows()
 
 
+def _kills() -> Iterator[Row]:
+    from flows.bench_kills import kills_rows
+
+    return kills_rows()
+
+
 def _throughput() -> Iterator[Row]:
     """Trajectories a second of whole rounds on the tiny world, in the yardstick's terms."""
     from opd_core.bench.interleaved import at_least
     from opd_core.bench.rounds import round_seconds
 
     with tempfile.TemporaryDirectory() as folder:
-        config = _world_config(Path(folder), seed=0)
+        config = world_config(Path(folder), seed=0)
         for rollouts, bound in ((1, 1.5 * BEST_PUBLISHED), (8, 5 * BEST_PUBLISHED)):
             seconds = [round_seconds(config, 128, rollouts) for _ in range(3)]
             total = statistics.median(sum(s.values()) for s in seconds)
@@ -136,7 +163,7 @@ def _vllm() -> Iterator[Row]:
     from opd_core.bench.vllm_scoring import vllm_scoring_row
 
     with tempfile.TemporaryDirectory() as folder:
-        yield vllm_scoring_row(_world_config(Path(folder), seed=0), REPETITIONS)
+        yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
 
 
 def _overhead() -> Iterator[Row]:
@@ -146,7 +173,7 @@ def _overhead() -> Iterator[Row]:
     from opd_core.bench.interleaved import at_most
 
     with tempfile.TemporaryDirectory() as folder:
-        config = _world_config(Path(folder), seed=0)
+        config = world_config(Path(folder), seed=0)
         flow = round_flow()
         # Without the frame store, which would decode a round's videos once for ever; rounds of a
         # third of the demo's work, which makes the share of what is measured larger, not smaller.
@@ -227,7 +254,7 @@ def _gain() -> Iterator[Row]:
 
 
 def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, Any]]:
-    config = _world_config(folder, seed)
+    config = world_config(folder, seed)
     began = time.perf_counter()
     summary = flow(config, rounds=3, overrides=[])
     mious = [r.miou for r in summary.rounds if r.miou is not None]
@@ -239,12 +266,14 @@ def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, 
     return mious[-1] - mious[0], details
 
 
-def _world_config(folder: Path, seed: int) -> str:
-    """A config like the demo's, with a world and a run of their own."""
+def world_config(
+    folder: Path, seed: int, train_videos: int | None = None, eval_videos: int | None = None
+) -> str:
+    """A config like the demo's, with a world (by default as large) and a run of their own."""
     from flows.demo import config_file, make_tiny_world
 
     source = config_file()
-    make_tiny_world(folder / "world", seed)
+    make_tiny_world(folder / "world", seed, train_videos, eval_videos)
     text = source.read_text()
     for old, new in (
         ('"../runs/tiny"', f'"{folder / "run"}"'),
@@ -269,5 +298,6 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "throughput": _throughput,
     "vllm": _vllm,
     "overhead": _overhead,
+    "kills": _kills,
     "gain": _gain,
 }

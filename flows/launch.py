@@ -49,10 +49,12 @@ def quiet_server() -> Callable[[], None]:
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
     """Run `rounds` rounds and print their table after each."""
+    from flows.prepare import check_folders
     from flows.report import print_rounds
     from opd_core.config import load_config
 
-    load_config(config, overrides)  # a wrong key is found before a server is started
+    # A wrong key or folder is found before a server is started.
+    check_folders(load_config(config, overrides), config)
     flow = round_flow()
     done: list[RoundSummary] = []
     for _ in range(rounds):

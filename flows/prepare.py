@@ -69,6 +69,15 @@ class Work:
         return self.run.policy(current.version - 1)
 
 
+def check_folders(config: Config, name: str) -> None:
+    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open."""
+    for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
+        if not folder.is_dir():
+            raise VideoOPDError(
+                f"there is no model folder at {folder}; correct {role}.path in {name}"
+            )
+
+
 @contextmanager
 def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
@@ -77,11 +86,7 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
     annotations that are not in its tables yet.
     """
     loaded = load_config(config, overrides or ())
-    for name, folder in (("student", loaded.student.path), ("teacher", loaded.teacher.path)):
-        if not folder.is_dir():
-            raise VideoOPDError(
-                f"there is no model folder at {folder}; correct {name}.path in {config}"
-            )
+    check_folders(loaded, config)
     from opd_core.tree_model import set_threads
     from opd_core.vocabulary import check_same_vocabulary
 

@@ -14,6 +14,7 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
+from flows.appending import appending
 from flows.audit_links import config_of, grouped
 from flows.progress import progress
 from flows.report import console
@@ -92,15 +93,19 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     set_threads(config.machine.threads)
     student, teacher = config.student.path, config.teacher.path
     writer = Run.create(run.path, config.to_json(), config.hash, student, teacher)
-    added = 0
+    flush_seconds = config.storage.flush_seconds
     if run.takes().stale_at("rescore", version):
         with writer.exclusive("round"):
             begin(writer, "rescore", version)
-    with writer.exclusive("rescore"), progress("rescore", len(work)) as advance:
+    with (
+        writer.exclusive("rescore"),
+        progress("rescore", len(work)) as advance,
+        appending(writer, "divergences", "rescore", version, flush_seconds) as divergences,
+    ):
         for batch in rescore(config, policy, teacher_hash, work, _load(run, teacher_hash)):
-            added += writer.append("divergences", batch.records, policy_version=version)
+            divergences.add(batch)
             advance(batch.examples)
-    return added
+    return divergences.added
 
 
 def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Any:

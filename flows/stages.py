@@ -2,7 +2,7 @@
 
 Each computes what has no row yet. Run again after a crash it does the missing part; run when
 nothing is missing it costs a table scan; with `force` it begins again (`rerun.py`). Rows are
-appended batch by batch as they are ready.
+appended as they come, `storage.flush_seconds` of work at a time (`appending.py`).
 
 Prefect sees one task a stage. Its result cache stays off: it survives in the home folder and would
 report work as done whose tables are gone.
@@ -20,6 +20,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows import prediction_cache, score_cache
+from flows.appending import appending
 from flows.prepare import Work
 from flows.progress import progress
 from flows.rerun import begin, refuse_stale_inputs
@@ -342,17 +343,17 @@ def _append_batches(
     examples: int,
 ) -> StageSummary:
     began = time.perf_counter()
-    added = quarantined = 0
-    with progress(name, examples) as advance:
+    flush_seconds = work.config.storage.flush_seconds
+    with (
+        progress(name, examples) as advance,
+        appending(work.run, table, name, policy.version, flush_seconds) as rows,
+    ):
         for batch in batches:
-            added += work.run.append(table, batch.records, policy_version=policy.version)
-            quarantined += work.run.append(
-                "quarantine", batch.quarantined, stage=name, policy_version=policy.version
-            )
+            rows.add(batch)
             advance(batch.examples)
     seconds = time.perf_counter() - began
-    summary = StageSummary(name, policy.version, added, examples, seconds)
-    return summary.noting(quarantined=quarantined or None)
+    summary = StageSummary(name, policy.version, rows.added, examples, seconds)
+    return summary.noting(quarantined=rows.quarantined or None)
 
 
 def _of(policy: PolicyRef) -> pl.Expr:

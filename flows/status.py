@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.report import accuracy, console
 from flows.rerun import command
 from opd_core.config import FRAMES_FOLDER
-from storage.frames import usage
+from storage.clip_table import usage
 from storage.schemas import TABLES
 
 if TYPE_CHECKING:

@@ -137,7 +137,8 @@ class RolloutSection(Section):
     gradient is no longer that of the reverse KL, unless the next line says otherwise."""
     allow_off_policy_sampling: bool = False
     prompts_per_batch: Positive = 32
-    """Prompts sampled together; also the unit that is lost at most when a process is killed."""
+    """Prompts sampled together. The last such batch is lost when a process is killed, beside what
+    storage.flush_seconds says."""
 
     @model_validator(mode="after")
     def _samples_its_own_distribution(self) -> Self:
@@ -292,6 +293,13 @@ class EvaluateSection(Section):
     prompts_per_batch: Positive = 32
 
 
+class StorageSection(Section):
+    flush_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Finished rollouts, scores and answers are appended once so much time has passed since the
+    last append, and when a stage ends or fails. A process that is killed outright loses at most
+    what was finished since, and the batch it was working on. 0: each batch by itself."""
+
+
 class MachineSection(Section):
     device: str = "auto"
     """`auto` takes CUDA where there is one; or a torch device name."""
@@ -333,6 +341,7 @@ class Config(Section):
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
     vllm: VLLMSection = VLLMSection()
+    storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
 
     @property
@@ -426,10 +435,12 @@ class Config(Section):
     def hash(self) -> str:
         """16 hex digits over `to_json`, without the run's path (a copy of a run is the same).
 
-        Nor where and whether frames are kept, which changes no number.
+        Nor where and whether frames are kept and how often rows are appended, which changes no
+        number.
         """
         content = self.model_dump(
-            mode="json", exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}}
+            mode="json",
+            exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}, "storage": True},
         )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,7 +1,7 @@
 """Answers to examples: a policy's rollouts, the teacher's own predictions, greedy evaluation.
 
 Each function is a stream of batches: the records that are ready to be appended, and what had to be
-set aside. A batch is the unit that is lost when the process is killed; how examples are cut into
+set aside. A batch is sampled together and therefore ready together; how examples are cut into
 batches does not depend on what is already done, so a resumed stage computes the very same numbers.
 """
 

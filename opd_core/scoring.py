@@ -34,7 +34,7 @@ from opd_core.types import (
 )
 
 VIDEOS_PER_BATCH = 32
-"""Videos scored between two appends."""
+"""Videos of a batch: the finest that is appended, so that a resumed stage packs the rest alike."""
 
 
 def score_rollouts(

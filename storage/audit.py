@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
     from storage.run import Run
 
-MADE, GROWN = "Overwrite", {"Append", "Rewrite", "BaseOperation", "CreateIndex"}
-"""Operations of Lance: how a table of ours begins, and what may happen to it afterwards.
-
-`BaseOperation` is one that pylance has no class for, such as a compaction that reserves fragment
-numbers; all that change rows (Update, Delete, Merge, Overwrite, Restore, ...) have theirs."""
 PROBABILITY_TOLERANCE = 1e-3
 """Of the teacher's top-k and tail together, which are probability 1."""
 LOGPROB_TOLERANCE = 1e-4
@@ -202,22 +197,21 @@ def examples(run: Run) -> Checked:
 
 def appended(run: Run) -> Checked:
     """Tables were made once and only appended to, by this run; a finished round keeps its tags."""
-    count, notes = 0, []
+    count = cleaned = 0
     folder = run.tables.folder
     last = max(policy_hashes(run))
     newest = last if run.is_finished(last) else last - 1
     expected = [run.round_tag(number) for number in range(1, newest + 1)]
     for name in TABLES:
         commits = list(history.commits(folder, name))
-        if commits[0].version > 1:
-            notes.append(f"{name}: versions before {commits[0].version} were cleaned up")
+        cleaned += commits[-1].version - len(commits)
         for commit in commits:
             where = f"{name}.lance, version {commit.version}"
-            if commit.version == 1 and commit.operation == MADE:
+            if commit.version == 1 and commit.operation == history.MADE:
                 if began := history.rows_at(folder, name, 1):
                     raise BrokenLink.at(where, "the number of rows it was made with", began, 0)
                 continue
-            if commit.operation not in GROWN:
+            if commit.operation not in history.GROWN:
                 raise BrokenLink.at(where, "the operation", commit.operation, "Append")
             owner = commit.properties.get("run_id")
             if commit.operation == "Append" and owner != run.run_id:
@@ -227,7 +221,8 @@ def appended(run: Run) -> Checked:
         for tag in expected:
             if tag not in tags:
                 raise BrokenLink(f"{name}.lance: the tag {tag} is missing")
-    return Checked(count, "table versions", tuple(notes))
+    notes = (f"{cleaned:,} older ones without a tag were cleaned up",) if cleaned else ()
+    return Checked(count, "table versions", notes)
 
 
 def attempts(run: Run) -> Checked:

@@ -136,7 +136,7 @@ def _card(
     for name, count in rows.items():
         about = VIEWS.get(name) or TABLES[name].description
         lines += [f"## {name}: {count:,} rows", "", about, ""]
-        described = _described()
+        described = _described() | (_OF_TOKENS if name == "tokens" else {})
         if name in TABLES:
             described |= {column.name: column.description for column in TABLES[name].columns}
         schema = _frame(run, name, texts).collect_schema()
@@ -164,3 +164,12 @@ def _described() -> dict[str, str]:
         "teacher_logprob": "log q of the round's teacher.",
         "advantage": "teacher_logprob - sampling_logprob.",
     }
+
+
+_OF_TOKENS = {
+    "teacher_entropy": "Entropy of q at the token, nats (score.teacher_entropy).",
+    "forward_kl": "KL(q || pi_v) at the token, whole vocabulary, nats (`videoopd rescore`).",
+    "reverse_kl": "KL(pi_v || q) at the token, whole vocabulary, nats (`videoopd rescore`).",
+    "js": "Jensen-Shannon divergence at the token, nats (`videoopd rescore`).",
+}
+"""Columns that are lists, or means, elsewhere."""

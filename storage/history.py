@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     import lance
 
 
+MADE, GROWN = "Overwrite", {"Append", "Rewrite", "BaseOperation", "CreateIndex"}
+"""Operations of Lance: how a table of ours begins, and what may happen to it afterwards.
+
+`BaseOperation` is one that pylance has no class for, such as a compaction that reserves fragment
+numbers; all that change rows (Update, Delete, Merge, Overwrite, Restore, ...) have theirs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     version: int
@@ -36,20 +43,28 @@ def commits(folder: Path, name: str) -> Iterator[Commit]:
     """Of the versions that are kept, oldest first."""
     dataset = _dataset(folder, name)
     for entry in dataset.versions():
-        version = int(entry["version"])
-        try:
-            transaction = dataset.read_transaction(version)
-        except TypeError as error:
-            # pylance 14.0.2 cannot build the Python object of a compaction that moved an index.
-            if "RewrittenIndex" not in str(error):
-                raise
-            yield Commit(version, "Rewrite", {})
-            continue
-        if transaction is None:
-            yield Commit(version, "unknown", {})
-            continue
-        properties = dict(transaction.transaction_properties or {})
-        yield Commit(version, type(transaction.operation).__name__, properties)
+        yield commit(dataset, int(entry["version"]))
+
+
+def commit(dataset: lance.LanceDataset, version: int) -> Commit:
+    try:
+        transaction = dataset.read_transaction(version)
+    except TypeError as error:
+        # pylance 14.0.2 cannot build the Python object of a compaction that moved an index.
+        if "RewrittenIndex" not in str(error):
+            raise
+        return Commit(version, "Rewrite", {})
+    if transaction is None:
+        return Commit(version, "unknown", {})
+    properties = dict(transaction.transaction_properties or {})
+    return Commit(version, type(transaction.operation).__name__, properties)
+
+
+def is_ours(commit: Commit, run_id: str) -> bool:
+    """Whether this program, working on the run, may have made the version."""
+    if commit.operation == "Append":
+        return commit.properties.get("run_id") == run_id
+    return commit.operation in GROWN
 
 
 def rows_at(folder: Path, name: str, version: int) -> int:

@@ -44,7 +44,8 @@ def publish(
     """Moves the checkpoint in `staging` to `final`; killed at any moment, it can be done again.
 
     `manifest` names policy_version, parent_version, parent_hash, config_hash, git_commit,
-    created_at, table_versions and run_id; weights_hash is added here. `committed_hash` is what an
+    created_at, table_versions and run_id; weights_hash is added here. (A table's version is cleaned
+    up some rounds later, what its round's tag names never is.) `committed_hash` is what an
     `updates` row says of this version: a committed checkpoint is never replaced by other weights.
     An uncommitted one is kept when its weights are the same and replaced otherwise.
     """

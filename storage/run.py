@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from opd_core.types import Rerun, VideoOPDError
-from storage import history, locks, policies, run_folder, upkeep, views
+from storage import cleanup, history, locks, policies, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
@@ -389,12 +389,16 @@ class Run:
             yield
 
     def finish_round(self, version: int) -> dict[str, int]:
-        """Compacts every table and tags it (`round_tag`); returns the tagged versions."""
+        """Compacts every table and tags it (`round_tag`); returns the tagged versions.
+
+        Then removes what only the rounds before the last needed (`cleanup.py`).
+        """
         tag, tagged = self.round_tag(version), {}
         for name in TABLES:
             self.tables.compact(name)
             upkeep.upkeep(self.tables, name)
             tagged[name] = self.tables.tag(name, tag)
+            cleanup.clean_up(self.tables, name, self.run_id, since_tag=f"round-{version - 1}")
         return tagged
 
     def _writable(self) -> str:

@@ -26,7 +26,7 @@ Texts = Callable[[Sequence[int]], Sequence[str]]
 
 VIEWS = {
     "trajectories": "One row a rollout: example, answer, teacher, score, selection, update.",
-    "tokens": "One row a token of an answer: text, log-probs, advantage, whether trained.",
+    "tokens": "One row a token of an answer: text, log-probs, divergences, whether trained.",
 }
 
 
@@ -81,7 +81,9 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
 
     The three log-probs: of the policy that sampled, of the trainer when it first met the rollout
     (null where it did not), of the round's teacher (null where it was not scored); `advantage` is
-    teacher_logprob - sampling_logprob.
+    teacher_logprob - sampling_logprob. Where they were kept: the round's teacher's entropy, and the
+    exact divergences that `videoopd rescore` made (`reverse_kl` is KL(pi_v || q) at the token, of
+    which -advantage is the one-sample estimate).
     """
     import polars as pl
 
@@ -90,18 +92,27 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
         "sampling_logprobs": "sampling_logprob",
         "student_logprobs": "student_logprob",
         "teacher_logprobs": "teacher_logprob",
+        "teacher_entropies": "teacher_entropy",
+        "forward_kl": "forward_kl",
+        "reverse_kl": "reverse_kl",
+        "js": "js",
     }
+    of_score = ["rollout_id", "teacher_hash"]
+    entropies = scan("teacher_scores").select(*of_score, "teacher_entropies")
+    divergences = scan("divergences").select(*of_score, "forward_kl", "reverse_kl", "js")
     absent = pl.col("completion_token_ids").list.eval(pl.element().cast(pl.Float32) * None)
     frame = (
         trajectories(scan, run_teacher)
         .select(
-            "rollout_id", "example_id", "policy_version", *lists, "selected", "trained",
+            "rollout_id", "example_id", "policy_version", "teacher_hash", "completion_token_ids",
+            "sampling_logprobs", "student_logprobs", "teacher_logprobs", "selected", "trained",
             "trained_in",
             position=pl.int_ranges(pl.col("completion_token_ids").list.len()),
         )
-        .with_columns(
-            pl.col("sampling_logprobs", "student_logprobs", "teacher_logprobs").fill_null(absent)
-        )
+        .join(entropies, on=of_score, how="left", maintain_order="left")
+        .join(divergences, on=of_score, how="left", maintain_order="left")
+        .with_columns(pl.col([name for name in lists if name != "completion_token_ids"])
+                      .fill_null(absent))
         .filter(pl.col("completion_token_ids").list.len() > 0)
         .explode("position", *lists)
         .rename(lists)
@@ -110,8 +121,8 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
     text = pl.lit(None, pl.String) if texts is None else _text(texts)
     names = (
         "rollout_id", "example_id", "policy_version", "position", "token_id", "text",
-        "sampling_logprob", "student_logprob", "teacher_logprob", "advantage", "selected",
-        "trained", "trained_in",
+        "sampling_logprob", "student_logprob", "teacher_logprob", "advantage", "teacher_entropy",
+        "forward_kl", "reverse_kl", "js", "selected", "trained", "trained_in",
     )  # fmt: skip
     return frame.with_columns(text=text).select(names)
 

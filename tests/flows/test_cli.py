@@ -135,12 +135,22 @@ def test_a_mistake_is_one_sentence_and_code_2(words, told, tiny_config, capsys):
     assert told in message
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_missing_model_is_found_before_a_server_starts(role, tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr("flows.launch.connect", lambda: pytest.fail("a server was started"))
+    config = tiny_config({f"{role}.path": "nowhere"})
+    assert cli.main(["run", str(config)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("videoopd: there is no model folder at ")
+    assert message.rstrip().endswith(f"correct {role}.path in {config}")
+
+
 @pytest.mark.server
 def test_a_mistake_found_in_a_flow_is_told_once(tiny_config, tmp_path):
-    config = tiny_config({"student.path": str(tmp_path / "no-model")})
+    config = tiny_config({"data.train": str(tmp_path / "nothing.jsonl")})
     done = videoopd("run", config)
     assert done.returncode == 2
-    assert done.stderr.startswith("videoopd: there is no model folder")
+    assert done.stderr.startswith("videoopd: ") and "nothing.jsonl" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout
 

@@ -21,23 +21,21 @@ import psutil
 import pytest
 
 from opd_core.types import VideoOPDError
+from storage.contents import contents as everything
 from storage.policies import read_manifest, weights_hash
 from storage.run import Run
-from storage.schemas import PROVENANCE, TABLES
+from storage.schemas import TABLES
 
 pytestmark = pytest.mark.kill
 
 SCRIPT = Path(__file__).with_name("kill_points.py")
 KILLED = -9
-VERSIONS = ("rollouts_version", "predictions_version", "scores_version")
-"""How many commits a table had: a killed run's has more."""
-# engine_mismatch is measured once a stage execution, on the first example which that one answers.
-TIMINGS = {"seconds", "engine_mismatch", *VERSIONS} | {column.name for column in PROVENANCE}
 ROUND = {
     # Its writes would shift which append is the n-th; it has kill tests of its own.
     "frames.enabled": False,
     "rollout.prompts_per_batch": 4,
     "update.objective": "exact_reverse_kl",
+    "storage.flush_seconds": 0,  # every batch its own append, which the points below count
 }
 
 Launch = Callable[..., int]
@@ -114,18 +112,12 @@ def undisturbed(
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """All rows of a run in order of their keys, less timings and provenance; and its weights."""
+    """All rows of a run that are no timing and no provenance; its weights are looked at again."""
     run = Run.open(path)
-    found: dict[str, Any] = {}
+    found = everything(run)
     for name, spec in TABLES.items():
-        columns = [c.name for c in spec.own_columns if c.name not in TIMINGS]
-        rows = run.tables.scan(name).select(columns).collect().to_dicts()
-        for row in rows:
-            for step in row.get("steps", ()):
-                del step["seconds"]
-        keys = [tuple(str(row[key]) for key in spec.key) for row in rows]
+        keys = [tuple(str(row[key]) for key in spec.key) for row in found[name]]
         assert len(set(keys)) == len(keys), f"{name} has a row twice"
-        found[name] = [row for _, row in sorted(zip(keys, rows, strict=True), key=lambda p: p[0])]
     for row in found["updates"]:
         folder = path / row["checkpoint"]
         assert read_manifest(folder)["weights_hash"] == row["policy_hash"] == weights_hash(folder)
@@ -171,6 +163,19 @@ def test_a_round_killed_again_and_again_is_finished_at_last(
         assert attempts < 20, "the round makes no progress"
     assert code == 0, config.with_name("log.txt").read_text()
     assert attempts >= 5
+    assert_finished(tmp_path / "run", undisturbed)
+
+
+def test_killed_with_batches_collected_it_computes_those_again(
+    launch: Launch, undisturbed: dict[str, Any], write_config: Any, tmp_path: Path
+) -> None:
+    """With a long flush_seconds a SIGKILL loses the stage's batches, never more and never half."""
+    config = write_config(tmp_path, ROUND | {"storage.flush_seconds": 3600})
+    log = config.with_name("log.txt")
+    assert launch(config, "before sample", 8) == KILLED, log.read_text()
+    run = Run.open(tmp_path / "run")
+    assert run.teacher_predictions().collect().height == 20 and run.rollouts().collect().is_empty()
+    assert launch(config) == 0, log.read_text()
     assert_finished(tmp_path / "run", undisturbed)
 
 

@@ -12,7 +12,7 @@ import pytest
 from opd_core.clip import VideoClip, frame_spec, pack, unpack
 from opd_core.config import VideoSection
 from opd_core.video import VideoError, VideoReader
-from storage import frames, video_hashes
+from storage import clip_table, frames, video_hashes
 from storage.frames import FrameStore
 from tests import video_files
 
@@ -146,7 +146,7 @@ def test_a_spoilt_row_is_decoded_again_and_replaced(paths, store, decoded):
     without = read(paths, store)
     marks = [clip.frames.tobytes()[-64:] for clip in without]
     hit = 0
-    for file in (store.folder / frames.TABLE / "data").rglob("*"):
+    for file in (store.folder / clip_table.TABLE / "data").rglob("*"):
         if file.is_file():
             data = bytearray(file.read_bytes())
             for mark in marks[:2]:

@@ -61,6 +61,7 @@ def test_the_hash_is_of_the_content_not_of_the_place(tmp_path):
     one = load_config(TINY)
     assert one.hash == load_config(TINY, [f"run.path='{tmp_path}'"]).hash
     assert one.hash != load_config(TINY, ["update.learning_rate=0.5"]).hash
+    assert one.hash == load_config(TINY, ["storage.flush_seconds=0"]).hash, "changes no number"
 
 
 def test_frames_are_kept_beside_the_run_unless_told_otherwise(tmp_path):

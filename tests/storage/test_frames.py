@@ -19,8 +19,9 @@ import lance
 import pytest
 
 from opd_core.types import VideoOPDError
-from storage import frames, locks, video_hashes
-from storage.frames import FrameStore, usage
+from storage import clip_table, eviction, frames, locks, video_hashes
+from storage.clip_table import usage
+from storage.frames import FrameStore
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -174,8 +175,8 @@ def test_many_small_writes_leave_few_files(store, tmp_path):
     for i in range(60):
         fill(store, tmp_path, [f"v{i}"])
         assert reader.get(tmp_path / f"v{i // 2}.mp4", SPEC) == payload(f"v{i // 2}")
-    files = [f for f in (store.folder / frames.TABLE).rglob("*") if f.is_file()]
-    assert len(files) <= 4 * (frames.JOIN_ABOVE + 2)
+    files = [f for f in (store.folder / clip_table.TABLE).rglob("*") if f.is_file()]
+    assert len(files) <= 4 * (eviction.JOIN_ABOVE + 2)
     for i in range(60):
         assert reader.get(tmp_path / f"v{i}.mp4", SPEC) == payload(f"v{i}")
 
@@ -216,7 +217,7 @@ def test_a_full_disk_is_told_once_and_stops_nothing(store, tmp_path, monkeypatch
 
 def test_a_lost_file_costs_its_clips_only(store, tmp_path):
     (path,) = fill(store, tmp_path, ["a"])
-    for file in (store.folder / frames.TABLE / "data").rglob("*"):
+    for file in (store.folder / clip_table.TABLE / "data").rglob("*"):
         if file.is_file():
             file.unlink()
     again = FrameStore.open(store.folder, 64 * MIB) if _opens(store.folder) else None
@@ -278,8 +279,8 @@ def test_many_threads_share_a_store(store, tmp_path, monkeypatch):
 WORKER = """
 import hashlib, sys
 from pathlib import Path
-from storage import frames, video_hashes
-video_hashes.FRESH_SECONDS, frames.FLUSH_CLIPS, frames.FRAGMENT_BYTES = 0.0, 2, 300_000
+from storage import eviction, frames, video_hashes
+video_hashes.FRESH_SECONDS, frames.FLUSH_CLIPS, eviction.FRAGMENT_BYTES = 0.0, 2, 300_000
 folder, number, bound = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = frames.FrameStore.open(folder / "frames", bound)
 print("ready", flush=True)
@@ -308,7 +309,7 @@ def right(folder: Path, number: int, bound: int) -> int:
     store = FrameStore.open(folder / "frames", bound)
     found = [store.get(folder / f"v{i}.mp4", "{}") for i in range(number)]
     assert all(c in (None, payload(f"v{i}", 48_000)) for i, c in enumerate(found))
-    table = lance.dataset(folder / "frames" / frames.TABLE).to_table(columns=["key"])
+    table = lance.dataset(folder / "frames" / clip_table.TABLE).to_table(columns=["key"])
     keys = table["key"].to_pylist()
     assert len(keys) == len(set(keys)), "nothing is there twice"
     return sum(clip is not None for clip in found)
