@@ -105,7 +105,8 @@ def mean_curve(
 ) -> list[tuple[float, Interval]]:
     """(budget, mean over seeds with its interval), as far as every seed goes."""
     end = min(getattr(r.last, axis) for r in results)
-    budgets = [end * i / (points - 1) for i in range(points)] if end else [0.0]
+    # min: a product of floats may lie a rounding error beyond the end.
+    budgets = [min(end, end * i / (points - 1)) for i in range(points)] if end else [0.0]
     return [
         (b, t_interval([value_at(r.points, axis, b, metric) for r in results])) for b in budgets
     ]

@@ -97,3 +97,10 @@ def test_where_a_level_is_first_reached():
     assert budget_to_reach(curve, 0.45) == pytest.approx(17.5)
     assert budget_to_reach(curve, 0.6) == pytest.approx(36.0)
     assert budget_to_reach(curve, 0.71) is None
+
+
+def test_a_mean_curve_ends_where_the_curve_does():
+    """`end * 59 / 59` is more than `end` for some of these."""
+    for end in (1.1, 2.836327402999999, 0.1, 7.7, 33.3, 1e-3):
+        curve = mean_curve([result("a", 0, (0, 0.2), (end, 0.4))], "cpu_seconds", "miou")
+        assert curve[-1][0] <= end and curve[-1][1].mean == pytest.approx(0.4)
