@@ -97,7 +97,7 @@ def tvdf(folder: Path) -> dict[str, Any]:
 
     import polars as pl
 
-    from opd_core.config import FocusSection
+    from opd_core.config_sections import FocusSection
     from opd_core.curriculum import select
     from storage.tables import Tables
 

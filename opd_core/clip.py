@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 
 Codec = Literal["raw", "jpeg"]
 

@@ -25,7 +25,7 @@ from itertools import groupby
 
 import polars as pl
 
-from opd_core.config import FocusSection
+from opd_core.config_sections import FocusSection
 from opd_core.curricula import PICKED, SELECTED, scc, timelens, tvdf, uniform
 from opd_core.types import GroundingExample
 

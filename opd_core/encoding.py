@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 
 from opd_core.clip import ClipStore, Codec, VideoClip
-from opd_core.config import Config, VideoSection
+from opd_core.config import Config
+from opd_core.config_sections import VideoSection
 from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, QuarantinedItem

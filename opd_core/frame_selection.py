@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 
 
 def sample_frame_indices(

@@ -11,7 +11,8 @@ import hashlib
 import json
 from typing import Any
 
-from opd_core.config import Config, EngineName
+from opd_core.config import Config
+from opd_core.config_sections import EngineName
 from opd_core.templates import TEMPLATES
 
 PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from opd_core.alignment import Gate, probe_engine
-from opd_core.config import Config, EngineName
+from opd_core.config import Config
+from opd_core.config_sections import EngineName
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.grounding import answer_iou, round_span
 from opd_core.sampling import Engine, Request, Sample, SamplingParams

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from opd_core.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
 from opd_core.frame_selection import import_smart_resize, sample_frame_indices, target_size
 from opd_core.types import VideoOPDError

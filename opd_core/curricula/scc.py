@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from opd_core.config import FocusSection
+from opd_core.config_sections import FocusSection
 from opd_core.curricula import PICKED, SELECTED
 from opd_core.curricula.drawing import in_drawn_order
 

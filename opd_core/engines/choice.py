@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opd_core.config import Config, EngineName
+from opd_core.config import Config
+from opd_core.config_sections import EngineName
 from opd_core.sampling import Engine
 from opd_core.tree_model import choose_device
 from opd_core.types import VideoOPDError

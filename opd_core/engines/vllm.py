@@ -29,7 +29,7 @@ from torch import Tensor
 
 from opd_core import torchvision_guard
 from opd_core.clip import VideoClip, hash_pixels
-from opd_core.config import VLLMSection
+from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
 from opd_core.engines.checkpoints import (
     ADAPTER_CONFIG,

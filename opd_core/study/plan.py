@@ -28,7 +28,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from opd_core.config import Config, Positive, Section, first_problem, load_config
+from opd_core.config import Config, first_problem, load_config
+from opd_core.config_sections import Positive, Section
 from opd_core.types import VideoOPDError
 
 Count = Annotated[int, Field(ge=0)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 from opd_core.grounding import format_answer
 from opd_core.prompts import EncodedPrompt, PromptEncoder
 from opd_core.tinyworld.world import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opd_core.clip import VideoClip, frame_spec, pack, unpack
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 from opd_core.video import VideoError, VideoReader
 from storage import clip_table, frames, video_hashes
 from storage.frames import FrameStore

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.config import FocusSection
+from opd_core.config_sections import FocusSection
 from opd_core.curricula.drawing import gaussian, in_drawn_order, uniform_number
 from opd_core.curriculum import (
     candidates,

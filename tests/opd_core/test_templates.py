@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_core.config import PromptSection
+from opd_core.config_sections import PromptSection
 from opd_core.templates import TEMPLATES, read_any
 from opd_core.types import Span
 

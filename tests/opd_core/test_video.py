@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_core import torchvision_guard, video
-from opd_core.config import VideoSection
+from opd_core.config_sections import VideoSection
 from opd_core.frame_selection import sample_frame_indices, target_size
 from opd_core.types import VideoOPDError
 from opd_core.video import DecoderLostError, VideoClip, VideoError, VideoReader

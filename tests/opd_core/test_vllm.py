@@ -421,7 +421,7 @@ def test_the_child_dies_with_its_parent(tmp_path, config):
     script = f"""
 import time
 from pathlib import Path
-from opd_core.config import VLLMSection
+from opd_core.config_sections import VLLMSection
 from opd_core.engines.child import ChildEngine
 from opd_core.engines.vllm import VLLMSettings
 child = ChildEngine(VLLMSettings(Path({str(config.student.path)!r}), "float32", "cpu", 512,
