@@ -19,7 +19,7 @@ import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows import prediction_cache, score_cache
+from flows import prediction_cache, round_rows, score_cache
 from flows.appending import appending
 from flows.prepare import Work
 from flows.progress import progress
@@ -30,10 +30,8 @@ from opd_core import curriculum
 from opd_core.types import (
     Draw,
     GroundingExample,
-    QuarantinedItem,
     Rollout,
     Selection,
-    TeacherScore,
     Update,
     VideoOPDError,
     make_rollout_id,
@@ -59,11 +57,11 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     began = time.perf_counter()
     refuse_stale_inputs(work.run, "draw", policy.version)
     settings = work.config.rollout
-    present = _drawn(work, policy)
+    present = round_rows.drawn(work, policy)
     if present and not force:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
-    unusable |= _given_up(work)
+    unusable |= round_rows.given_up(work)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
     forced = work.run.takes().times_forced("draw", policy.version) + force
     earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
@@ -98,9 +96,9 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     began = time.perf_counter()
     if not curriculum.needs_predictions(work.config.focus):
         return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
-    examples = _drawn(work, policy)
+    examples = round_rows.drawn(work, policy)
     known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
-    done = set(known) | _quarantined(work, policy, "validate")
+    done = set(known) | round_rows.quarantined(work, policy, "validate")
     needed = [e.example_id for e in examples if e.example_id not in done]
     copies = prediction_cache.copies(work, needed)
     copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
@@ -124,13 +122,13 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """
     from opd_core.rollout import sample_rollouts
 
-    examples = _trainable(work, policy)
+    examples = round_rows.trainable(work, policy)
     begin(work.run, "rollout", policy.version, force)
-    done = set(_rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
+    done = set(round_rows.rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
     # Left in the plan, but not asked again: how it is cut into batches must not depend on them.
     done |= {
         make_rollout_id(policy.version, example_id, index)
-        for example_id in _quarantined(work, policy, "rollout")
+        for example_id in round_rows.quarantined(work, policy, "rollout")
         for index in range(work.config.rollout.rollouts_per_example)
     }
     missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
@@ -150,19 +148,19 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     from opd_core.scoring import score_rollouts, teacher_scorer
 
     began = time.perf_counter()
-    if not _needs_scores(work):
+    if not round_rows.needs_scores(work):
         return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
     begin(work.run, "score", policy.version, force)
-    wanted = set(_candidates(work, policy))
-    done = set(_scores(work, policy).select("rollout_id").collect()["rollout_id"])
+    wanted = set(round_rows.candidates(work, policy))
+    done = set(round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
-    skipped = _quarantined(work, policy, "score")
+    skipped = round_rows.quarantined(work, policy, "score")
     missing = [
         r
-        for r in work.run.read("rollouts", Rollout, _of(policy))
+        for r in work.run.read("rollouts", Rollout, round_rows.of_round(policy))
         if r.rollout_id in todo and not {r.rollout_id, r.example_id} & skipped
     ]
-    total = _rollouts(work, policy).select(pl.len()).collect().item()
+    total = round_rows.rollouts(work, policy).select(pl.len()).collect().item()
     if not missing:
         summary = StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
         return summary.noting(teacher_passes_saved=total - len(wanted))
@@ -172,10 +170,10 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         work.run.append("teacher_scores", rows, policy_version=policy.version)
         for rows in score_cache.copies(work, plan)
     )
-    rollouts = _grouped(plan.scored)
+    rollouts = round_rows.grouped(plan.scored)
     pairs = [
         (example, rollouts[example.example_id])
-        for example in _drawn(work, policy)
+        for example in round_rows.drawn(work, policy)
         if example.example_id in rollouts
     ]
     batches = score_cache.with_twins(work, plan, score_rollouts(work.config, teacher, pairs))
@@ -193,22 +191,22 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     refuse_stale_inputs(work.run, "focus", policy.version)
-    _check_complete(work, policy)
+    round_rows.check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
-    seed = _focus_seed(work, policy)
-    kls = _reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
+    seed = round_rows.focus_seed(work, policy)
+    kls = round_rows.reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
     chosen = curriculum.select(
-        _rollouts(work, policy), work.predictions(), settings, seed, kls
+        round_rows.rollouts(work, policy), work.predictions(), settings, seed, kls
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
-            f"round {policy.version} has no rollouts to select from: {_why_none(work, policy)}"
+            f"round {policy.version} has no rollouts to select from: {round_rows.why_none(work, policy)}"
         )
-    scored = _scores(work, policy).select("rollout_id").collect()["rollout_id"]
+    scored = round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"]
     unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(scored.implode())
-    unscored &= pl.lit(_needs_scores(work))
-    skipped = list(_quarantined(work, policy, "score"))
+    unscored &= pl.lit(round_rows.needs_scores(work))
+    skipped = list(round_rows.quarantined(work, policy, "score"))
     known = pl.col("rollout_id").is_in(skipped) | pl.col("example_id").is_in(skipped)
     waiting = set(chosen.filter(unscored & ~known)["rollout_id"])
     if waiting:
@@ -224,7 +222,7 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     if not count:
         raise VideoOPDError(
             f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
-            f"({_reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
+            f"({round_rows.reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
     begin(work.run, "focus", policy.version, force)
@@ -259,16 +257,16 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     stale = run.takes().stale_at("update", policy.version)
     if policy.version < run.current_policy().version and not (stale or force):
         return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
-    selected = run.selections().filter(_of(policy) & pl.col("selected"))
+    selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
     ids = set(selected.select("rollout_id").collect()["rollout_id"])
     if not ids:
         raise VideoOPDError(
             f"round {policy.version} has no selected rollouts; run the focus stage first"
         )
-    sampled = run.read("rollouts", Rollout, _of(policy))
-    rollouts = _grouped(r for r in sampled if r.rollout_id in ids)
-    scores = _scores_of(work, policy)
-    unscored = ids - scores.keys() if _needs_scores(work) else set()
+    sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
+    rollouts = round_rows.grouped(r for r in sampled if r.rollout_id in ids)
+    scores = round_rows.scores_of(work, policy)
+    unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.version} have no score of teacher "
@@ -277,13 +275,13 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         )
     trained = [
         Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))
-        for e in _drawn(work, policy)
+        for e in round_rows.drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
     begin(work.run, "update", policy.version, force)
-    total = run.rollouts().filter(_of(policy)).select(pl.len()).collect().item()
-    uses_scores = _needs_scores(work)
-    candidates = len(_candidates(work, policy)) if uses_scores else 0
+    total = run.rollouts().filter(round_rows.of_round(policy)).select(pl.len()).collect().item()
+    uses_scores = round_rows.needs_scores(work)
+    candidates = len(round_rows.candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
@@ -327,8 +325,10 @@ def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
     begin(work.run, "evaluate", policy.version, force)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
     examples = curriculum.by_video(examples)[: work.config.evaluate.max_examples]
-    known = work.run.evaluations().filter(_of(policy)).select("example_id").collect()
-    done = set(known["example_id"]) | _quarantined(work, policy, "evaluate")
+    known = (
+        work.run.evaluations().filter(round_rows.of_round(policy)).select("example_id").collect()
+    )
+    done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate")
     batches = answer(work.config, _policy(policy), examples, done)
     missing = len([e for e in examples if e.example_id not in done])
     return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)
@@ -356,10 +356,6 @@ def _append_batches(
     return summary.noting(quarantined=rows.quarantined or None)
 
 
-def _of(policy: PolicyRef) -> pl.Expr:
-    return pl.col("policy_version") == policy.version
-
-
 def _policy(ref: PolicyRef) -> Any:
     from opd_core.rollout import Policy
 
@@ -371,141 +367,3 @@ def _teacher(work: Work, policy: PolicyRef) -> Any:
     from opd_core.rollout import Policy
 
     return Policy(policy.version, work.config.teacher.path, work.teacher_hash)
-
-
-def _drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
-    """The round's examples in the order of the draw."""
-    draws = work.run.read("draws", Draw, _of(policy))
-    if not draws:
-        return []
-    examples = {e.example_id: e for e in work.run.read("examples", GroundingExample)}
-    return [examples[d.example_id] for d in sorted(draws, key=lambda d: d.position)]
-
-
-def _trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
-    """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
-    drawn = _drawn(work, policy)
-    if not drawn:
-        raise VideoOPDError(
-            f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
-        )
-    if not curriculum.needs_predictions(work.config.focus):
-        left_out = set()
-    else:
-        left_out = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
-        predicted = work.predictions().select("example_id").unique().collect()["example_id"]
-        left_out |= {e.example_id for e in drawn} - set(predicted)
-    left_out |= _quarantined(work, policy, "validate")
-    usable = [e for e in drawn if e.example_id not in left_out]
-    if not usable:
-        raise VideoOPDError(
-            f"none of the {len(drawn)} examples drawn for round {policy.version} can be answered: "
-            f"{_why_none(work, policy)}"
-        )
-    return usable
-
-
-def _rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
-    columns = ("rollout_id", "example_id", "policy_version", "student_iou")
-    return work.run.rollouts().filter(_of(policy)).select(columns)
-
-
-def _scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
-    mine = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    return work.run.teacher_scores().filter(mine)
-
-
-def _needs_scores(work: Work) -> bool:
-    """Whether the objective is made of the teacher's scores, or the selection."""
-    return work.config.needs_teacher_scores or curriculum.needs_scores(work.config.focus)
-
-
-def _scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
-    """The round's scores by rollout id, where the objective needs them."""
-    if not _needs_scores(work):
-        return {}
-    whole = work.config.update.teacher_distribution == "hidden_states"
-    mine = _of(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    left = () if whole else ("hidden_states",)
-    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
-    return {s.rollout_id: s for s in rows}
-
-
-def _candidates(work: Work, policy: PolicyRef) -> list[str]:
-    return curriculum.candidates(
-        _rollouts(work, policy), work.predictions(), work.config.focus, _focus_seed(work, policy)
-    )
-
-
-def _focus_seed(work: Work, policy: PolicyRef) -> int:
-    return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
-
-
-def _reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
-    answers = work.run.rollouts().filter(_of(policy)).select("rollout_id", "sampling_logprobs")
-    scores = _scores(work, policy).select("rollout_id", "teacher_logprobs")
-    return curriculum.mean_reverse_kls(answers, scores)
-
-
-def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
-    rows = work.run.read("quarantine", QuarantinedItem, _of(policy) & (pl.col("stage") == name))
-    return {row.item_id for row in rows}
-
-
-def _given_up(work: Work) -> set[str]:
-    """What is in quarantine, in rows in force or in superseded ones that nothing has refuted: a
-    rerun that got rollouts of the example."""
-    rows = work.run.scan("quarantine", superseded=True).select("item_id", "policy_version")
-    sampled = work.run.rollouts().select("policy_version", item_id="example_id")
-    lost = rows.join(sampled, on=["item_id", "policy_version"], how="anti", nulls_equal=True)
-    both = pl.concat([lost.select("item_id"), work.run.quarantine().select("item_id")])
-    return set(both.collect()["item_id"])
-
-
-def _check_complete(work: Work, policy: PolicyRef) -> None:
-    """Focus decides once: raise while rollouts of the round are still to come."""
-    unusable = _quarantined(work, policy, "rollout")
-    expected = {
-        make_rollout_id(policy.version, example.example_id, index)
-        for example in _trainable(work, policy)
-        if example.example_id not in unusable
-        for index in range(work.config.rollout.rollouts_per_example)
-    }
-    missing = expected - set(_rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
-    if missing:
-        raise VideoOPDError(
-            f"{len(missing)} rollouts of round {policy.version} are still missing, {min(missing)} "
-            "among them; run the rollout stage first"
-        )
-
-
-def _why_none(work: Work, policy: PolicyRef) -> str:
-    """Why a round has no rollouts, and the fix."""
-    rows = work.run.read("quarantine", QuarantinedItem, _of(policy))
-    rows = [row for row in rows if row.stage in ("validate", "rollout")]
-    if rows:
-        return (
-            f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
-            f"`videoopd stage draw CONFIG --round {policy.version} --force`, or correct that and "
-            "start a new run"
-        )
-    if not curriculum.needs_predictions(work.config.focus):
-        return "run the rollout stage first"
-    return (
-        "no example has answers of the teacher that reach focus.min_teacher_iou = "
-        f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
-        f"the rollout stage, draw others with `videoopd stage draw CONFIG --round {policy.version} "
-        "--force`, or lower the bound"
-    )
-
-
-def _grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
-    groups: dict[str, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=lambda r: r.sample_index):
-        groups.setdefault(rollout.example_id, []).append(rollout)
-    return groups
-
-
-def _reasons(chosen: pl.DataFrame) -> str:
-    counts = chosen.group_by("reason").len().sort("len", descending=True)
-    return ", ".join(f"{n} {reason}" for reason, n in counts.iter_rows())

@@ -109,7 +109,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["types", "config", "config_sections", "grounding", "curriculum"])
+@pytest.mark.parametrize(
+    "module", ["types", "config", "config_sections", "grounding", "curriculum"]
+)
 def test_light_modules_stay_light(module):
     path = ROOT / "opd_core" / f"{module}.py"
     assert [n for n, _ in imports(path) if within(n, {"torch", "vllm", "transformers"})] == []

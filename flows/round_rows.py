@@ -1,0 +1,169 @@
+"""What a round's tables hold for its stages: who was drawn, what is answered, scored, given up.
+
+Reads only. Each function is of a run (`work`) and the policy that the round samples from, and sees
+the rows in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from flows.prepare import Work
+from opd_core import curriculum
+from opd_core.types import (
+    Draw,
+    GroundingExample,
+    QuarantinedItem,
+    Rollout,
+    TeacherScore,
+    VideoOPDError,
+    make_rollout_id,
+    make_seed,
+)
+from storage.policies import PolicyRef
+
+
+def of_round(policy: PolicyRef) -> pl.Expr:
+    return pl.col("policy_version") == policy.version
+
+
+def drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+    """The round's examples in the order of the draw."""
+    draws = work.run.read("draws", Draw, of_round(policy))
+    if not draws:
+        return []
+    examples = {e.example_id: e for e in work.run.read("examples", GroundingExample)}
+    return [examples[d.example_id] for d in sorted(draws, key=lambda d: d.position)]
+
+
+def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+    """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
+    examples = drawn(work, policy)
+    if not examples:
+        raise VideoOPDError(
+            f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
+        )
+    if not curriculum.needs_predictions(work.config.focus):
+        left_out = set()
+    else:
+        left_out = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
+        predicted = work.predictions().select("example_id").unique().collect()["example_id"]
+        left_out |= {e.example_id for e in examples} - set(predicted)
+    left_out |= quarantined(work, policy, "validate")
+    usable = [e for e in examples if e.example_id not in left_out]
+    if not usable:
+        raise VideoOPDError(
+            f"none of the {len(examples)} examples drawn for round {policy.version} can be "
+            f"answered: {why_none(work, policy)}"
+        )
+    return usable
+
+
+def rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    columns = ("rollout_id", "example_id", "policy_version", "student_iou")
+    return work.run.rollouts().filter(of_round(policy)).select(columns)
+
+
+def scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    return work.run.teacher_scores().filter(mine)
+
+
+def needs_scores(work: Work) -> bool:
+    """Whether the objective is made of the teacher's scores, or the selection."""
+    return work.config.needs_teacher_scores or curriculum.needs_scores(work.config.focus)
+
+
+def scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
+    """The round's scores by rollout id, where the objective needs them."""
+    if not needs_scores(work):
+        return {}
+    whole = work.config.update.teacher_distribution == "hidden_states"
+    mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    left = () if whole else ("hidden_states",)
+    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
+    return {s.rollout_id: s for s in rows}
+
+
+def candidates(work: Work, policy: PolicyRef) -> list[str]:
+    return curriculum.candidates(
+        rollouts(work, policy), work.predictions(), work.config.focus, focus_seed(work, policy)
+    )
+
+
+def focus_seed(work: Work, policy: PolicyRef) -> int:
+    return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
+
+
+def reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    answers = work.run.rollouts().filter(of_round(policy)).select("rollout_id", "sampling_logprobs")
+    scored = scores(work, policy).select("rollout_id", "teacher_logprobs")
+    return curriculum.mean_reverse_kls(answers, scored)
+
+
+def quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
+    rows = work.run.read(
+        "quarantine", QuarantinedItem, of_round(policy) & (pl.col("stage") == name)
+    )
+    return {row.item_id for row in rows}
+
+
+def given_up(work: Work) -> set[str]:
+    """What is in quarantine, in rows in force or in superseded ones that nothing has refuted: a
+    rerun that got rollouts of the example."""
+    rows = work.run.scan("quarantine", superseded=True).select("item_id", "policy_version")
+    sampled = work.run.rollouts().select("policy_version", item_id="example_id")
+    lost = rows.join(sampled, on=["item_id", "policy_version"], how="anti", nulls_equal=True)
+    both = pl.concat([lost.select("item_id"), work.run.quarantine().select("item_id")])
+    return set(both.collect()["item_id"])
+
+
+def check_complete(work: Work, policy: PolicyRef) -> None:
+    """Focus decides once: raise while rollouts of the round are still to come."""
+    unusable = quarantined(work, policy, "rollout")
+    expected = {
+        make_rollout_id(policy.version, example.example_id, index)
+        for example in trainable(work, policy)
+        if example.example_id not in unusable
+        for index in range(work.config.rollout.rollouts_per_example)
+    }
+    missing = expected - set(rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
+    if missing:
+        raise VideoOPDError(
+            f"{len(missing)} rollouts of round {policy.version} are still missing, {min(missing)} "
+            "among them; run the rollout stage first"
+        )
+
+
+def why_none(work: Work, policy: PolicyRef) -> str:
+    """Why a round has no rollouts, and the fix."""
+    rows = work.run.read("quarantine", QuarantinedItem, of_round(policy))
+    rows = [row for row in rows if row.stage in ("validate", "rollout")]
+    if rows:
+        return (
+            f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
+            f"`videoopd stage draw CONFIG --round {policy.version} --force`, or correct that and "
+            "start a new run"
+        )
+    if not curriculum.needs_predictions(work.config.focus):
+        return "run the rollout stage first"
+    return (
+        "no example has answers of the teacher that reach focus.min_teacher_iou = "
+        f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
+        f"the rollout stage, draw others with `videoopd stage draw CONFIG --round {policy.version} "
+        "--force`, or lower the bound"
+    )
+
+
+def grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    groups: dict[str, list[Rollout]] = {}
+    for rollout in sorted(rollouts, key=lambda r: r.sample_index):
+        groups.setdefault(rollout.example_id, []).append(rollout)
+    return groups
+
+
+def reasons(chosen: pl.DataFrame) -> str:
+    counts = chosen.group_by("reason").len().sort("len", descending=True)
+    return ", ".join(f"{n} {reason}" for reason, n in counts.iter_rows())
