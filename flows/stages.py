@@ -201,7 +201,8 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
-            f"round {policy.version} has no rollouts to select from: {round_rows.why_none(work, policy)}"
+            f"round {policy.version} has no rollouts to select from: "
+            f"{round_rows.why_none(work, policy)}"
         )
     scored = round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"]
     unscored = pl.col("selected") & ~pl.col("rollout_id").is_in(scored.implode())
