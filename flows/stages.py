@@ -194,9 +194,13 @@ def focus(work: Work, policy: PolicyRef) -> StageSummary:
     )
     count = int(chosen["selected"].sum())
     if not count:
+        fix = "; lower focus.min_teacher_iou, or give easier examples"
+        lost = [row for row in _given_up(work, policy) if row.stage == "score"]
+        if lost:
+            fix = f", the first because {lost[0].reason}; correct that and start a new run"
         raise VideoOPDError(
             f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
-            f"({_reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
+            f"({_reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
     rows = [
@@ -391,8 +395,11 @@ def _reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
 
 
 def _quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
-    rows = work.run.read("quarantine", QuarantinedItem, _of(policy) & (pl.col("stage") == name))
-    return {row.item_id for row in rows}
+    return {row.item_id for row in _given_up(work, policy) if row.stage == name}
+
+
+def _given_up(work: Work, policy: PolicyRef) -> list[QuarantinedItem]:
+    return work.run.read("quarantine", QuarantinedItem, _of(policy))
 
 
 def _check_complete(work: Work, policy: PolicyRef) -> None:
@@ -414,8 +421,7 @@ def _check_complete(work: Work, policy: PolicyRef) -> None:
 
 def _why_none(work: Work, policy: PolicyRef) -> str:
     """Why a round has no rollouts, and the fix."""
-    rows = work.run.read("quarantine", QuarantinedItem, _of(policy))
-    rows = [row for row in rows if row.stage in ("validate", "rollout")]
+    rows = [row for row in _given_up(work, policy) if row.stage in ("validate", "rollout")]
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; correct that and "

@@ -139,7 +139,8 @@ def test_nan_log_probs_never_make_a_row(
     said = refused(write_config(tmp_path, {f"{role}.path": poisoned(role), **UNIFORM}))
     assert "log-prob" in said and "nan" in said
     counts = count(tmp_path)
-    assert counts["rollouts"] == counts["teacher_scores"] == counts["updates"] == 0
+    assert counts["teacher_scores"] == counts["updates"] == 0
+    assert (counts["rollouts"] == 0) == (role == "student")
     assert all("log-prob of token 0 is nan" in r for r in quarantine(tmp_path).values())
 
 
