@@ -103,11 +103,13 @@ def reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
     return curriculum.mean_reverse_kls(answers, scored)
 
 
-def quarantined(work: Work, policy: PolicyRef, name: str) -> set[str]:
-    rows = work.run.read(
-        "quarantine", QuarantinedItem, of_round(policy) & (pl.col("stage") == name)
-    )
-    return {row.item_id for row in rows}
+def set_aside(work: Work, policy: PolicyRef) -> list[QuarantinedItem]:
+    """What the round could not use, in the order in which that was found."""
+    return work.run.read("quarantine", QuarantinedItem, of_round(policy))
+
+
+def quarantined(work: Work, policy: PolicyRef, stage: str) -> set[str]:
+    return {row.item_id for row in set_aside(work, policy) if row.stage == stage}
 
 
 def given_up(work: Work) -> set[str]:
@@ -139,8 +141,7 @@ def check_complete(work: Work, policy: PolicyRef) -> None:
 
 def why_none(work: Work, policy: PolicyRef) -> str:
     """Why a round has no rollouts, and the fix."""
-    rows = work.run.read("quarantine", QuarantinedItem, of_round(policy))
-    rows = [row for row in rows if row.stage in ("validate", "rollout")]
+    rows = [r for r in set_aside(work, policy) if r.stage in ("validate", "rollout")]
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "

@@ -221,9 +221,13 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     )
     count = int(chosen["selected"].sum())
     if not count:
+        fix = "; lower focus.min_teacher_iou, or give easier examples"
+        lost = [r for r in round_rows.set_aside(work, policy) if r.stage == "score"]
+        if lost:
+            fix = f", the first because {lost[0].reason}; correct that and start a new run"
         raise VideoOPDError(
             f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
-            f"({round_rows.reasons(chosen)}); lower focus.min_teacher_iou, or give easier examples"
+            f"({round_rows.reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
     begin(work.run, "focus", policy.version, force)
