@@ -39,7 +39,7 @@ demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what t
 
 .PHONY: test
 test: lint  ## ruff, mypy, pytest (at most 15 minutes)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: $(STAMP)  ## ruff and mypy
