@@ -12,6 +12,7 @@ and the machine's accelerator.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 from prefect import Flow, flow, serve
@@ -20,86 +21,50 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
 from flows.evaluation import groups, numbers, of_policy
-from flows.prepare import opened
+from flows.prepare import Work, opened
 from flows.round import videoopd
 from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
+from storage.policies import PolicyRef
 
 
-@flow(name="videoopd", flow_run_name="draw")
-def draw(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Choose the round's examples, if it has none yet; by force, others."""
-    with opened(config, overrides) as work:
-        return stages.draw(work, work.policy(round), force)
+def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
+    """The flow of one stage: under its name, in the round that is asked for."""
+
+    def run(
+        config: str,
+        round: int | None = None,
+        overrides: list[str] | None = None,
+        force: bool = False,
+    ) -> StageSummary:
+        with opened(config, overrides) as work:
+            return stage(work, work.policy(round), force)
+
+    name = stage.__name__
+    run.__name__, run.__qualname__, run.__doc__ = name, name, about
+    return flow(name="videoopd", flow_run_name=name)(run)
 
 
-@flow(name="videoopd", flow_run_name="rollout")
-def rollout(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Sample the answers that are still missing of the round's policy."""
-    with opened(config, overrides) as work:
-        return stages.rollout(work, work.policy(round), force)
+def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+    summary = stages.evaluate(work, policy, force)
+    (every,) = groups(of_policy(work.run, policy.version))
+    return summary.noting(answers=every.examples, **numbers(every))
 
 
-@flow(name="videoopd", flow_run_name="score")
-def score(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Have the teacher score the round's rollouts that have no score yet."""
-    with opened(config, overrides) as work:
-        return stages.score(work, work.policy(round), force)
+_evaluate.__name__ = "evaluate"
 
-
-@flow(name="videoopd", flow_run_name="focus")
-def focus(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Select the rollouts to train on (TVDF), if the round has no selection yet."""
-    with opened(config, overrides) as work:
-        return stages.focus(work, work.policy(round), force)
-
-
-@flow(name="videoopd", flow_run_name="update")
-def update(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Train on the round's selection and commit the next policy, if that is still to be done."""
-    with opened(config, overrides) as work:
-        return stages.update(work, work.policy(round), force)
-
-
-@flow(name="videoopd", flow_run_name="evaluate")
-def evaluate(
-    config: str,
-    round: int | None = None,
-    overrides: list[str] | None = None,
-    force: bool = False,
-) -> StageSummary:
-    """Answer the evaluation examples that the policy has not answered yet; how well, in `notes`."""
-    with opened(config, overrides) as work:
-        policy = work.policy(round)
-        summary = stages.evaluate(work, policy, force)
-        (every,) = groups(of_policy(work.run, policy.version))
-        return summary.noting(answers=every.examples, **numbers(every))
-
+draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
+rollout = _alone(stages.rollout, "Sample the answers that are still missing of the round's policy.")
+score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
+focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
+update = _alone(
+    stages.update,
+    "Train on the round's selection and commit the next policy, if that is still to be done.",
+)
+evaluate = _alone(
+    _evaluate,
+    "Answer the evaluation examples that the policy has not answered yet; how well, in `notes`.",
+)
 
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {
     "round": videoopd,

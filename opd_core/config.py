@@ -165,14 +165,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises `VideoOPDError` with one sentence: the file, the key, and the fix.
     """
     path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise VideoOPDError(
-            f"there is no config at {path}; give the path of a TOML file such as configs/tiny.toml"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise VideoOPDError(f"{path} cannot be read as TOML: {error}; correct the file") from None
+    data = read_toml(path, "config", "configs/tiny.toml")
     for override in overrides:
         _apply_override(data, override)
     try:
@@ -180,6 +173,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise VideoOPDError(f"{path}: {first_problem(error, Config)}") from None
     return _with_absolute_paths(config, path.resolve().parent)
+
+
+def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
+    """What is in a TOML file. Raises `VideoOPDError`; `kind` and `example` are for its sentence."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise VideoOPDError(
+            f"there is no {kind} at {path}; give the path of a TOML file such as {example}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise VideoOPDError(f"{path} cannot be read as TOML: {error}; correct the file") from None
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -125,6 +125,18 @@ def _seconds(of: str) -> Column:
     return Column("seconds", FLOAT, f"Wall-clock of {of}.")
 
 
+_GREEDY_ANSWER = (
+    _TEXT,
+    _COMPLETION,
+    _FINISH,
+    *_PREDICTED,
+    Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
+    Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+    _ENGINE,
+    _seconds("this answer's share of its batch"),
+)
+
+
 def _by_name(specs: Iterable[TableSpec]) -> dict[str, TableSpec]:
     return {spec.name: spec for spec in specs}
 
@@ -434,14 +446,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 _POLICY_VERSION,
                 _POLICY_HASH,
                 _EXAMPLE_ID,
-                _TEXT,
-                _COMPLETION,
-                _FINISH,
-                *_PREDICTED,
-                Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
-                Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
-                _ENGINE,
-                _seconds("this answer's share of its batch"),
+                *_GREEDY_ANSWER,
             ),
         ),
         TableSpec(
@@ -456,14 +461,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 _QUESTION_HASH,
                 Column("model_id", STRING, "Name of the model's folder."),
                 _EXAMPLE_ID,
-                _TEXT,
-                _COMPLETION,
-                _FINISH,
-                *_PREDICTED,
-                Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
-                Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
-                _ENGINE,
-                _seconds("this answer's share of its batch"),
+                *_GREEDY_ANSWER,
             ),
         ),
         TableSpec(

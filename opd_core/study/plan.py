@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from opd_core.config import Config, first_problem, load_config
+from opd_core.config import Config, first_problem, load_config, read_toml
 from opd_core.config_sections import Positive, Section
 from opd_core.types import VideoOPDError
 
@@ -211,15 +210,7 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> Plan:
     arm is loaded once, so that a wrong key is found before anything runs.
     """
     path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise VideoOPDError(
-            f"there is no study at {path}; give the path of a TOML file such as "
-            "configs/studies/claims.toml"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise VideoOPDError(f"{path} cannot be read as TOML: {error}; correct the file") from None
+    data = read_toml(path, "study", "configs/studies/claims.toml")
     changes = data.pop("quick", None)
     if quick:
         if changes is None:
