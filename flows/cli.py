@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--report", action="store_true", help="write the report again, running nothing"
     )
+    study.add_argument(
+        "--arms", nargs="+", default=[], metavar="NAME", help="run these only, the others later"
+    )
     study.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER")
     study.add_argument("--out", type=Path, default=Path("docs/studies"), metavar="FOLDER")
 
@@ -328,7 +331,13 @@ def _study(options: argparse.Namespace) -> int:
 
     return study(
         StudyOptions(
-            options.file, options.quick, options.jobs, options.report, options.runs, options.out
+            options.file,
+            options.quick,
+            options.jobs,
+            options.report,
+            tuple(options.arms),
+            options.runs,
+            options.out,
         )
     )
 

@@ -75,5 +75,9 @@ def run_stage(
 
     run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
     done = run(config, round=round, force=force, overrides=list(overrides))
-    notes = "".join(f"; {key.replace('_', ' ')} {value}" for key, value in done.notes.items())
+    notes = "".join(
+        f"; {key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
+        else f"; {key.replace('_', ' ')} {value}"
+        for key, value in done.notes.items()
+    )  # fmt: skip
     print(f"{stage} of round {done.policy_version}: {done.rows:,} rows{notes}")

@@ -2,6 +2,7 @@
 
     videoopd study configs/studies/claims.toml --jobs 2
     videoopd study configs/studies/claims.toml --quick
+    videoopd study configs/studies/claims.toml --arms grpo opd-1    these arms now, others later
     videoopd study configs/studies/claims.toml --report      from the rows, running nothing
 
 First the worlds, then the tuning runs, then every arm with its best learning rate on every seed.
@@ -39,6 +40,8 @@ class StudyOptions:
     quick: bool
     jobs: int
     report: bool
+    arms: tuple[str, ...]
+    """Run these only; none named: all. The report is of all."""
     runs: Path
     """Folder of the studies' worlds and runs."""
     out: Path
@@ -56,9 +59,8 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
     """Everything that is missing; the runs that failed, with the reason."""
     failed: dict[StudyRun, str] = {}
     # A wrong setting or a foreign folder is found before a server is started.
-    todo = [r for r in plan.tuning_runs() if not is_complete(plan, r)]
-    tuned = best_rates(plan)
-    if not todo and all(is_complete(plan, run) for run in plan.runs(tuned)):
+    todo = _missing(plan, options, plan.tuning_runs())
+    if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
         return failed
     os.environ.update(ONE_THREAD)
     from flows.launch import quiet_server
@@ -70,11 +72,19 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
         _make_worlds(plan, pool)
         wait_for_server()
         _run(plan, pool, "tuning", todo, failed)
-        missing = [r for r in plan.runs(best_rates(plan)) if not is_complete(plan, r)]
-        _run(plan, pool, "runs", missing, failed)
+        todo = _missing(plan, options, plan.runs(best_rates(plan)))
+        _run(plan, pool, "runs", todo, failed)
     finally:
         pool.close()
     return failed
+
+
+def _missing(plan: Plan, options: StudyOptions, runs: list[StudyRun]) -> list[StudyRun]:
+    """Those of the wanted arms that are not complete."""
+    for name in options.arms:
+        plan.check_arm(name)
+    wanted = options.arms or tuple(plan.study.arms)
+    return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
 
 
 def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:

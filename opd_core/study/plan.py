@@ -130,6 +130,14 @@ class Plan:
     root: Path
     """Folder of its worlds and runs, absolute."""
 
+    def check_arm(self, name: str) -> None:
+        """Raises `VideoOPDError` where the study has no such arm."""
+        if name not in self.study.arms:
+            near = difflib.get_close_matches(name, self.study.arms, n=1)
+            known = ", ".join(self.study.arms)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
+            raise VideoOPDError(f"{self.file} has no arm {name!r}; {hint}")
+
     def world(self, seed: int) -> Path:
         return self.root / "worlds" / f"seed-{seed}"
 

@@ -60,6 +60,12 @@ def test_every_trained_arm_is_tuned_with_every_learning_rate(load):
     assert all(r.seed == 100 and r.tuning for r in runs)
 
 
+def test_an_arm_that_is_not_there_is_named_with_its_fix(load):
+    load().check_arm("opd")
+    with pytest.raises(VideoOPDError, match="no arm 'odp'; did you mean 'opd'"):
+        load().check_arm("odp")
+
+
 def test_tuning_may_be_shorter(load):
     short = load(STUDY.replace("tune_seed = 100", "tune_seed = 100\ntune_rounds = 3"))
     assert [r.rounds for r in short.tuning_runs()] == [2, 2, 3, 3]
