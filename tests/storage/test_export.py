@@ -44,7 +44,8 @@ def test_hf_has_a_card_that_names_files_that_are_there(finished, tmp_path):
 
 
 def test_hf_opens_with_load_dataset(finished, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     export(Run.open(finished.run), "hf", tmp_path / "out", ["trajectories", "rollouts"])
     opened = datasets.load_dataset(
         str(tmp_path / "out"), "trajectories", cache_dir=str(tmp_path / "cache")
