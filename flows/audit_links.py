@@ -319,7 +319,7 @@ def config_hash_of(run: Run, table: str, version: int) -> str:
     frame = run.scan(table).filter(pl.col("policy_version") == version)
     found = frame.sort("written_at").select("config_hash").collect().to_series()
     if found.is_empty():
-        raise BrokenLink(f"{table}: it has no rows of round {version}, which is committed")
+        raise BrokenLink(f"{table}: it has no rows of policy {version}, whose round is committed")
     return str(found[-1])
 
 

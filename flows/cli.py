@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     stage.add_argument("config", metavar="CONFIG")
     stage.add_argument(
-        "--round", type=int, metavar="V", help="that samples from policy V (default: current)"
+        "--round", type=int, metavar="K", help="1 is the first (default: the current one)"
     )
     stage.add_argument(
         "--force", action="store_true", help="all of it again; what it wrote before is superseded"

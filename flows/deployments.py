@@ -38,7 +38,7 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
         force: bool = False,
     ) -> StageSummary:
         with opened(config, overrides) as work:
-            return stage(work, work.policy(round), force)
+            return stage(work, work.policy_at(name, round), force)
 
     name = stage.__name__
     run.__name__, run.__qualname__, run.__doc__ = name, name, about
@@ -51,10 +51,15 @@ def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
     return summary.noting(answers=every.examples, **numbers(every))
 
 
-_evaluate.__name__ = "evaluate"
+def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+    stages.validate(work, policy)  # asked first: on its answers depends what is sampled
+    return stages.rollout(work, policy, force)
+
+
+_evaluate.__name__, _rollout.__name__ = "evaluate", "rollout"
 
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
-rollout = _alone(stages.rollout, "Sample the answers that are still missing of the round's policy.")
+rollout = _alone(_rollout, "Sample the answers that are still missing of the round's policy.")
 score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
 focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
 update = _alone(

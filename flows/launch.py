@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flows.progress import waiting
 from flows.server import connect
+from storage.takes import round_number
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary, RunSummary, StageSummary
@@ -80,4 +81,4 @@ def run_stage(
         else f"; {key.replace('_', ' ')} {value}"
         for key, value in done.notes.items()
     )  # fmt: skip
-    print(f"{stage} of round {done.policy_version}: {done.rows:,} rows{notes}")
+    print(f"{stage} of round {round_number(stage, done.policy_version)}: {done.rows:,} rows{notes}")

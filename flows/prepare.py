@@ -17,6 +17,7 @@ from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
+from storage.takes import policy_version_of, round_number
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,29 @@ class Work:
         )
 
     def policy(self, version: int | None = None) -> PolicyRef:
-        """The current policy, or the one of a given round (round v samples from policy v)."""
+        """The current policy, or an earlier one."""
         current = self.run.current_policy()
         if version is None or version == current.version:
             return current
         if version > current.version:
             raise VideoOPDError(
-                f"round {version} has not begun: the current policy is {current.version}; "
-                f"give a round from 0 to {current.version}"
+                f"there is no policy {version} yet; give one from 0 to {current.version}"
             )
         return self.run.policy(version)
+
+    def policy_at(self, stage: str, round: int | None) -> PolicyRef:
+        """What a stage of a round works with: round k samples from policy k - 1, makes policy k
+        and evaluates that. Of no round in particular: the current policy."""
+        if round is None:
+            return self.run.current_policy()
+        newest = round_number(stage, self.run.current_policy().version)
+        first = round_number(stage, 0)
+        if not first <= round <= newest:
+            raise VideoOPDError(
+                f"there is nothing to {stage} in round {round}; "
+                f"give a round from {first} to {newest}"
+            )
+        return self.policy(policy_version_of(stage, round))
 
     def policy_of_round(self) -> PolicyRef:
         """The policy that the round to work on samples from.

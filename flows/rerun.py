@@ -9,34 +9,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
-from storage.takes import FORCED, Stale
+from storage.takes import FORCED, Stale, round_number
 
 if TYPE_CHECKING:
     from storage.run import Run
 
 
-def refuse_stale_inputs(run: Run, stage: str, round: int) -> None:
+def refuse_stale_inputs(run: Run, stage: str, version: int) -> None:
     """Raises `VideoOPDError` naming the round and the stage that has to be run again first."""
-    found = run.takes().in_the_way(stage, round)
+    found = run.takes().in_the_way(stage, version)
     if found is not None:
         raise VideoOPDError(
-            f"{stage} of round {round} cannot run yet: {found.reason()}; "
+            f"{stage} of round {round_number(stage, version)} cannot run yet: {found.reason()}; "
             f"run that again first: {command(found, 'CONFIG')}"
         )
 
 
-def begin(run: Run, stage: str, round: int, force: bool = False) -> None:
+def begin(run: Run, stage: str, version: int, force: bool = False) -> None:
     """Begin a new take where one is due; call it when nothing else stands in the way."""
-    refuse_stale_inputs(run, stage, round)
-    stale = run.takes().stale_at(stage, round)
+    refuse_stale_inputs(run, stage, version)
+    stale = run.takes().stale_at(stage, version)
     if force:
-        run.begin_take(stage, round, FORCED)
+        run.begin_take(stage, version, FORCED)
     elif stale:
-        run.begin_take(stage, round, stale.because())
+        run.begin_take(stage, version, stale.because())
 
 
 def command(stale: Stale, config: str) -> str:
     """What runs a stale stage again."""
     if stale.stage == "rescore":
-        return f"videoopd rescore {config} --round {stale.round + 1}"
+        return f"videoopd rescore {config} --round {stale.round}"
     return f"videoopd stage {stale.stage} {config} --round {stale.round}"

@@ -43,7 +43,7 @@ def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     examples = drawn(work, policy)
     if not examples:
         raise VideoOPDError(
-            f"round {policy.version} has drawn no examples; run `videoopd/round`, which begins it"
+            f"round {policy.round} has drawn no examples; run `videoopd/round`, which begins it"
         )
     if not curriculum.needs_predictions(work.config.focus):
         left_out = set()
@@ -55,7 +55,7 @@ def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     usable = [e for e in examples if e.example_id not in left_out]
     if not usable:
         raise VideoOPDError(
-            f"none of the {len(examples)} examples drawn for round {policy.version} can be "
+            f"none of the {len(examples)} examples drawn for round {policy.round} can be "
             f"answered: {why_none(work, policy)}"
         )
     return usable
@@ -134,7 +134,7 @@ def check_complete(work: Work, policy: PolicyRef) -> None:
     missing = expected - set(rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
     if missing:
         raise VideoOPDError(
-            f"{len(missing)} rollouts of round {policy.version} are still missing, {min(missing)} "
+            f"{len(missing)} rollouts of round {policy.round} are still missing, {min(missing)} "
             "among them; run the rollout stage first"
         )
 
@@ -145,16 +145,16 @@ def why_none(work: Work, policy: PolicyRef) -> str:
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
-            f"`videoopd stage draw CONFIG --round {policy.version} --force`, or correct that and "
+            f"`videoopd stage draw CONFIG --round {policy.round} --force`, or correct that and "
             "start a new run"
         )
     if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
-        f"{work.config.focus.min_teacher_iou}; run `videoopd/round`, which asks it and then runs "
-        f"the rollout stage, draw others with `videoopd stage draw CONFIG --round {policy.version} "
-        "--force`, or lower the bound"
+        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage rollout CONFIG "
+        f"--round {policy.round}`, draw others with `videoopd stage draw "
+        f"CONFIG --round {policy.round} --force`, or lower the bound"
     )
 
 

@@ -201,7 +201,7 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     ).collect()
     if chosen.is_empty():
         raise VideoOPDError(
-            f"round {policy.version} has no rollouts to select from: "
+            f"round {policy.round} has no rollouts to select from: "
             f"{round_rows.why_none(work, policy)}"
         )
     scored = round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"]
@@ -212,7 +212,7 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     waiting = set(chosen.filter(unscored & ~known)["rollout_id"])
     if waiting:
         raise VideoOPDError(
-            f"{len(waiting)} rollouts of round {policy.version} have no teacher score yet, "
+            f"{len(waiting)} rollouts of round {policy.round} have no teacher score yet, "
             f"{min(waiting)} among them; run the score stage first"
         )
     chosen = chosen.with_columns(
@@ -226,7 +226,7 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         if lost:
             fix = f", the first because {lost[0].reason}; correct that and start a new run"
         raise VideoOPDError(
-            f"focus selected none of the {len(chosen)} rollouts of round {policy.version} "
+            f"focus selected none of the {len(chosen)} rollouts of round {policy.round} "
             f"({round_rows.reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
@@ -266,7 +266,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     ids = set(selected.select("rollout_id").collect()["rollout_id"])
     if not ids:
         raise VideoOPDError(
-            f"round {policy.version} has no selected rollouts; run the focus stage first"
+            f"round {policy.round} has no selected rollouts; run the focus stage first"
         )
     sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
     rollouts = round_rows.grouped(r for r in sampled if r.rollout_id in ids)
@@ -274,7 +274,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()
     if unscored:
         raise VideoOPDError(
-            f"{len(unscored)} selected rollouts of round {policy.version} have no score of teacher "
+            f"{len(unscored)} selected rollouts of round {policy.round} have no score of teacher "
             f"{work.config.teacher.path.name}, {min(unscored)} among them; put back the teacher "
             "that the round was selected with, or start a new run"
         )

@@ -17,6 +17,7 @@ from flows.rerun import command
 from opd_core.config_sections import FRAMES_FOLDER
 from storage.clip_table import usage
 from storage.schemas import TABLES
+from storage.takes import take_of
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -102,15 +103,16 @@ def _reruns(run: Run, config: str) -> Iterator[str]:
     rows = run.rows_by_take()
     for stale in takes.stale():
         yield f"stale     {stale.reason()}; run again: {command(stale, config)}"
-    later = min((s.round for s in takes.stale() if s.stage == "update"), default=None)
+    later = min((s.policy_version for s in takes.stale() if s.stage == "update"), default=None)
     current = round_state(run).policy_version
     if later is not None and later + 1 <= current:
-        rounds = ", ".join(str(number) for number in range(later + 1, current + 1))
-        yield f"stale     all of round {rounds}: update of round {later} has to be run again first"
+        rounds = ", ".join(str(number) for number in range(later + 2, current + 2))
+        first = later + 1
+        yield f"stale     all of round {rounds}: update of round {first} has to be run again first"
     for r in takes.reruns:
         count = rows.get((r.stage, r.policy_version, r.new_take), 0)
         yield (
-            f"rerun     {r.stage} of round {r.policy_version}, take {r.new_take} ({r.because}): "
+            f"rerun     {take_of(r)} ({r.because}): "
             f"{r.superseded:,} rows superseded, {count:,} written"
         )
 

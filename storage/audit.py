@@ -53,7 +53,7 @@ def rounds(run: Run) -> list[dict[str, Any]]:
 
 def settled(run: Run) -> list[dict[str, Any]]:
     """Those whose update was not computed from superseded rows (`audit_takes.py` has the rest)."""
-    stale = {s.round for s in run.takes().stale() if s.stage == "update"}
+    stale = {s.policy_version for s in run.takes().stale() if s.stage == "update"}
     return [row for row in rounds(run) if row["parent_version"] not in stale]
 
 
@@ -137,7 +137,8 @@ def rollouts(run: Run) -> Checked:
     if stray.height:
         row = stray.row(0, named=True)
         raise BrokenLink(
-            f"rollouts, {row['rollout_id']}: round {row['policy_version']} never drew its example"
+            f"rollouts, {row['rollout_id']}: "
+            f"round {row['policy_version'] + 1} never drew its example"
         )
     other = run.evaluations().select("policy_version", "policy_hash", "example_id").collect()
     for version, policy_hash, example_id in other.iter_rows():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from storage.audit import BrokenLink, Checked, rounds
 from storage.schemas import TABLES
+from storage.takes import round_number, take_of
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -21,7 +22,7 @@ def takes(run: Run) -> Checked:
     rows = run.rows_by_take()
     notes = []
     for number, rerun in enumerate(reruns, start=1):
-        where = f"reruns, {rerun.stage} of round {rerun.policy_version}, take {rerun.new_take}"
+        where = f"reruns, {take_of(rerun)}"
         if rerun.sequence != number:
             raise BrokenLink.at(where, "sequence", rerun.sequence, number)
         key = (rerun.stage, rerun.policy_version)
@@ -31,13 +32,10 @@ def takes(run: Run) -> Checked:
         if (kept := rows.get((*key, before), 0)) != rerun.superseded:
             raise BrokenLink.at(where, "the number of rows it superseded", kept, rerun.superseded)
         newest[key] = rerun.new_take
-        notes.append(
-            f"{rerun.stage} of round {rerun.policy_version}, take {rerun.new_take} "
-            f"({rerun.because}): {rerun.superseded:,} rows superseded"
-        )
-    for stage, round, take in sorted(rows):
-        if take > newest.get((stage, round), 0):
-            where = f"{stage} of round {round}"
+        notes.append(f"{take_of(rerun)} ({rerun.because}): {rerun.superseded:,} rows superseded")
+    for stage, version, take in sorted(rows):
+        if take > newest.get((stage, version), 0):
+            where = f"{stage} of round {round_number(stage, version)}"
             raise BrokenLink(f"{where}: it has rows of take {take}, which no row of reruns began")
     for name, spec in TABLES.items():
         if spec.round_column is None:
@@ -46,7 +44,7 @@ def takes(run: Run) -> Checked:
                 raise BrokenLink.at(f"{name}, {row[:-1]}", "take", row[-1], 0)
     committed = {row["parent_version"] for row in rounds(run)}
     for stale in run.takes().stale():
-        if stale.round in committed and stale.stage != "rescore":
+        if stale.policy_version in committed and stale.stage != "rescore":
             raise BrokenLink(f"{stale.reason()}; run {stale.stage} of round {stale.round} again")
         notes.append(f"stale: {stale.reason()}")
     return Checked(len(reruns), "reruns", tuple(notes))

@@ -58,7 +58,8 @@ def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
                     " it, and run the same command again"
                 )
             time.sleep(_POLL_SECONDS)
-        _describe(descriptor, stage)
+        with disk_troubles(path.parent):
+            _describe(descriptor, stage)
         yield
     finally:
         if os.getpid() == owner:

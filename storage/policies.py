@@ -31,6 +31,11 @@ class PolicyRef:
     """Checkpoint folder, absolute."""
     weights_hash: str
 
+    @property
+    def round(self) -> int:
+        """Number of the round that samples from it, which makes the next policy."""
+        return self.version + 1
+
 
 def publish(
     staging: Path,

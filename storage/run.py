@@ -249,14 +249,14 @@ class Run:
             self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
         return self._takes[number]
 
-    def begin_take(self, stage: str, round: int, because: str) -> Rerun:
+    def begin_take(self, stage: str, version: int, because: str) -> Rerun:
         """From now on `stage` writes the next take of a round; its rows so far are superseded.
 
         Call it under `exclusive("round")`. What was computed from them becomes stale; a new take of
         `update` supersedes all that was made with later policies.
         """
-        rows = self.takes().begin(stage, round, because, self._written())
-        self.append("reruns", rows, stage=stage, policy_version=round)
+        rows = self.takes().begin(stage, version, because, self._written())
+        self.append("reruns", rows, stage=stage, policy_version=version)
         for row in rows:
             self._attempts.pop((row.stage, row.policy_version), None)
         return rows[0]
@@ -270,7 +270,7 @@ class Run:
         return counts
 
     def rows_by_take(self) -> dict[tuple[str, int, int], int]:
-        """(stage, round, take) -> rows, in all tables whose rows are of a round."""
+        """(stage, its policy_version, take) -> rows, in all tables whose rows are of a round."""
         import polars as pl
 
         counts: dict[tuple[str, int, int], int] = {}

@@ -38,6 +38,33 @@ LATER: dict[str, tuple[str, ...]] = {
 """Stage that can be run again, in the order of a round -> what is computed from its rows."""
 _ORDER = {stage: place for place, stage in enumerate(LATER)}
 
+
+def round_number(stage: str, policy_version: int) -> int:
+    """What people call the round: the number of the policy that it makes.
+
+    Rows carry the policy that a stage works with. A round samples from policy v, makes policy
+    v + 1, and evaluates what it made.
+
+    >>> round_number("update", 2), round_number("evaluate", 3)
+    (3, 3)
+    """
+    return policy_version + (stage != "evaluate")
+
+
+def policy_version_of(stage: str, round: int) -> int:
+    """The inverse: of the policy that a stage of round `round` works with."""
+    return round - (stage != "evaluate")
+
+
+def take_of(rerun: Rerun) -> str:
+    """
+    >>> take_of(Rerun(1, 2, "score", 1, "forced", 12, ("focus",)))
+    'score of round 3, take 1'
+    """
+    round = round_number(rerun.stage, rerun.policy_version)
+    return f"{rerun.stage} of round {round}, take {rerun.new_take}"
+
+
 StageRound = tuple[str, int]
 """(stage, policy_version of the round)"""
 
@@ -47,14 +74,18 @@ class Stale:
     """A stage of a round whose rows were computed from superseded ones."""
 
     stage: str
-    round: int
-    """The policy_version that the round samples from."""
+    policy_version: int
     cause: Rerun
+
+    @property
+    def round(self) -> int:
+        """Its number, as people give and read it."""
+        return round_number(self.stage, self.policy_version)
 
     def reason(self) -> str:
         """
         >>> Stale("focus", 2, Rerun(1, 2, "score", 1, "forced", 12, ("focus",))).reason()
-        'focus of round 2 was computed from rows of score that take 1 superseded'
+        'focus of round 3 was computed from rows of score that take 1 superseded'
         """
         return f"{self.stage} of round {self.round} was {self.because()}"
 
@@ -74,18 +105,18 @@ class Takes:
     def _newest(self) -> dict[StageRound, Rerun]:
         return {(r.stage, r.policy_version): r for r in self.reruns}
 
-    def take(self, stage: str, round: int | None) -> int:
+    def take(self, stage: str, version: int | None) -> int:
         """The newest take of a stage of a round."""
-        found = None if round is None else self._newest.get((stage, round))
+        found = None if version is None else self._newest.get((stage, version))
         return found.new_take if found else 0
 
-    def forced(self, stage: str, round: int) -> bool:
+    def forced(self, stage: str, version: int) -> bool:
         """Whether the newest take was asked for."""
-        found = self._newest.get((stage, round))
+        found = self._newest.get((stage, version))
         return found is not None and found.because == FORCED
 
-    def times_forced(self, stage: str, round: int) -> int:
-        mine = (r for r in self.reruns if (r.stage, r.policy_version) == (stage, round))
+    def times_forced(self, stage: str, version: int) -> int:
+        mine = (r for r in self.reruns if (r.stage, r.policy_version) == (stage, version))
         return sum(r.because == FORCED for r in mine)
 
     def stale(self) -> list[Stale]:
@@ -100,17 +131,18 @@ class Takes:
             for stage in rerun.stale:
                 key = (stage, rerun.policy_version)
                 marked.setdefault(key, Stale(stage, rerun.policy_version, rerun))
-        order = sorted(marked.values(), key=lambda s: (s.round, _ORDER[s.stage]))
-        return {(s.stage, s.round): s for s in order}
+        order = sorted(marked.values(), key=lambda s: (s.policy_version, _ORDER[s.stage]))
+        return {(s.stage, s.policy_version): s for s in order}
 
-    def stale_at(self, stage: str, round: int) -> Stale | None:
-        return self._stale.get((stage, round))
+    def stale_at(self, stage: str, version: int) -> Stale | None:
+        return self._stale.get((stage, version))
 
-    def in_the_way(self, stage: str, round: int) -> Stale | None:
+    def in_the_way(self, stage: str, version: int) -> Stale | None:
         """The first thing stale that a stage of a round would be computed from."""
         for found in self.stale():
-            inside = found.round == round and stage in LATER[found.stage]
-            before = found.round < round and ("update", found.round) in self._stale
+            inside = found.policy_version == version and stage in LATER[found.stage]
+            earlier = found.policy_version < version
+            before = earlier and ("update", found.policy_version) in self._stale
             if inside or (before and found.stage != "rescore"):
                 return found
         return None
@@ -137,31 +169,31 @@ class Takes:
         return shown if spec.writer else round_of.is_null() | shown
 
     def _hidden(self, stale_too: bool) -> Iterator[tuple[str, int, list[int]]]:
-        """(stage, newest take that is hidden, rounds)"""
+        """(stage, newest take that is hidden, policy_versions of its rounds)"""
         rounds: dict[tuple[str, int], list[int]] = {}
-        for stage, round in dict.fromkeys((*self._newest, *self._stale)):
-            stale = stale_too and (stage, round) in self._stale
-            last = self.take(stage, round) - (not stale)
+        for stage, version in dict.fromkeys((*self._newest, *self._stale)):
+            stale = stale_too and (stage, version) in self._stale
+            last = self.take(stage, version) - (not stale)
             if last >= 0:
-                rounds.setdefault((stage, last), []).append(round)
+                rounds.setdefault((stage, last), []).append(version)
         for (stage, last), numbers in rounds.items():
             yield stage, last, numbers
 
     def begin(
-        self, stage: str, round: int, because: str, written: Mapping[StageRound, int]
+        self, stage: str, version: int, because: str, written: Mapping[StageRound, int]
     ) -> list[Rerun]:
         """The rows of `reruns` that begin the next take, to be appended in one commit.
 
         `written` is the number of rows of each stage's newest take.
         """
-        stale = tuple(later for later in LATER[stage] if written.get((later, round)))
-        begun = [(stage, round, because, stale)]
+        stale = tuple(later for later in LATER[stage] if written.get((later, version)))
+        begun = [(stage, version, because, stale)]
         if stage == "update":
-            made_again = f"policy {round + 1} is made again"
+            made_again = f"policy {version + 1} is made again"
             begun += [
                 (other, later, made_again, ())
                 for other, later in sorted(written, key=lambda key: (key[1], key[0]))
-                if later > round and written[other, later]
+                if later > version and written[other, later]
             ]
         last = self.reruns[-1].sequence if self.reruns else 0
         return [

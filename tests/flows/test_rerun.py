@@ -34,7 +34,7 @@ ROUND = ("draw", "validate", "rollout", "score", "focus")
 def stage(config: str, name: str, round: int | None = None, force: bool = False) -> Any:
     """As the deployment of a stage does it, without a Prefect server."""
     with opened(config) as work:
-        return getattr(stages, name).fn(work, work.policy(round), force)
+        return getattr(stages, name).fn(work, work.policy_at(name, round), force)
 
 
 def begin(config: str, names: Sequence[str] = ROUND) -> None:
@@ -90,13 +90,13 @@ def test_a_forced_score_makes_focus_stale_until_it_is_run_again(
     assert Run.open(run).selections().collect().is_empty(), "stale rows are not shown"
     with pytest.raises(VideoOPDError) as refused:
         stage(config, "update")
-    assert "focus of round 0 was computed from rows of score that take 1 superseded" in str(
+    assert "focus of round 1 was computed from rows of score that take 1 superseded" in str(
         refused.value
     )
-    assert "videoopd stage focus CONFIG --round 0" in str(refused.value)
+    assert "videoopd stage focus CONFIG --round 1" in str(refused.value)
     shown = status(run, capsys)
-    assert "focus of round 0 was computed from rows of score that take 1 superseded" in shown
-    assert f"score of round 0, take 1 (forced): {scored} rows superseded" in shown
+    assert "focus of round 1 was computed from rows of score that take 1 superseded" in shown
+    assert f"score of round 1, take 1 (forced): {scored} rows superseded" in shown
     assert stage(config, "focus").rows == len(before["selections"])
     assert stage(config, "focus").rows == 0, "and that once"
     assert "stale" not in status(run, capsys)
@@ -117,18 +117,18 @@ def test_a_past_round_run_again_supersedes_all_that_came_of_it(
     run_without_server(config, 3)
     before = everything(run)
     old = {v: Run.open(run).policy(v) for v in (1, 2, 3)}
-    stage(config, "focus", round=1, force=True)
+    stage(config, "focus", round=2, force=True)
     found = verdicts(run)
     assert found.keys() == {"nothing stands on superseded rows"}
-    assert "update of round 1 was computed from rows of focus that take 1" in str(found)
+    assert "update of round 2 was computed from rows of focus that take 1" in str(found)
     shown = status(run, capsys)
-    assert "stale update of round 1" in shown
-    assert "stale all of round 2, 3: update of round 1 has to be run again first" in shown
-    with pytest.raises(VideoOPDError, match="draw of round 3 cannot run yet: update of round 1"):
+    assert "stale update of round 2" in shown
+    assert "stale all of round 3, 4: update of round 2 has to be run again first" in shown
+    with pytest.raises(VideoOPDError, match="draw of round 4 cannot run yet: update of round 2"):
         run_without_server(config)
-    with pytest.raises(VideoOPDError, match="update of round 2 cannot run yet: update of round 1"):
-        stage(config, "update", round=2)
-    stage(config, "update", round=1)
+    with pytest.raises(VideoOPDError, match="update of round 3 cannot run yet: update of round 2"):
+        stage(config, "update", round=3)
+    stage(config, "update", round=2)
     again = Run.open(run)
     assert [u["policy_version"] for u in again.updates().collect().to_dicts()] == [1, 2]
     new = again.policy(2)
@@ -172,7 +172,7 @@ with opened(config) as work:
 
 
 def kill(config: str, name: str, point: str, n: int) -> None:
-    """Force a stage of round 0 in a process that dies at a point."""
+    """Force a stage of round 1 in a process that dies at a point."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, config, name, point, str(n)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'flows'}"},
@@ -186,13 +186,15 @@ def kill(config: str, name: str, point: str, n: int) -> None:
 def test_a_forced_stage_that_was_killed_goes_on_with_its_take(
     write_config: Any, tmp_path: Path
 ) -> None:
-    config, run = str(write_config(tmp_path)), tmp_path / "run"
+    # Each batch at once: the kill comes after the first.
+    settings = {"storage.flush_seconds": 0.0}
+    config, run = str(write_config(tmp_path, settings)), tmp_path / "run"
     run_without_server(config)
     before = everything(run)
     kill(config, "rollout", "after append:rollouts", 1)
     written = takes(run, "rollouts")
     assert 0 < written[1] < written[0] == 20
-    assert stage(config, "rollout", round=0).rows == 20 - written[1]
+    assert stage(config, "rollout", round=1).rows == 20 - written[1]
     assert takes(run, "rollouts") == {0: 20, 1: 20}, "no further take"
     old, new = (
         {r["rollout_id"]: r for r in everything(run)["rollouts"] if r["take"] == take}
@@ -201,16 +203,16 @@ def test_a_forced_stage_that_was_killed_goes_on_with_its_take(
     measured = ("seconds", "engine_mismatch")
     own = [c.name for c in TABLES["rollouts"].own_columns if c.name not in measured]
     assert all(old[i][c] == new[i][c] for i in old for c in own), "same seeds, same answers"
-    with pytest.raises(VideoOPDError, match="focus of round 0 cannot run yet: score of round 0"):
-        stage(config, "focus", round=0)
+    with pytest.raises(VideoOPDError, match="focus of round 1 cannot run yet: score of round 1"):
+        stage(config, "focus", round=1)
     for name in ("score", "focus"):
-        stage(config, name, round=0)
+        stage(config, name, round=1)
     kill(config, "update", "after publish", 1)
     assert Run.open(run).current_policy().version == 0, "its update is superseded"
     assert "published, not committed" in notes(run)
-    stage(config, "update", round=0)
+    stage(config, "update", round=1)
     assert Run.open(run).current_policy().path.name == "v1.take1"
-    stage(config, "update", round=0, force=True)
+    stage(config, "update", round=1, force=True)
     assert Run.open(run).current_policy().path.name == "v1.take2"
     run_without_server(config)
     assert Run.open(run).current_policy().version == 1
@@ -231,14 +233,19 @@ def test_other_answers_do_not_meet_the_old_scores_in_the_views(
     config, run = str(write_config(tmp_path)), tmp_path / "run"
     run_without_server(config)
     write_config(tmp_path, {"rollout.max_new_tokens": 5})
-    stage(config, "rollout", round=0, force=True)
+    # It is another question to the teacher too, whose answers decide what is sampled.
+    with pytest.raises(VideoOPDError, match="videoopd stage rollout CONFIG --round 1"):
+        stage(config, "rollout", round=1, force=True)
+    with opened(config) as work:
+        stages.validate.fn(work, work.policy(0))
+    stage(config, "rollout", round=1, force=True)
     opened_run = Run.open(run)
     assert opened_run.trajectories().collect()["teacher_logprobs"].is_null().all()
     assert not opened_run.trajectories().collect()["trained"].any()
     assert opened_run.tokens().collect()["position"].max() == 4
     assert opened_run.scan("teacher_scores", superseded=True).collect().height
     for name in ("score", "focus", "update"):
-        stage(config, name, round=0)
+        stage(config, name, round=1)
     rows = Run.open(run).tokens().collect()
     assert rows.filter("trained").height and rows["position"].max() == 4
     assert Run.open(run).scan("updates").collect()["take"].to_list() == [1]
@@ -275,7 +282,7 @@ def test_a_draw_of_unusable_examples_is_drawn_again(
         (videos / path).unlink()
     with pytest.raises(VideoOPDError) as refused:
         run_without_server(config)
-    assert "videoopd stage draw CONFIG --round 0 --force" in str(refused.value)
+    assert "videoopd stage draw CONFIG --round 1 --force" in str(refused.value)
     with pytest.raises(VideoOPDError):
         run_without_server(config)
     drawn = stage(config, "draw", force=True)
@@ -293,10 +300,10 @@ def test_a_rerun_of_nothing_and_of_what_is_not_there(write_config: Any, tmp_path
     run_without_server(config)
     versions = Run.open(run).tables.versions()
     for name in ("draw", "rollout", "score", "focus", "update", "evaluate"):
-        assert stage(config, name, round=0).rows == 0
+        assert stage(config, name, round=1).rows == 0
     assert Run.open(run).tables.versions() == versions
     assert Run.open(run).reruns().collect().is_empty()
-    with pytest.raises(VideoOPDError, match="round 7 has not begun"):
+    with pytest.raises(VideoOPDError, match="in round 7; give a round from 1 to 2"):
         stage(config, "score", round=7, force=True)
     stage(config, "evaluate", round=1, force=True)
     assert takes(run, "evaluations", 1) == {0: 5, 1: 5}
@@ -309,7 +316,10 @@ def test_the_command_runs_a_stage(write_config: Any, tmp_path: Path, command: An
     begin(str(config))
     done = command("stage", "score", config, "--force")
     assert done.returncode == 0, done.stderr
-    assert re.match(r"score of round 0: \d+ rows; ", done.stdout)
+    assert re.match(r"score of round 1: \d+ rows; ", done.stdout)
+    done = command("stage", "rollout", config, "--force", "--set", "rollout.max_new_tokens=5")
+    assert done.returncode == 0, done.stderr
+    assert takes(tmp_path / "run", "rollouts", 0) == {0: 20, 1: 20}, "the teacher was asked too"
 
 
 def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_path: Path) -> None:
@@ -318,7 +328,7 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
     run = tmp_path / "run"
     rescore_run(Run.open(run))
     first = takes(run, "divergences")[0]
-    stage(config, "score", round=0, force=True)
+    stage(config, "score", round=1, force=True)
     assert Run.open(run).divergences().collect().is_empty()
     assert "videoopd rescore" in "".join(
         command_of(s, "CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"

@@ -65,9 +65,9 @@ def set_last(**values):
 def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
     assert main(["audit", str(finished.run), "--deep", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("✓") == 15 and "✗" not in out
+    assert out.count("✓") == 16 and "✗" not in out
     assert out.count("equal to the last bit") == 2
-    assert "all 15 links hold" in out
+    assert "all 16 links hold" in out
 
 
 def test_a_run_audits_as_of_a_round_too(finished, capsys):
@@ -185,7 +185,7 @@ def test_an_edited_or_missing_config(copy):
         ("rollouts", set_last(policy_version=5), ROLLOUTS, "policy_version is 5 and should be"),
         ("rollouts", set_last(sample_index=9), ROLLOUTS, "rollout_id is 'v1-"),
         ("rollouts", lambda rows: rows.clear(), STEPS, "there is no such rollout"),
-        ("draws", lambda rows: rows.clear(), ROLLOUTS, "round 0 never drew its example"),
+        ("draws", lambda rows: rows.clear(), ROLLOUTS, "round 1 never drew its example"),
         ("evaluations", set_last(iou=0.123), ANSWERS, "iou is 0.123 and should be"),
         ("evaluations", set_last(iou_rounded=0.123), ANSWERS, "iou_rounded is 0.123 and"),
         ("evaluations", set_last(policy_hash="x"), ROLLOUTS, "policy_hash is 'x' and should be"),
@@ -195,7 +195,7 @@ def test_an_edited_or_missing_config(copy):
          "the number of its log-probs is 1 and should be"),
         ("examples", set_last(query="a cat"), EXAMPLES, "the hash of its annotation is"),
         ("examples", set_last(span_start=0.01), EXAMPLES, "the hash of its annotation is"),
-        ("rollouts", set_last(take=1), TAKES, "rollout of round 1: it has rows of take 1, which"),
+        ("rollouts", set_last(take=1), TAKES, "rollout of round 2: it has rows of take 1, which"),
         ("examples", set_last(take=1), TAKES, "take is 1 and should be 0"),
         ("draws", set_last(run_id="x"), ATTEMPTS, "run_id is 'x' and should be"),
         ("draws", set_last(position=0), APPENDED, "the operation is 'Overwrite' and should be"),
@@ -210,7 +210,7 @@ def test_a_rewritten_row(copy, table, change, link, words):
 
 @pytest.fixture
 def rerun(finished, copy) -> Path:
-    """With focus and update of round 1 run again: policy 2 is of take 1."""
+    """With focus and update of round 2 run again: policy 2 is of take 1."""
     config = copy.with_name("rerun.toml")
     config.write_text(finished.config.read_text().replace(str(finished.run), str(copy)))
     with opened(str(config)) as work:
@@ -223,17 +223,17 @@ def rerun(finished, copy) -> Path:
 @pytest.mark.parametrize(
     ("table", "change", "words"),
     [
-        ("reruns", lambda rows: rows.clear(), "focus of round 1: it has rows of take 1, which no"),
+        ("reruns", lambda rows: rows.clear(), "focus of round 2: it has rows of take 1, which no"),
         ("reruns", lambda rows: rows.__delitem__(slice(1, None)),
-         "update of round 1: it has rows of take 1, which no row of reruns began"),
+         "update of round 2: it has rows of take 1, which no row of reruns began"),
         ("reruns", set_last(sequence=9), "sequence is 9 and should be"),
         ("reruns", set_last(new_take=2), "new_take is 2 and should be 1"),
         ("reruns", set_last(superseded=1), "number of rows it superseded is"),
         ("reruns", set_last(policy_version=1, stale=["update"]),
-         "update of round 1 was computed from rows of evaluate that take 1 superseded; run update"),
+         "update of round 2 was computed from rows of evaluate that take 1 superseded; run update"),
         ("selections", lambda rows: rows.pop(-1), None),
         ("selections", lambda rows: [r for r in rows if not r["take"]][-1].update(take=7),
-         "focus of round 1, take 1: the number of rows it superseded is"),
+         "focus of round 2, take 1: the number of rows it superseded is"),
     ],
 )  # fmt: skip
 def test_a_tampered_rerun(rerun, table, change, words):

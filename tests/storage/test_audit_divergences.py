@@ -70,8 +70,8 @@ def test_rescored_rows_hold(rescored):
     ("column", "value", "words"),
     [
         ("teacher_hash", "x", "teacher x has no score of it with hidden states"),
-        ("rollout_id", "v0-x-0", "round 0 has no such rollout"),
-        ("policy_version", 1, "round 1 has no such rollout"),
+        ("rollout_id", "v0-x-0", "policy 0 has no such rollout"),
+        ("policy_version", 1, "policy 1 has no such rollout"),
         ("forward_kl", [0.5], "the length of forward_kl is 1 and should be"),
         ("js", [], "the length of js is 0 and should be"),
     ],
