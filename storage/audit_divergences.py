@@ -60,9 +60,7 @@ def _with_score(run: Run, version: int) -> pl.DataFrame:
         .collect()
     )  # fmt: skip
     for row in rows.filter(pl.col("tokens").is_null()).iter_rows(named=True):
-        raise BrokenLink(
-            f"divergences, {row['rollout_id']}: policy {version} has no such rollout"
-        )
+        raise BrokenLink(f"divergences, {row['rollout_id']}: policy {version} has no such rollout")
     for row in rows.filter(~pl.col("kept").fill_null(False)).iter_rows(named=True):
         raise BrokenLink(
             f"divergences, {row['rollout_id']}: teacher {row['teacher_hash']} has no score of it"

@@ -59,8 +59,8 @@ class Claim:
 
 def judge_claims(results: Results, parts: ClaimsSection) -> list[Claim]:
     """Every claim whose arms have results. `results`: those of each arm, one a seed."""
-    arms = {part: results[arm] for part, arm in parts if arm and results.get(arm)}
-    names = {part: arm for part, arm in parts if arm}
+    names = parts.parts()
+    arms = {part: results[arm] for part, arm in names.items() if results.get(arm)}
     found = (
         _above_grpo(arms, names),
         _time_per_step(arms, names),
@@ -76,23 +76,26 @@ Arms = Mapping[str, Sequence[Result]]
 Names = Mapping[str, str]
 
 
+def _ours(names: Names, *first: str) -> tuple[str, ...]:
+    """The parts that Video-OPD plays, the claim's own first."""
+    return (*(first or ("opd", "opd_one")), *(p for p in names if p.startswith("variants.")))
+
+
 def _above_grpo(arms: Arms, names: Names) -> Claim | None:
     found = [
-        _final(arms, names, part, "grpo", metric)
-        for part in ("opd", "opd_one")
-        for metric in _METRICS
+        _final(arms, names, part, "grpo", metric) for part in _ours(names) for metric in _METRICS
     ]
     return _claim("OPD above GRPO", "at equal data Video-OPD ends above GRPO", found)
 
 
 def _time_per_step(arms: Arms, names: Names) -> Claim | None:
-    found = [_step_ratio(arms, names, part) for part in ("opd_one", "opd")]
+    found = [_step_ratio(arms, names, part) for part in _ours(names, "opd_one", "opd")]
     statement = "an optimiser step of Video-OPD takes at most a fifth of the CPU seconds of GRPO's"
     return _claim("A fifth of GRPO's time per step", statement, found)
 
 
 def _convergence(arms: Arms, names: Names) -> Claim | None:
-    found = [_reach_ratio(arms, names, part) for part in ("opd", "opd_one")]
+    found = [_reach_ratio(arms, names, part) for part in _ours(names)]
     statement = "Video-OPD reaches GRPO's best mean mIoU in at most a third of GRPO's CPU seconds"
     return _claim("Faster convergence", statement, found)
 
@@ -105,7 +108,7 @@ def _tvdf(arms: Arms, names: Names) -> Claim | None:
 
 
 def _beyond_teacher(arms: Arms, names: Names) -> Claim | None:
-    found = [_final(arms, names, part, "teacher", "miou") for part in ("opd", "opd_one")]
+    found = [_final(arms, names, part, "teacher", "miou") for part in _ours(names)]
     return _claim("Student beyond teacher", "the student ends above its teacher", found)
 
 

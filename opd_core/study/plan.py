@@ -69,6 +69,13 @@ class ClaimsSection(Section):
     """As `tvdf`, but for the choice by disagreement."""
     without_tvdf: str | None = None
     """As `tvdf`, but for both."""
+    variants: tuple[str, ...] = ()
+    """Other arms of Video-OPD, compared with GRPO and the teacher beside `opd` and `opd_one`."""
+
+    def parts(self) -> dict[str, str]:
+        """Part -> arm; a variant plays a part of its own."""
+        named = {part: arm for part, arm in self if isinstance(arm, str)}
+        return named | {f"variants.{arm}": arm for arm in self.variants}
 
 
 class StudySection(Section):
@@ -90,13 +97,15 @@ class StudySection(Section):
                 f"tune_seed = {self.tune_seed} is one of the seeds; take another, because what is "
                 "tuned on may not be reported"
             )
-        for part, arm in self.claims:
-            if arm is not None and arm not in self.arms:
+        for part, arm in self.claims.parts().items():
+            if arm not in self.arms:
                 near = difflib.get_close_matches(arm, self.arms, n=1)
                 hint = (
                     f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.arms)}"
                 )
-                raise ValueError(f"claims.{part} = {arm!r} is no arm of the study; {hint}")
+                raise ValueError(
+                    f"claims.{part.split('.')[0]} = {arm!r} is no arm of the study; {hint}"
+                )
         return self
 
 

@@ -40,6 +40,22 @@ def test_opd_above_grpo():
     assert found[0].value == pytest.approx(0.1) and found[1].value == pytest.approx(0.05)
 
 
+def test_variants_stand_beside_the_claims_own_arms():
+    parts = PARTS.model_copy(update={"variants": ("forward",)})
+    grpo = arm("grpo", (0, 0.4), (100, 0.5))
+    arms = {"opd": arm("opd", (0, 0.4), (100, 0.45)), "grpo": grpo}
+    arms["forward"] = arm("forward", (0, 0.4), (20, 0.6))
+    arms["teacher"] = arm("teacher", (0, 0.7))
+    found = {c.name: c for c in judge_claims(arms, parts)}
+    for name, count in (("OPD above GRPO", 4), ("Faster convergence", 2)):
+        claim = found[name]
+        assert claim.verdict == FAILS, "the claim's own arm decides"
+        assert len(claim.comparisons) == count
+        assert claim.comparisons[-1].verdict == HOLDS and "`forward`" in claim.comparisons[-1].what
+    assert [c.verdict for c in found["Student beyond teacher"].comparisons] == [FAILS, FAILS]
+    assert len(found["A fifth of GRPO's time per step"].comparisons) == 2
+
+
 def test_a_single_seed_settles_nothing():
     found = claims(
         opd=[result("opd", 0, (0, 0), (1, 0.9))], grpo=[result("grpo", 0, (0, 0), (1, 0))]
