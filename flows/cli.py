@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from opd_core.formats.readers import READERS
@@ -28,20 +32,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     command: Command = options.command
+    with _interrupts() as pressed:
+        try:
+            code = command(options)
+            sys.stdout.flush()
+            return code or 0
+        except VideoOPDError as error:
+            print(f"videoopd: {error}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:
+            # The reader (`| head`) has seen enough. Keep Python from flushing into it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except BaseException as error:
+            # A KeyboardInterrupt that lands in a callback of polars comes out as a panic.
+            if not pressed and not isinstance(error, KeyboardInterrupt):
+                raise
+            print("\nvideoopd: stopped; continue with the same command", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C raises `KeyboardInterrupt` as ever, and is noted in the list."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if mine:
+        signal.signal(signal.SIGINT, note)
     try:
-        code = command(options)
-        sys.stdout.flush()
-        return code or 0
-    except VideoOPDError as error:
-        print(f"videoopd: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nvideoopd: stopped; continue with the same command", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has seen enough. Keep Python from flushing into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        yield pressed
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser() -> argparse.ArgumentParser:

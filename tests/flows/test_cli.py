@@ -171,6 +171,20 @@ def test_an_unknown_error_keeps_its_traceback(monkeypatch):
         cli.main(["status", "somewhere"])
 
 
+def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(monkeypatch, capsys):
+    def panicking(options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise pl.exceptions.PanicException("called unwrap on an Err value") from error
+
+    monkeypatch.setattr(cli, "_status", panicking)
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["status", "somewhere"]) == 130
+    assert "continue with the same command" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.server
 def test_control_c_says_how_to_continue(tiny_config):
     process = subprocess.Popen(
