@@ -60,10 +60,13 @@ def _panel(
         highs = [math.nan if i.high is None else i.high for _, i in curve]
         panel.fill_between(budgets, lows, highs, color=colour, alpha=0.08, linewidth=0)
     for number, arm in enumerate(a for a in by_arm if a not in trained):
-        level = t_interval([getattr(r.last, metric) for r in by_arm[arm]]).mean
-        panel.axhline(level, color="0.4", linestyle=(":", "-.")[number % 2], label=arm)
-        seen.append(level)
-    # The means decide what is shown: the interval of two seeds would push them together.
+        level = {m: t_interval([getattr(r.last, m) for r in by_arm[arm]]).mean for m in METRICS}
+        # In numbers too, because it may lie far outside: a teacher would push the curves together.
+        label = f"{arm} ({', '.join(f'{level[m]:.3f}' for m in METRICS)})"
+        panel.axhline(level[metric], color="0.4", linestyle=(":", "-.")[number % 2], label=label)
+        if not trained:
+            seen.append(level[metric])
+    # The means decide what is shown: the interval of two seeds would push them together too.
     margin = 0.08 * (max(seen) - min(seen) or 0.1)
     panel.set_ylim(min(seen) - margin, max(seen) + margin)
     panel.set_xlim(left=0)

@@ -72,6 +72,11 @@ def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]
     yield from _sessions(evidence)
     yield f"![mIoU and R1@0.7 of each arm]({picture})"
     yield ""
+    yield (
+        "Means over seeds against three costs, with 95 % bands. In brackets: mIoU and R1@0.7 of what "
+        "trains nothing, where the line itself may lie outside."
+    )
+    yield ""
     yield "## Arms"
     yield ""
     yield from _table(evidence.rows)
