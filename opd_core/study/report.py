@@ -73,8 +73,8 @@ def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]
     yield f"![mIoU and R1@0.7 of each arm]({picture})"
     yield ""
     yield (
-        "Means over seeds against three costs, with 95 % bands. In brackets: mIoU and R1@0.7 of what "
-        "trains nothing, where the line itself may lie outside."
+        "Means over seeds against three costs, with 95 % bands. In brackets: mIoU and R1@0.7 of "
+        "what trains nothing, where the line itself may lie outside."
     )
     yield ""
     yield "## Arms"
