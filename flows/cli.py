@@ -286,7 +286,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from flows.status import print_status
 
-    print_status(_open(options.run))
+    print_status(_open(options.run), options.run if Path(options.run).is_file() else None)
 
 
 def _query(options: argparse.Namespace) -> None:

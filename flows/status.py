@@ -53,8 +53,8 @@ class RoundState:
         return f"{self.selected:,} rollouts selected and scored; the update is missing"
 
 
-def print_status(run: Run) -> None:
-    """Print the state of a run."""
+def print_status(run: Run, config: str | None = None) -> None:
+    """Print the state of a run; `config` is the file that it was found by."""
     out = console()
     out.print(f"run       {run.path}  ({_bytes(_size(run.path))}, begun {run.created_at[:19]})")
     state = round_state(run)
@@ -62,7 +62,7 @@ def print_status(run: Run) -> None:
     given_up = f"; {state.quarantined:,} quarantined" if state.quarantined else ""
     out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
     out.print(f"frames    {_frames(run)}", markup=False)
-    hint = _config_hint(run)
+    hint = config or _config_hint(run)
     out.print(f"continue  videoopd run {hint}")
     for line in _reruns(run, hint):
         out.print(line, markup=False, soft_wrap=True)

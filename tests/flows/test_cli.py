@@ -70,6 +70,8 @@ def test_status_knows_the_policies_and_what_is_next(finished):
         assert "policy    2" in told.stdout
         assert "nothing drawn yet" in told.stdout
         assert "teacher_predictions" in told.stdout
+        hint = config if asked == config else "CONFIG"
+        assert f"continue  videoopd run {hint}" in told.stdout
 
 
 @pytest.mark.server
