@@ -96,6 +96,7 @@ def _time_per_step(arms: Arms, names: Names) -> Claim | None:
 
 def _convergence(arms: Arms, names: Names) -> Claim | None:
     found = [_reach_ratio(arms, names, part) for part in _ours(names)]
+    found += [_at_equal_cpu(arms, names, part, "grpo") for part in _ours(names)]
     statement = "Video-OPD reaches GRPO's best mean mIoU in at most a third of GRPO's CPU seconds"
     return _claim("Faster convergence", statement, found)
 

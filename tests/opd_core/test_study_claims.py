@@ -47,11 +47,14 @@ def test_variants_stand_beside_the_claims_own_arms():
     arms["forward"] = arm("forward", (0, 0.4), (20, 0.6))
     arms["teacher"] = arm("teacher", (0, 0.7))
     found = {c.name: c for c in judge_claims(arms, parts)}
-    for name, count in (("OPD above GRPO", 4), ("Faster convergence", 2)):
+    for name, count in (("OPD above GRPO", 4), ("Faster convergence", 4)):
         claim = found[name]
         assert claim.verdict == FAILS, "the claim's own arm decides"
         assert len(claim.comparisons) == count
         assert claim.comparisons[-1].verdict == HOLDS and "`forward`" in claim.comparisons[-1].what
+    at_equal_cpu = [c for c in found["Faster convergence"].comparisons if c.kind == "difference"]
+    assert ["at 20 CPU seconds" in c.what for c in at_equal_cpu] == [False, True]
+    assert at_equal_cpu[1].value == pytest.approx(0.6 - 0.42), "GRPO's curve is linear"
     assert [c.verdict for c in found["Student beyond teacher"].comparisons] == [FAILS, FAILS]
     assert len(found["A fifth of GRPO's time per step"].comparisons) == 2
 
