@@ -53,7 +53,8 @@ class Work:
             return current
         if version > current.version:
             raise VideoOPDError(
-                f"there is no policy {version} yet; give one from 0 to {current.version}"
+                f"there is no policy {version} yet: the current policy is {current.version}; "
+                f"give one from 0 to {current.version}"
             )
         return self.run.policy(version)
 

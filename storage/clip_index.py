@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from storage import clip_table
 
 if TYPE_CHECKING:
     import lance
@@ -48,3 +51,45 @@ class Index:
     @property
     def bytes(self) -> int:
         return sum(kept.bytes for kept in self.rows.values())
+
+
+def newest(folder: Path, before: Index | None = None) -> Index:
+    """Of the table as it is now; `before` itself where nothing is new.
+
+    While a version is read another process may clear its files away, having committed a newer one:
+    that is then read instead. Raises what Lance raises where the newest cannot be read.
+    """
+    while True:
+        dataset = clip_table.newest(folder)
+        if before is not None and int(dataset.version) == before.version:
+            return before
+        try:
+            return Index(dataset, before)
+        except (OSError, ValueError, RuntimeError):
+            if int(clip_table.newest(folder).version) == int(dataset.version):
+                raise
+
+
+class Usage(NamedTuple):
+    """What a store holds."""
+
+    videos: int
+    """Different ones, by content."""
+    clips: int
+    """Videos times frame specs."""
+    bytes: int
+    """Of its folder."""
+
+
+def usage(folder: Path) -> Usage | None:
+    """What the store in `folder` holds; None where there is none."""
+    if not (folder / clip_table.FORMAT_FILE).exists():
+        return None
+    rows = newest(folder).rows.values()
+    size = 0
+    for file in folder.rglob("*"):
+        try:
+            size += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:  # cleared away meanwhile
+            continue
+    return Usage(len({kept.video_hash for kept in rows}), len(rows), size)

@@ -39,17 +39,6 @@ SCHEMA = pa.schema(
 _PLAIN = [name for name in SCHEMA.names if name != "clip"]
 
 
-class Usage(NamedTuple):
-    """What a store holds."""
-
-    videos: int
-    """Different ones, by content."""
-    clips: int
-    """Videos times frame specs."""
-    bytes: int
-    """Of its folder."""
-
-
 class NewClip(NamedTuple):
     row: dict[str, Any]
     payload: bytes
@@ -85,22 +74,6 @@ def empty(folder: Path) -> None:
     import lance
 
     lance.write_dataset(SCHEMA.empty_table(), folder / TABLE, mode="overwrite")
-
-
-def usage(folder: Path) -> Usage | None:
-    """What the store in `folder` holds; None where there is none."""
-    if not (folder / FORMAT_FILE).exists():
-        return None
-    import lance
-
-    rows = lance.dataset(folder / TABLE).to_table(columns=["video_hash"])
-    size = 0
-    for file in folder.rglob("*"):
-        try:
-            size += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:  # cleared away meanwhile
-            continue
-    return Usage(len(set(rows["video_hash"].to_pylist())), rows.num_rows, size)
 
 
 def create(folder: Path) -> None:

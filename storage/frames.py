@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Self
 
 from opd_core.types import VideoOPDError
-from storage import clip_table, eviction, locks
-from storage.clip_index import Index
+from storage import clip_index, clip_table, eviction, locks
 from storage.clip_table import FORMAT, FORMAT_FILE, NewClip
 from storage.files import disk_troubles
 from storage.last_use import LastUse
@@ -58,7 +57,7 @@ class FrameStore:
         self._waiting_since = 0.0
         self._spoilt: set[str] = set()
         self._writable = True
-        self._index = Index(clip_table.newest(self.folder))
+        self._index = clip_index.newest(self.folder)
 
     @classmethod
     def open(cls, folder: Path, max_bytes: int) -> Self:
@@ -206,9 +205,7 @@ class FrameStore:
         return None
 
     def _refresh(self) -> None:
-        newest = clip_table.newest(self.folder)
-        if int(newest.version) != self._index.version:
-            self._index = Index(newest, self._index)
+        self._index = clip_index.newest(self.folder, self._index)
 
     # --- writing; under the lock ---------------------------------------------------------------
 
@@ -219,7 +216,7 @@ class FrameStore:
         except (OSError, ValueError, RuntimeError) as error:  # a file of the table is damaged
             reason = _first_line(error)
         clip_table.empty(self.folder)
-        self._index = Index(clip_table.newest(self.folder))
+        self._index = clip_index.newest(self.folder)
         self._write()
         warnings.warn(
             f"the frame store {self.folder} was damaged ({reason}) and begins anew",

@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import lance
 import pytest
 
 from opd_core.types import VideoOPDError
-from storage import clip_table, eviction, frames, locks, video_hashes
-from storage.clip_table import usage
+from storage import clip_index, clip_table, eviction, frames, locks, video_hashes
+from storage.clip_index import usage
 from storage.frames import FrameStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,6 +314,26 @@ def right(folder: Path, number: int, bound: int) -> int:
     keys = table["key"].to_pylist()
     assert len(keys) == len(set(keys)), "nothing is there twice"
     return sum(clip is not None for clip in found)
+
+
+def test_a_version_that_is_cleared_away_while_it_is_read(store, tmp_path, monkeypatch):
+    """The other process has committed the next one by then, which is read instead."""
+    for name in "abc":
+        fill(store, tmp_path, [name])  # a fragment each
+    whole, read = clip_index.Index, []
+
+    def reading(dataset, before=None):
+        read.append(int(dataset.version))
+        if len(read) == 1:
+            other = lance.dataset(tmp_path / "frames" / clip_table.TABLE)
+            other.optimize.compact_files()
+            other.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        return whole(dataset, before)
+
+    monkeypatch.setattr(clip_index, "Index", reading)
+    assert len(FrameStore.open(tmp_path / "frames", MIB)) == 3
+    assert len(read) == 2 and read[0] < read[1]
+    assert clip_index.usage(tmp_path / "frames").clips == 3
 
 
 def test_processes_share_a_store(tmp_path):
