@@ -238,6 +238,10 @@ class UpdateSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Counted over the whole run, not each round."""
+    cooldown: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each round's steps, the last ones, over which the learning rate falls linearly to 0.
+    A policy is sampled from and judged as it is after its last step; this takes out the noise of
+    those."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

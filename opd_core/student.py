@@ -115,7 +115,7 @@ def update_student(
                 f"token, above update.max_policy_kl = {settings.max_policy_kl}"
             )
             break
-        rate, grad_norm = student.step()
+        rate, grad_norm = student.step(1 - number / len(plan))
         ratio_min, ratio_max = measured.ratio_range()
         for rollout_id, logprobs in measured.by_rollout():
             seen = TrainedRollout(rollout_id, parent.version, number, logprobs)
@@ -245,10 +245,15 @@ class _Student:
             found.update(zip(keys, chosen_C.split(lengths), strict=True))
         return found
 
-    def step(self) -> tuple[float, float]:
-        """One optimiser step; (learning rate, gradient norm before clipping)."""
+    def step(self, left: float) -> tuple[float, float]:
+        """One optimiser step; (learning rate, gradient norm before clipping).
+
+        `left`: share of the round's steps that are still to come, this one among them.
+        """
         warm = max(self._settings.warmup_steps, 1)
         rate = self._settings.learning_rate * min(1.0, (self._steps_done + 1) / warm)
+        if left < self._settings.cooldown:
+            rate *= left / self._settings.cooldown
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.trainable, self._settings.max_grad_norm)

@@ -65,6 +65,7 @@ def write_config(tiny_world: Any, models: dict[str, Path]) -> WriteConfig:
             "update.learning_rate": 1e-4,
             "update.examples_per_step": 3,
             "update.warmup_steps": 4,
+            "update.cooldown": 0.75,
             "evaluate.max_examples": 5,
             "evaluate.max_new_tokens": 8,
             "evaluate.prompts_per_batch": 3,

@@ -199,8 +199,11 @@ def test_the_steps_are_on_policy_and_counted_over_the_run(run: Run) -> None:
     rates = [step.learning_rate for u in updates for step in u.steps]
     per_round = len(updates[0].steps)
     assert per_round == len(updates[1].steps) >= 2
-    wanted = [1e-4 * min(1.0, (i + 1) / 4) for i in range(2 * per_round)]
-    assert rates == pytest.approx(wanted), "warmup is counted over the run"
+    warm = [min(1.0, (i + 1) / 4) for i in range(2 * per_round)]
+    cool = [min(1.0, (1 - i / per_round) / 0.75) for i in range(per_round)] * 2
+    assert min(cool) < 1.0
+    wanted = [1e-4 * w * c for w, c in zip(warm, cool, strict=True)]
+    assert rates == pytest.approx(wanted), "warmup over the run, cooldown in each round"
     for number, u in enumerate(updates, start=1):
         assert u.max_logprob_mismatch <= 1e-4
         assert u.stopped_early is None
