@@ -6,11 +6,11 @@ importing annotations): both are the same for every arm.
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from flows.stage_costs import BETWEEN, COSTS_FILE, StageCost, read_costs
+from opd_core.config import Config
 from opd_core.study.curves import Point, Result
 from opd_core.study.plan import Plan, StudyRun
 from opd_core.types import VideoOPDError
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from storage.run import Run
 
 UNTIMED = "evaluate"
-PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
-"""Not in a config's hash."""
 
 
 def is_complete(plan: Plan, run: StudyRun) -> bool:
@@ -120,19 +118,27 @@ def _unanswered(plan: Plan, run: StudyRun, opened: Run) -> bool:
 def _check_settings(plan: Plan, run: StudyRun) -> None:
     wanted = plan.config(run)
     for file in sorted((plan.path(run) / "configs").glob("*.json")):
-        if file.stem != wanted.hash:
-            was, now = json.loads(file.read_text()), wanted.model_dump(mode="json")
-            raise VideoOPDError(
-                f"{plan.path(run)} was run with other settings ({_first_difference(was, now)}); "
-                "remove the folder, or give the study's file another name"
-            )
+        if file.stem == wanted.hash:
+            continue
+        try:
+            was = Config.model_validate_json(file.read_text())
+        except ValueError:
+            difference = "one of them is not known to this version"
+        else:
+            if was.hash == wanted.hash:  # but for a key that has come since, at its default then
+                continue
+            difference = _first_difference(was.what_counts(), wanted.what_counts())
+        raise VideoOPDError(
+            f"{plan.path(run)} was run with other settings ({difference}); "
+            "remove the folder, or give the study's file another name"
+        )
 
 
 def _first_difference(was: dict[str, Any], now: dict[str, Any]) -> str:
     """The first key of two configs that counts and differs."""
-    for section, values in now.items():
-        for key, value in values.items():
-            old = was.get(section, {}).get(key, "not there")
-            if old != value and (section, key) not in PLACES:
-                return f"{section}.{key} was {old!r}, is {value!r} now"
-    return "keys that are gone now"
+    return next(
+        f"{section}.{key} was {was[section][key]!r}, is {value!r} now"
+        for section, values in now.items()
+        for key, value in values.items()
+        if was[section][key] != value
+    )

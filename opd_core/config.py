@@ -147,16 +147,20 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over `to_json`, without the run's path (a copy of a run is the same).
+        """16 hex digits over `what_counts`."""
+        content = json.dumps(self.what_counts(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def what_counts(self) -> dict[str, dict[str, Any]]:
+        """Section -> key -> value, without the run's path (a copy of a run is the same).
 
         Nor where and whether frames are kept and how often rows are appended, which changes no
         number.
         """
-        content = self.model_dump(
+        return self.model_dump(
             mode="json",
             exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}, "storage": True},
         )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

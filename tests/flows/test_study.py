@@ -188,6 +188,20 @@ def test_other_settings_are_refused(study, killed_and_continued, capsys):
 
 @pytest.mark.server
 @pytest.mark.slow
+def test_a_key_that_has_come_since_was_at_its_default(study, killed_and_continued, capsys):
+    (file,) = (study.costs("tvdf").parent / "configs").glob("*.json")
+    content = json.loads(file.read_text())
+    assert content["update"].pop("entropy_weight") is False
+    older = file.with_name("0123456789abcdef.json")
+    for line, code in ((content, 0), (content | {"gone": {}}, 2)):
+        older.write_text(json.dumps(line))
+        assert cli.main([*study.arguments, "--report"]) == code
+    older.unlink()
+    assert "not known to this version" in capsys.readouterr().err
+
+
+@pytest.mark.server
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     study, killed_and_continued, tmp_path, write_config
 ):
