@@ -5,6 +5,7 @@ Each is a function of a run that counts what it has checked, or raises `BrokenLi
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from opd_core import curriculum
-from opd_core.config import Config
+from opd_core.config import Config, config_hash
 from opd_core.grounding import answer_iou, round_span
 from opd_core.score_key import content_hash
 from opd_core.templates import TEMPLATES, PromptTemplate
@@ -33,15 +34,16 @@ def config_of(run: Run, digest: str) -> Config:
 
     file = run.path / "configs" / f"{digest}.json"
     try:
-        config = Config.model_validate_json(file.read_text())
+        text = file.read_text()
+        config = Config.model_validate_json(text)
     except OSError:
         raise BrokenLink(f"{file}: it is missing, and rows name it") from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise BrokenLink(f"{file}: {where or 'it'} cannot be read ({problem['msg']})") from None
-    if config.hash != digest:
-        raise BrokenLink.at(str(file), "its hash", config.hash, digest)
+    if (found := config_hash(json.loads(text))) != digest:
+        raise BrokenLink.at(str(file), "its hash", found, digest)
     return config
 
 

@@ -40,6 +40,10 @@ from opd_core.config_sections import (
 )
 from opd_core.types import VideoOPDError
 
+Content = dict[str, dict[str, Any]]
+"""A config as JSON: section -> key -> value."""
+_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+
 
 class Config(Section):
     run: RunSection
@@ -147,20 +151,28 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over `what_counts`."""
-        content = json.dumps(self.what_counts(), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """16 hex digits over what changes a number: `config_hash` of `to_json`."""
+        return config_hash(self.model_dump(mode="json"))
 
-    def what_counts(self) -> dict[str, dict[str, Any]]:
-        """Section -> key -> value, without the run's path (a copy of a run is the same).
+    def what_counts(self) -> Content:
+        """Section -> key -> value, as they are hashed."""
+        return _what_counts(self.model_dump(mode="json"))
 
-        Nor where and whether frames are kept and how often rows are appended, which changes no
-        number.
-        """
-        return self.model_dump(
-            mode="json",
-            exclude={"run": {"path"}, "frames": {"enabled", "path", "max_gib"}, "storage": True},
-        )
+
+def config_hash(content: Content) -> str:
+    """Of a stored config, as it was written: a key that has come since is not in it."""
+    counts = json.dumps(_what_counts(content), sort_keys=True)
+    return hashlib.sha256(counts.encode()).hexdigest()[:16]
+
+
+def _what_counts(content: Content) -> Content:
+    """Without the run's path (a copy of a run is the same), where and whether frames are kept, and
+    how often rows are appended: these change no number."""
+    return {
+        section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
+        for section, values in content.items()
+        if section != "storage"
+    }
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

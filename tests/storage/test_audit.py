@@ -10,9 +10,12 @@ from finished_run import Finished, append_again, finished_run, rewrite
 
 from flows import stages
 from flows.audit import Depth, audit
+from flows.audit_links import config_of
 from flows.cli import main
 from flows.prepare import opened
+from opd_core.config import config_hash
 from opd_core.types import Span, make_example_id
+from storage.audit import BrokenLink
 from storage.run import Run
 
 WEIGHTS = "checkpoints hold the weights that were committed"
@@ -68,6 +71,21 @@ def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
     assert out.count("✓") == 16 and "✗" not in out
     assert out.count("equal to the last bit") == 2
     assert "all 16 links hold" in out
+
+
+def test_a_config_from_before_a_key_came_is_what_its_name_says(copy):
+    (file,) = (copy / "configs").glob("*.json")
+    content = json.loads(file.read_text())
+    assert content["update"].pop("entropy_weight") is False
+    digest = config_hash(content)
+    older = file.with_name(f"{digest}.json")
+    older.write_text(json.dumps(content))
+    run = Run.open(copy)
+    assert digest != file.stem and config_of(run, digest) == config_of(run, file.stem)
+    content["update"]["epochs"] += 1
+    older.write_text(json.dumps(content))
+    with pytest.raises(BrokenLink, match=f"its hash is .* should be '{digest}'"):
+        config_of(run, digest)
 
 
 def test_a_run_audits_as_of_a_round_too(finished, capsys):
