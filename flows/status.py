@@ -63,7 +63,9 @@ def print_status(run: Run, config: str | None = None) -> None:
     out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
     out.print(f"frames    {_frames(run)}", markup=False)
     hint = config or _config_hint(run)
-    out.print(f"continue  videoopd run {hint}")
+    first = run.takes().in_the_way("draw", state.policy_version)
+    go_on = command(first, hint) if first else f"videoopd run {hint}"
+    out.print(f"continue  {go_on}", soft_wrap=True)
     for line in _reruns(run, hint):
         out.print(line, markup=False, soft_wrap=True)
     out.print(_policies(run))

@@ -97,6 +97,7 @@ def test_a_forced_score_makes_focus_stale_until_it_is_run_again(
     shown = status(run, capsys)
     assert "focus of round 1 was computed from rows of score that take 1 superseded" in shown
     assert f"score of round 1, take 1 (forced): {scored} rows superseded" in shown
+    assert "continue videoopd run " in shown, "a round does its own stale stages again"
     assert stage(config, "focus").rows == len(before["selections"])
     assert stage(config, "focus").rows == 0, "and that once"
     assert "stale" not in status(run, capsys)
@@ -123,6 +124,7 @@ def test_a_past_round_run_again_supersedes_all_that_came_of_it(
     assert "update of round 2 was computed from rows of focus that take 1" in str(found)
     shown = status(run, capsys)
     assert "stale update of round 2" in shown
+    assert re.search(r"continue videoopd stage update \S+ --round 2 ", shown)
     assert "stale all of round 3, 4: update of round 2 has to be run again first" in shown
     with pytest.raises(VideoOPDError, match="draw of round 4 cannot run yet: update of round 2"):
         run_without_server(config)
