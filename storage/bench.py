@@ -136,7 +136,7 @@ def ask(folder: Path) -> dict[str, Any]:
             .collect()
         ),
     }  # fmt: skip
-    found["take"] = _interleaved(takes, 3)
+    found["take"] = _interleaved(takes, 9)
     found["parquet bytes"] = parquet.stat().st_size
     return found | _memory()
 
