@@ -65,7 +65,7 @@ def print_status(run: Run, config: str | None = None) -> None:
     hint = config or _config_hint(run)
     first = run.takes().in_the_way("draw", state.policy_version)
     go_on = command(first, hint) if first else f"videoopd run {hint}"
-    out.print(f"continue  {go_on}", soft_wrap=True)
+    out.print(f"continue  {go_on}", markup=False, soft_wrap=True)
     for line in _reruns(run, hint):
         out.print(line, markup=False, soft_wrap=True)
     out.print(_policies(run))

@@ -17,6 +17,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,7 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
     todo = _missing(plan, options, plan.tuning_runs())
     if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
         return failed
+    began = time.monotonic()
     os.environ.update(ONE_THREAD)
     from flows.launch import quiet_server
 
@@ -76,6 +78,7 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
         _run(plan, pool, "runs", todo, failed)
     finally:
         pool.close()
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
 

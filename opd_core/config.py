@@ -42,6 +42,7 @@ from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, Any]]
 """A config as JSON: section -> key -> value."""
+# Where things are kept: no part of what a config is.
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
 
 

@@ -85,6 +85,11 @@ class Evidence:
         )
 
     @cached_property
+    def cpu_seconds(self) -> float:
+        """Of all runs that are there, tuning included."""
+        return sum(r.last.cpu_seconds for r in (*self.tuning, *self.results))
+
+    @cached_property
     def resumed(self) -> list[str]:
         """Runs with a round that was killed and continued."""
         return [

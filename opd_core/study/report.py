@@ -39,6 +39,7 @@ def as_numbers(evidence: Evidence) -> dict[str, Any]:
         "study": study,
         "sessions": list(evidence.sessions),
         "missing": dict(evidence.missing),
+        "cpu_seconds": evidence.cpu_seconds,
         "arms": [asdict(row) for row in evidence.rows],
         "claims": [_finite(asdict(claim)) for claim in evidence.claims],
         "tuning": [_without_examples(asdict(r)) for r in evidence.tuning],
@@ -80,6 +81,11 @@ def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]
     yield "## Arms"
     yield ""
     yield from _table(evidence.rows)
+    yield ""
+    yield (
+        f"All runs, tuning included: {evidence.cpu_seconds:,.0f} CPU seconds, or "
+        f"{evidence.cpu_seconds / 60:.0f} minutes of one core."
+    )
     yield ""
     yield from _definitions(evidence)
     yield ""

@@ -55,6 +55,7 @@ def test_the_table_the_verdicts_and_where_they_come_from(evidence, tmp_path):
     assert "| `long` | longer | 0.001 | 1 | 1 | 10 | 1 k | 20 | 0.400 | +0.000 | 0.400 |" in text
     assert "**Student beyond teacher: holds here.**" in text
     assert "| `opd` | 0.470 | **0.510** |" in text
+    assert "All runs, tuning included: 71 CPU seconds, or 1 minutes of one core." in text
     assert "- `long/lr-0.001/seed-1`: the loss is nan" in text
     for part in SESSION.values():
         assert part in text
