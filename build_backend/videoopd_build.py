@@ -8,6 +8,7 @@ import base64
 import hashlib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (the hooks that stay as they are)
@@ -22,19 +23,23 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that stay as they 
 ADDED = ("videoopd_torchvision.pth", "videoopd_torchvision.py")
 
 
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+def build_wheel(
+    wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None
+) -> str:
+    name: str = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
     _add_to(Path(wheel_directory, name))
     return name
 
 
-def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
-    name = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+def build_editable(
+    wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None
+) -> str:
+    name: str = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
     _add_to(Path(wheel_directory, name))
     return name
 
 
-def _add_to(wheel):
+def _add_to(wheel: Path) -> None:
     """Writes the wheel again with `ADDED` in it, and in its RECORD."""
     whole = wheel.with_suffix(".whole")
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as new:
@@ -48,11 +53,11 @@ def _add_to(wheel):
     whole.replace(wheel)
 
 
-def _content(name):
+def _content(name: str) -> bytes:
     return Path(__file__).with_name(name).read_bytes()
 
 
-def _record(name):
+def _record(name: str) -> bytes:
     content = _content(name)
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
     return f"{name},sha256={digest},{len(content)}\n".encode()

@@ -12,21 +12,22 @@ Python pays.
 """
 
 import sys
-from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 
 _library = None
 
 
-def install():
+def install() -> None:
     """Once a process: from now on torchvision is loaded by `_Loader`."""
-    if not any(type(finder).__name__ == "_Finder" for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
 
 
 class _Finder:
     """Finds torchvision where Python would, so that looking for it imports nothing."""
 
-    def find_spec(self, name, path=None, target=None):
+    @staticmethod
+    def find_spec(name, path=None, target=None) -> "ModuleSpec | None":  # noqa: ANN001
         if name != "torchvision":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -36,26 +37,25 @@ class _Finder:
 
 
 class _Loader(SourceFileLoader):
-    def exec_module(self, module):
+    def exec_module(self, module) -> None:  # noqa: ANN001
         _define_what_does_not_load(module.__path__[0])
         super().exec_module(module)
 
 
-def _define_what_does_not_load(package):
+def _define_what_does_not_load(package: str) -> None:
     global _library
     if _library is not None:
         return
-    import os
+    from pathlib import Path
 
     import torch
 
-    for name in sorted(os.listdir(package)):
-        if name.startswith("_C.") and name.endswith((".so", ".pyd", ".dylib")):
-            try:
-                torch.ops.load_library(os.path.join(package, name))
-                return
-            except OSError:
-                pass  # compiled for another build of torch
+    for compiled in sorted(Path(package).glob("_C.*")):
+        try:
+            torch.ops.load_library(str(compiled))
+            return
+        except OSError:
+            pass  # compiled for another build of torch
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -64,7 +64,7 @@ def _define_what_does_not_load(package):
         try:
             _library.define(schema)
         except RuntimeError:
-            pass  # some other program's remedy was first
+            pass  # another program's remedy was first
 
 
 install()

@@ -89,8 +89,11 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
 
 def answered_by_model(work: Work, folder: Path) -> Answers:
     """The answers of a Hugging Face folder to the eval split, after asking what has none."""
+    from opd_core.checkpoint import check_checkpoint
     from opd_core.prompts import load_processor, processor_hash
     from opd_core.rollout import Policy, evaluate_model
+
+    check_checkpoint(folder)
 
     question = evaluation_question(work.config, processor_hash(load_processor(folder)))
     model = Policy(0, folder, work.run.weights_hash(folder))

@@ -17,6 +17,7 @@ from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
+from storage.run_folder import weights_cache
 from storage.takes import policy_version_of, round_number
 
 
@@ -93,6 +94,19 @@ def check_folders(config: Config, name: str) -> None:
             )
 
 
+def check_weights(config: Config) -> None:
+    """Raises `VideoOPDError` unless student and teacher hold all weights of their models.
+
+    What the run has hashed, and nothing has touched since, was looked at before.
+    """
+    from opd_core.checkpoint import check_checkpoint
+
+    known = weights_cache(config.run.path)
+    for folder in (config.student.path, config.teacher.path):
+        if known.get(folder) is None:
+            check_checkpoint(folder)
+
+
 @contextmanager
 def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
@@ -106,6 +120,7 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
+    check_weights(loaded)
     set_threads(loaded.machine.threads)
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path

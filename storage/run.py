@@ -127,6 +127,7 @@ class Run:
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
             run.check_base()
+            policies.rebase(path / "policies", student)
             config = path / "configs" / f"{config_hash}.json"
             if not config.exists():
                 config.parent.mkdir(exist_ok=True)
@@ -145,7 +146,7 @@ class Run:
 
     def weights_hash(self, folder: str | Path) -> str:
         """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
-        return policies.weights_hash(Path(folder).resolve(), cache=self._cache)
+        return policies.published_hash(Path(folder).resolve(), self._cache)
 
     def current_policy(self) -> PolicyRef:
         """The newest committed policy in force, or the base student before the first update."""
