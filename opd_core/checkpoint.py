@@ -186,13 +186,10 @@ def _told(folder: Path, kind: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back what transformers would log of these keys: it is told in one sentence."""
-    loggers = [logging.getLogger(f"transformers.{name}")
-               for name in ("modeling_utils", "integrations.peft")]  # fmt: skip
-    levels = [logger.level for logger in loggers]
+    logger = logging.getLogger("transformers")
+    level = logger.level
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
