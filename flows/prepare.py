@@ -11,6 +11,7 @@ from functools import cached_property
 import polars as pl
 
 from opd_core.config import Config, load_config
+from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
@@ -72,6 +73,16 @@ class Work:
                 f"give a round from {first} to {newest}"
             )
         return self.policy(policy_version_of(stage, round))
+
+    def continuation(self, policy: PolicyRef) -> str | None:
+        """Why training on from this policy begins with a new optimiser; None: it goes on.
+
+        Raises `VideoOPDError` where the config would not train what it says: asked before a round
+        samples anything, and again before its update.
+        """
+        earlier = self.run.config_of_policy(policy)
+        section = None if earlier is None else earlier["update"]
+        return continuation(self.config, policy.path, policy.version, section)
 
     def policy_of_round(self) -> PolicyRef:
         """The policy that the round to work on samples from.

@@ -11,6 +11,7 @@ A run may be moved: paths in rows are relative to it, and the student's may chan
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import uuid
@@ -177,6 +178,21 @@ class Run:
                 f" {version}; restore the folder from a copy of the run"
             )
         return PolicyRef(version, folder, digest)
+
+    def config_of_policy(self, policy: PolicyRef) -> dict[str, Any] | None:
+        """The config, as JSON, that a policy was made with; None for the base."""
+        if policy.version == 0:
+            return None
+        digest = policies.read_manifest(policy.path).get("config_hash")
+        path = self.path / "configs" / f"{digest}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise VideoOPDError(
+                f"{path}, the config that policy {policy.version} was made with, is not readable;"
+                " restore it from a copy of the run"
+            ) from None
+        return content
 
     def staging_folder(self, version: int) -> Path:
         """An empty folder to save policy `version` into, then `publish_policy`.

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -431,6 +431,12 @@ TABLES: dict[str, TableSpec] = _by_name(
                     optional=True,
                 ),
                 Column("stopped_early", STRING, "Why it ended early.", optional=True),
+                Column(
+                    "optimizer_restarted",
+                    STRING,
+                    "Why the optimiser began anew; null: it went on, or the round is the first.",
+                    optional=True,
+                ),
                 Column("teacher_passes_saved", INT, "Rollouts that never had to be scored."),
                 Column("steps", pa.list_(STEP), "One entry an optimiser step."),
                 _seconds("the update"),
