@@ -39,7 +39,8 @@ def write_hub_folder(run: Run, out: Path) -> int:
 
             merge_adapter(policy.path, folder, "float32")
         else:
-            shutil.copytree(policy.path, folder, dirs_exist_ok=True)
+            for file in sorted(p for p in policy.path.iterdir() if p.is_file()):
+                shutil.copyfile(file, folder / file.name)
         for name in _OF_THE_RUN:
             (folder / name).unlink(missing_ok=True)
         (folder / "README.md").write_text(card(run, version))

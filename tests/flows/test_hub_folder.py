@@ -54,7 +54,7 @@ def runs(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def loaded_by_anybody(folder: Path) -> str:
-    """What a plain Python says of the folder, which neither is here nor imports anything of ours."""
+    """What a plain Python says of the folder, started elsewhere and importing nothing of ours."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSTARTUP")}
     done = subprocess.run(
         [sys.executable, "-I", "-c", PLAIN, str(folder)],
