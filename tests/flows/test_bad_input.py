@@ -116,16 +116,20 @@ def test_different_vocabularies(write_config: Any, models: dict[str, Path], tmp_
 def poisoned(
     models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`poisoned("student")`: its folder with NaN in one weight of the last layer."""
+    """`poisoned("student")`: its folder with a last layer so large that its sums are no numbers.
+
+    (Weights that are NaN themselves are refused: `test_broken_models.py`.)
+    """
 
     def make(role: str) -> Path:
+        import torch
         from safetensors.torch import load_file, save_file
 
         folder = tmp_path_factory.mktemp("poisoned") / role
         shutil.copytree(models[role], folder)
         weights = load_file(folder / "model.safetensors")
         name = [n for n in weights if n.endswith("mlp.down_proj.weight")][-1]
-        weights[name][0, 0] = float("nan")
+        weights[name].fill_(torch.finfo(weights[name].dtype).max)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
