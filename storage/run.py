@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from opd_core.types import Rerun, VideoOPDError
-from storage import cleanup, history, locks, policies, run_folder, upkeep, views
+from storage import cleanup, history, locks, older_formats, policies, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
@@ -126,12 +126,20 @@ class Run:
         with disk_troubles(path), locks.held(path / ".locks" / "create.lock", "create", 600.0):
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
+            older_formats.refuse_to_write(run.tables.folder, run.tables.format)
             run.check_base()
             config = path / "configs" / f"{config_hash}.json"
             if not config.exists():
                 config.parent.mkdir(exist_ok=True)
                 write_whole(config, config_json)
         return run
+
+    def migrate(self) -> dict[str, list[str]]:
+        """Brings the tables of an older format up to today's: table -> the columns it was given."""
+        with self.exclusive("round"):
+            given = older_formats.migrate(self.tables.folder)
+        self.tables = Tables.open(self.tables.folder)
+        return given
 
     # --- policies ------------------------------------------------------------------------------
 
