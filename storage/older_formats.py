@@ -52,7 +52,7 @@ def format_of(folder: Path) -> int:
 
 
 def absent(spec: TableSpec, schema: pa.Schema) -> list[Column] | None:
-    """The optional columns of `spec` that a table on disk has not; None where it differs in more."""
+    """The optional columns of `spec` that a table has not; None where it differs in more."""
     wanted = {column.name: column for column in spec.columns}
     if not set(schema.names) <= set(wanted):
         return None
@@ -79,8 +79,8 @@ def refuse_to_write(folder: Path, version: int) -> None:
     if version < SCHEMA_VERSION:
         raise VideoOPDError(
             f"the tables in {folder} have format {version} and this program writes format"
-            f" {SCHEMA_VERSION}; bring them up with `videoopd migrate {folder.parent}`, or go on with"
-            " the program that wrote them"
+            f" {SCHEMA_VERSION}; bring them up with `videoopd migrate {folder.parent}`, or go on"
+            " with the program that wrote them"
         )
 
 
