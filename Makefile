@@ -18,7 +18,7 @@ export VLLM_NO_USAGE_STATS := 1
 
 .PHONY: help
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: install
 install: $(STAMP)  ## make .venv and install the pinned packages (once; about 3 minutes)
@@ -58,6 +58,10 @@ down: $(STAMP)  ## stop what `make up` started
 .PHONY: bench
 bench: $(STAMP)  ## the numbers the project is measured by (long)
 	@$(BIN)/videoopd bench
+
+.PHONY: same-as
+same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)
+	@$(BIN)/python -m tests.same_as $(or $(REV),HEAD)
 
 .PHONY: clean
 clean:  ## remove the environment and caches; runs/ and worlds/ stay
