@@ -132,11 +132,8 @@ def decoding_once(config: Config) -> Iterator[None]:
         warnings.warn(f"no frames are kept: {error}", RuntimeWarning, stacklevel=3)
         yield
         return
-    try:
-        with reading_through(store):
-            yield
-    finally:
-        store.close()
+    with reading_through(store):
+        yield
 
 
 def import_annotations(run: Run, config: Config) -> tuple[int, int]:

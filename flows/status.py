@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.report import accuracy, console
 from flows.rerun import command
 from opd_core.config_sections import FRAMES_FOLDER
-from storage.clip_index import usage
+from storage.frames import usage
 from storage.schemas import TABLES
 from storage.takes import take_of
 
