@@ -64,7 +64,7 @@ def spans_in(fields: Fields) -> Any:
     if span := fields.first(SPAN):
         return span[1]
     if start and end:
-        return [start[1], end[1]]
+        return [[start[1], end[1]]]
     if windows:
         return windows[1]
     if start or end:
