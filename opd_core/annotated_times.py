@@ -27,6 +27,7 @@ _WORDS = re.compile(
 )
 _NOT_FINITE = {"nan", "inf", "infinity"}
 
+_NO_QUOTES = str.maketrans("", "", "'\"")
 _TIME = r"[+-]?(?:(?:\d+:)?\d+:\d{1,2}(?:[.,]\d+)?|\d+(?:\.\d+)?)(?![\d:])"
 _COMMA_TIME = r"[+-]?\d+,\d+(?![\d:])"
 _DASH = r"-{1,3}>?|→|–|—|~|\.\.|to\b|until\b"
@@ -108,7 +109,9 @@ def pairs_of_text(text: str) -> list[tuple[str, str]]:
 
     Empty where the text holds anything else.
     """
-    if len(words := text.split()) == 2 and all(is_time(word) for word in words):
+    if text.startswith(("[", "(")):  # a list as Python or numpy prints it
+        text = text.translate(_NO_QUOTES)
+    if len(words := text.strip("[]() ").split()) == 2 and all(is_time(word) for word in words):
         return [(words[0], words[1])]
     for pattern in (_PAIR, _COMMA_PAIR):
         if (found := pattern.findall(text)) and all(

@@ -40,19 +40,17 @@ class VideoFolder:
         parts = path.parts
         if not parts or ".." in parts:
             return None
-        if path.is_absolute:
-            ends = ("/".join(parts[start:]) for start in range(len(parts)))
-            return next((end for end in ends if self._is_file(end)), None)
-        wholes = ["/".join(parts)]
-        wholes += ["/".join(parts[n:]) for n in range(1, len(parts)) if self._ends_in(parts[:n])]
-        for whole in wholes:
-            for candidate in (whole, *(whole + suffix for suffix in SUFFIXES)):
-                if self._is_file(candidate):
-                    return candidate
-        if len(parts) > 1:
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        if not path.is_absolute:
+            ends = [ends[0], *(ends[n] for n in range(1, len(parts)) if self._ends_in(parts[:n]))]
+        suffixes = ("",) if name.lower().endswith(SUFFIXES) else ("", *SUFFIXES)
+        candidates = (end + suffix for end in ends for suffix in suffixes)
+        if found := next((name for name in candidates if self._is_file(name)), None):
+            return found
+        if len(parts) > 1 or path.is_absolute:
             return None
-        found = self._by_name.get(parts[0], ())
-        return found[0] if len(found) == 1 else None
+        named = self._by_name.get(parts[0], ())
+        return named[0] if len(named) == 1 else None
 
     def _ends_in(self, folders: tuple[str, ...]) -> bool:
         return self.path.resolve().parts[-len(folders) :] == folders

@@ -21,7 +21,7 @@ _QUOTED = (
     re.compile(r"\b(?:sentence|event|query)\b[^\"'“]{0,40}\"(.+?)\"", re.S),
     re.compile(r"\b(?:sentence|event|query)\b[^\"'“]{0,40}“(.+?)”", re.S),
 )
-_VIDEO_TAG = re.compile(r"<\|?video(?:_pad)?\|?>")
+_VIDEO_TAG = "<video>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Chat:
 
 def is_prompt(text: str) -> bool:
     """Whether a model could be asked this as it stands: it says where the video goes."""
-    return _VIDEO_TAG.search(text) is not None
+    return _VIDEO_TAG in text
 
 
 def quoted_sentence(text: str) -> str | None:

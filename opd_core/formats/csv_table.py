@@ -78,7 +78,7 @@ def _form(line: str) -> _Form:
 
 def _cells(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:
         return []
 
@@ -96,7 +96,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def _read(text: io.TextIOWrapper, name: str, before: int, form: _Form) -> Iterator[Found]:
-    rows = csv.reader(text, delimiter=form.delimiter)
+    rows = csv.reader(text, delimiter=form.delimiter, skipinitialspace=True)
     columns = form.columns
     while True:
         try:

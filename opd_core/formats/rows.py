@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from opd_core.annotated_times import seconds
 from opd_core.annotation_fields import BadAnnotationError, as_object
@@ -43,6 +43,7 @@ from opd_core.types import Span
 
 CUT_TOLERANCE_SECONDS = 0.5
 
+T = TypeVar("T")
 Check = Callable[[OfVideo], None]
 """Raises `BadAnnotationError` where a row cannot be used, whatever its sentences are."""
 Build = Callable[[str, OfVideo], Annotated]
@@ -154,9 +155,8 @@ class _Row:
             quoted = quoted_sentence(value) if value is question or is_prompt(value) else None
             if quoted or not is_prompt(value):
                 return quoted or value
-        for text in self._chat.questions():
-            if quoted := quoted_sentence(text):
-                return quoted
+        if quoted := _the_one(map(quoted_sentence, self._chat.questions()), "sentences in quotes"):
+            return quoted
         raise BadAnnotationError(
             f"the row has no sentence ({_some(names.SENTENCE)}), and the user's text none in quotes"
         )
@@ -171,9 +171,8 @@ class _Row:
                 return spans_of(answer)
             if spans := spans_of_text(answer):
                 return spans
-        for text in self._chat.answers():
-            if spans := spans_of_text(text):
-                return spans
+        if spans := _the_one(map(spans_of_text, self._chat.answers()), "answers with a span"):
+            return spans
         if value is not None:
             return spans_of(value)  # raises, and shows it
         if odd := self._fields.in_other_units():
@@ -201,6 +200,14 @@ def _paired(queries: tuple[str, Any], spans: tuple[str, Any] | None) -> Iterator
             f"{spans[0]!r} has {len(spans[1])} entries and {queries[0]!r} has {len(queries[1])}"
         )
     return zip(queries[1], spans[1], strict=True)
+
+
+def _the_one(found: Iterator[T | None], what: str) -> T | None:
+    """Raises where a chat goes on about another moment."""
+    several = list(dict.fromkeys(value for value in found if value))
+    if len(several) > 1:
+        raise BadAnnotationError(f"the chat has {len(several)} {what}; one is expected")
+    return several[0] if several else None
 
 
 def _refuse_cut_out(fields: Fields, duration: float | None) -> None:

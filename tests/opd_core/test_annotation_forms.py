@@ -85,6 +85,9 @@ ROWS = {
     "answer tags": VQ | {"solution": "<think>1 to 9?</think><answer>2.0 to 4.5</answer>"},
     "JSON in text": VQ | {"span": "[[2, 4.5]]"},
     "a pair in text": VQ | {"span": "(2.0, 4.5)"},
+    "a list as Python prints it": VQ | {"gt": "['2.0', '4.5']"},
+    "a list as numpy prints it": VQ | {"gt": "[2.  4.5]"},
+    "an object as Python prints it": VQ | {"gt": "{'start': 2.0, 'end': 4.5}"},
     "two numbers in text": VQ | {"span": "2.0 4.5"},
     "clocks in text": VQ | {"span": "00:02 - 00:04.5"},
     "a dash": VQ | {"span": "2.0s–4.5s"},
@@ -248,6 +251,27 @@ REFUSED = {
     "no sentence": (V | {"span": [1, 2]}, "has no sentence"),
     "no quoted sentence": (V | {"messages": [user("<video>When?")], "gt": [1, 2]}, "no sentence"),
     "a number as the sentence": (V | {"query": 5, "span": [1, 2]}, "the query is not text"),
+    "a chat of two moments": (
+        V
+        | {
+            "messages": [
+                user("the event 'a'"), {"role": "assistant", "content": "1 to 2"},
+                user("the event 'b'"), {"role": "assistant", "content": "3 to 4"},
+            ]
+        },
+        "2 sentences in quotes",
+    ),
+    "a chat of two answers": (
+        VQ
+        | {
+            "messages": [
+                {"role": "assistant", "content": "1 to 2"},
+                {"role": "assistant", "content": "3 to 4"},
+            ]
+        },
+        "2 answers with a span",
+    ),
+    "minutes and seconds in primes": (VQ | {"gt": "5'30\""}, "names no span"),
     "no span": (VQ, "the row has no span"),
     "an answer without a span": (VQ | {"answer": "I cannot tell."}, "the row has no span"),
     "lists of two lengths": (V | {"queries": ["a", "b"], "spans": [[1, 2]]}, "has 1 entries"),
@@ -376,6 +400,8 @@ def test_a_path_of_windows_is_the_path_of_posix(folders):
         ("videos/sub/c.mp4", "sub/c.mp4"),
         ("my\\videos\\sub\\c.mp4", "sub/c.mp4"),
         ("file:///C:/data/a.mp4", "a.mp4"),
+        ("D:\\a", "a.mp4"),
+        ("/far/sub/c", "sub/c.mp4"),
         ("file:///data/with%20space.mp4", "with space.mp4"),
         ("s3://bucket/sub/c.mp4", "sub/c.mp4"),
         ("..\\a.mp4", None),
