@@ -7,6 +7,8 @@ it should be is a `BadAnnotationError`, whose text is the reason that the user g
 from __future__ import annotations
 
 import json
+import re
+from functools import lru_cache
 from typing import Any
 
 from opd_core.types import Span
@@ -14,6 +16,9 @@ from opd_core.video_names import NamedPath
 
 END_TOLERANCE_SECONDS = 0.5
 """Durations are rounded in the wild: a span may end this much after its video, and stays as is."""
+
+
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
 
 
 class BadAnnotationError(Exception):
@@ -55,11 +60,12 @@ def as_text(value: Any, what: str) -> str:
     value = value.strip()
     if not value:
         raise BadAnnotationError(f"{what} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value) or "\0" in value:
+    if _NO_TEXT.search(value):
         raise BadAnnotationError(f"{what} holds characters that are no text (of UTF-8)")
     return value
 
 
+@lru_cache(maxsize=1024)  # all sentences of a video ask
 def relative_path(name: str) -> str:
     """A file below the folder of videos, `/` between its parts. Raises where it leads out."""
     path = NamedPath.of(name)

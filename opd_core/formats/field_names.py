@@ -7,7 +7,6 @@ Earlier names of a table win. To read a new name, add it here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -66,7 +65,12 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-_KNOWN = frozenset(plain(name) for name in _ALL)
+@lru_cache(maxsize=256)
+def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(plain(name) for name in names)
+
+
+_KNOWN = frozenset(_plain(_ALL))
 
 
 def is_known(name: str) -> bool:
@@ -95,11 +99,14 @@ class Fields:
                 self._values.setdefault(plain(name), (within + name, value))
 
     def first(self, names: tuple[str, ...]) -> tuple[str, Any] | None:
-        return next(self.all(names), None)
+        for key in _plain(names):
+            if key in self._values:
+                return self._values[key]
+        return None
 
-    def all(self, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def all(self, names: tuple[str, ...]) -> list[tuple[str, Any]]:
         """Each that is given, in the order of `names`."""
-        return (self._values[plain(n)] for n in names if plain(n) in self._values)
+        return [self._values[key] for key in _plain(names) if key in self._values]
 
     def value(self, names: tuple[str, ...]) -> Any:
         """Of the first; None where none is given."""

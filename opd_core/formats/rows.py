@@ -63,22 +63,37 @@ def found_in_row(
     place: str, value: Any, what: str, check: Check | None = None, video: str | None = None
 ) -> Iterator[Found]:
     """The sentences of one row. `video`: its name, where the row does not say it itself."""
+    try:
+        inside = None if video is not None else _rows_inside(as_object(value, what))
+    except BadAnnotationError as error:
+        yield left_out(place, None, error)
+        return
+    if inside is None:
+        yield from _sentences(place, value, what, check, video)
+    else:
+        for index, row in enumerate(inside):
+            yield from _sentences(f"{place}#{index}", row, "the row", check, None)
+
+
+def _rows_inside(value: dict[str, Any]) -> list[Any] | None:
+    """Those of an object that is no row itself: `{"data": [...]}`."""
+    fields = Fields(value)
+    return None if fields.first(names.VIDEO) else _list(fields, names.AROUND)
+
+
+def _sentences(
+    place: str, value: Any, what: str, check: Check | None, video: str | None
+) -> Iterator[Found]:
     named = video
     try:
         row = _Row(Fields(as_object(value, what)), video)
-        inside = row.rows_inside()
-        if inside is None:
-            of = row.of_video()
-            named = of.video
-            if check is not None:
-                check(of)
-            sentences = row.sentences()
+        of = row.of_video()
+        named = of.video
+        if check is not None:
+            check(of)
+        sentences = row.sentences()
     except BadAnnotationError as error:
         yield left_out(place, named, error)
-        return
-    if inside is not None:
-        for index, value in enumerate(inside):
-            yield from found_in_row(f"{place}#{index}", value, "the row", check)
         return
     for suffix, build in sentences:
         yield attempt(place + suffix, named, partial(build, place + suffix, of))
@@ -92,18 +107,6 @@ class _Row:
     @cached_property
     def _chat(self) -> Chat:
         return Chat.of(self._fields.value(names.CHAT))
-
-    def rows_inside(self) -> list[Any] | None:
-        """Those of an object that is no row itself: `{"data": [...]}`."""
-        if self._key is None and self._fields.first(names.VIDEO) is None:
-            return self._list(names.AROUND)
-        return None
-
-    def _list(self, of: tuple[str, ...]) -> list[Any] | None:
-        found = self._fields.first(of)
-        if found is not None and not isinstance(found[1], list):
-            raise BadAnnotationError(f"{found[0]!r} is not a list")
-        return found[1] if found else None
 
     def of_video(self) -> OfVideo:
         duration = self._fields.value(names.DURATION)
@@ -133,7 +136,7 @@ class _Row:
         if "events" in self._fields.empty:
             raise BadAnnotationError("'events' is empty")
         builds: list[Build]
-        if (events := self._list(names.EVENTS)) is not None:
+        if (events := _list(self._fields, names.EVENTS)) is not None:
             builds = [partial(_of_event, event) for event in events]
         elif (several := self._fields.first(names.SENTENCE)) and isinstance(several[1], list):
             spans = self._fields.first((*names.SPAN, *names.WINDOWS))
@@ -146,13 +149,14 @@ class _Row:
         return annotated(place, of, self._sentence(), self._spans())
 
     def _sentence(self) -> Any:
-        sentence, question = (self._fields.value(n) for n in (names.SENTENCE, names.QUESTION))
-        for value in (sentence, question):
+        for of in (names.SENTENCE, names.QUESTION):
+            value = self._fields.value(of)
             if value is None:
                 continue
             if not isinstance(value, str):
                 return value
-            quoted = quoted_sentence(value) if value is question or is_prompt(value) else None
+            may_be_prompt = of is names.QUESTION or is_prompt(value)
+            quoted = quoted_sentence(value) if may_be_prompt else None
             if quoted or not is_prompt(value):
                 return quoted or value
         if quoted := _the_one(map(quoted_sentence, self._chat.questions()), "sentences in quotes"):
@@ -183,8 +187,17 @@ class _Row:
         )
 
 
+def _list(fields: Fields, of: tuple[str, ...]) -> list[Any] | None:
+    found = fields.first(of)
+    if found is not None and not isinstance(found[1], list):
+        raise BadAnnotationError(f"{found[0]!r} is not a list")
+    return found[1] if found else None
+
+
 def _of_event(event: Any, place: str, of: OfVideo) -> Annotated:
-    return _Row(Fields(as_object(event, "the event"))).single(place, of)
+    fields = Fields(as_object(event, "the event"))
+    _refuse_cut_out(fields, of.duration)
+    return _Row(fields).single(place, of)
 
 
 def _of_pair(query: Any, spans: Any, place: str, of: OfVideo) -> Annotated:

@@ -60,12 +60,12 @@ def spans_in(fields: Fields) -> Any:
 
     None where there is none of these. Raises where there is half of a span.
     """
-    start, end, windows = fields.first(START), fields.first(END), fields.first((*SPAN, *WINDOWS))
     if span := fields.first(SPAN):
         return span[1]
+    start, end = fields.first(START), fields.first(END)
     if start and end:
         return [[start[1], end[1]]]
-    if windows:
+    if windows := fields.first(WINDOWS):
         return windows[1]
     if start or end:
         raise BadAnnotationError(f"the key {'end' if start else 'start'!r} is missing")
