@@ -85,13 +85,11 @@ def check_span(span: Span, duration: float) -> Span:
             f"the span {start:g} - {end:g} s is {kind}: it ends at {end:g} s, not after its start "
             f"at {start:g} s",
         )
-    outside = f"it lies outside of the video's {duration:g} s"
+    outside = f"lies outside of the video's {duration:g} s"
     if start < 0:
         raise BadSpanError(
-            "negative span", f"the span {start:g} - {end:g} s is negative: {outside}"
+            "negative span", f"the span {start:g} - {end:g} s is negative: it {outside}"
         )
     if end > duration + END_TOLERANCE_SECONDS:
-        raise BadSpanError(
-            "span outside of its video", f"the span {start:g} - {end:g} s is too late: {outside}"
-        )
+        raise BadSpanError("span outside of its video", f"the span {start:g} - {end:g} s {outside}")
     return span

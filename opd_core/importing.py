@@ -147,7 +147,7 @@ def _checked(span: Span, duration: float, clamp_seconds: float) -> Span:
     except BadSpanError as error:
         reason = str(error)
         if late > 0 and 0 <= span.start < duration:
-            reason += f", by {late:.2f} s; --clamp SECONDS cuts such spans to the end of the file"
+            reason += f", {late:.2f} s too late; --clamp SECONDS would cut it to the end"
         raise _LeftOutError(error.kind, reason) from None
 
 

@@ -161,9 +161,8 @@ class _Row:
                 return quoted or value
         if quoted := _the_one(map(quoted_sentence, self._chat.questions()), "sentences in quotes"):
             return quoted
-        raise BadAnnotationError(
-            f"the row has no sentence ({_some(names.SENTENCE)}), and the user's text none in quotes"
-        )
+        chat = ", and its chat none in quotes" if self._chat.messages else ""
+        raise BadAnnotationError(f"the row has no sentence ({_some(names.SENTENCE)}){chat}")
 
     def _spans(self) -> tuple[Span, ...]:
         value = spans_in(self._fields)

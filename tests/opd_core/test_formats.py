@@ -191,12 +191,31 @@ KEYS = (
     "source", "video_path", "duration", "events", "query", "span", "vid", "relevant_windows",
     "video", "start", "end", "messages", "videos", "solution", "role", "content", "spans",
     "queries", "timestamps", "sentences", "type", "text", "conversations", "prompt",
+    "reward_model", "ground_truth", "extra_info", "timestamp", "sentence", "video_start", "data",
+    "annotations", "answer", "question", "path", "start_frame", "source",
 )  # fmt: skip
 
 
 def nearly() -> st.SearchStrategy[object]:
     """JSON whose keys are those that the readers look for, at any depth."""
-    texts = st.sampled_from(["user", "a.mp4", QUESTION, ANSWER, "{", "<answer>1 to 2", "text"])
+    texts = st.sampled_from(
+        [
+            "user",
+            "a.mp4",
+            QUESTION,
+            ANSWER,
+            "{",
+            "<answer>1 to 2",
+            "text",
+            "1.0 to 2.5",
+            "00:01",
+            "[1, 2]",
+            "[[1, 2], {",
+            "<video>",
+            "C:\\a.mp4",
+            "",
+        ]
+    )
     leaves = st.none() | st.floats() | st.integers() | texts | st.text(max_size=6)
     return st.recursive(
         leaves,
