@@ -165,6 +165,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-audio-queries", action="store_true",
         help="leave out sentences about what is heard, by TimeLens' nine words",
     )  # fmt: skip
+    bring.add_argument(
+        "--clamp", type=_seconds, default=0.0, metavar="SECONDS",
+        help="cut spans that end at most this long after their video to its end (default: none)",
+    )  # fmt: skip
 
     evaluate = _add(
         commands, "evaluate", _evaluate, "how well a policy or a model does, with intervals"
@@ -265,6 +269,16 @@ def _share(text: str) -> float:
     return number
 
 
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return number
+
+
 def _run(options: argparse.Namespace) -> None:
     from flows.launch import run_rounds
 
@@ -329,6 +343,7 @@ def _import(options: argparse.Namespace) -> None:
         options.source,
         options.jobs,
         options.skip_audio_queries,
+        clamp_seconds=options.clamp,
     )
     print_summary(import_files(wanted))
 

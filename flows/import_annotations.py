@@ -9,6 +9,7 @@ command goes on. OUT and OUT.report.jsonl appear when they are whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ class ImportOptions:
     skip_audio_queries: bool = False
     probe_seconds: float = PROBE_SECONDS
     """A video that takes longer is left out."""
+    clamp_seconds: float = 0.0
+    """Spans that end at most this long after their file are cut to its end."""
 
 
 @dataclass
@@ -52,6 +55,12 @@ class ImportSummary:
     taken: int = 0
     taken_videos: set[str] = field(default_factory=set)
     several_spans: int = 0
+    clamped: int = 0
+    first_clamped: str = ""
+    latest_end: float = 0.0
+    """Seconds: of all spans taken."""
+    shortest: float = math.inf
+    """Seconds: the length of the shortest video of these."""
     noted: int = 0
     first_note: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -69,10 +78,22 @@ class ImportSummary:
             return
         self.taken += 1
         self.taken_videos.add(decision.video_path or "")
-        self.several_spans += len(getattr(found, "spans", ())) > 1
+        self.several_spans += len(decision.spans) > 1
+        self.latest_end = max(self.latest_end, *(span.end for span in decision.spans))
+        if decision.probe is not None:
+            self.shortest = min(self.shortest, decision.probe.duration)
+        for annotated, taken in decision.clamped:
+            self.clamped += 1
+            cut = f"{found.place}: {annotated.end:g} s to {taken.end:g} s"
+            self.first_clamped = self.first_clamped or cut
         if decision.note:
             self.noted += 1
             self.first_note = self.first_note or f"{found.place}: {decision.note}"
+
+    @property
+    def may_be_fractions(self) -> bool:
+        """Whether no span of several goes beyond the first second of videos of many."""
+        return self.taken >= 3 and self.latest_end <= 1.0 and self.shortest >= 5.0
 
 
 def report_path(out: Path) -> Path:
@@ -99,7 +120,10 @@ def import_files(options: ImportOptions) -> ImportSummary:
         out.parent.mkdir(parents=True, exist_ok=True)
         probes = _probe(options, folder, paths, summary)
         rules = Rules(
-            options.source or options.format, options.source is not None, options.skip_audio_queries
+            options.source or options.format,
+            options.source is not None,
+            options.skip_audio_queries,
+            options.clamp_seconds,
         )
         with _published(out) as rows, _published(report_path(out)) as report:
             found = _found(reader, options.files)
@@ -184,6 +208,13 @@ def print_summary(summary: ImportSummary) -> None:
         print(
             f"note      {summary.several_spans:>7,} sentences have several spans; all are kept in "
             "the file, and a run counts the one that an answer fits best"
+        )
+    if summary.clamped:
+        print(f"clamped   {summary.clamped:>7,} spans, the first {summary.first_clamped}")
+    if summary.may_be_fractions:
+        print(
+            f"careful           all spans end by {summary.latest_end:g} s, in videos of "
+            f"{summary.shortest:.0f} s and more: if they are fractions, write them in seconds"
         )
     if summary.noted:
         print(

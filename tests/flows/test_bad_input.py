@@ -220,7 +220,7 @@ def test_bad_annotations_are_set_aside_and_the_rest_goes_on(
     assert reasons.keys() == {
         f"annotations.jsonl:{place}" for place in ("1#1", "1#2", "2#0", "2#1", "3", "4")
     }
-    assert "the span ends at 2 s, not after its start at 4 s" in reasons["annotations.jsonl:1#1"]
+    assert "the span 4 - 2 s is reversed" in reasons["annotations.jsonl:1#1"]
     assert "lies outside of the video's 6 s" in reasons["annotations.jsonl:2#0"]
     queries = run.examples().collect().filter(split="train")["query"].to_list()
     assert sorted(queries) == ["a blue one", "a red one"]

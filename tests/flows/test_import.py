@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,32 @@ def test_nothing_taken_is_one_sentence_and_no_file(videos, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "nothing could be taken" in told and "'nowhere'" in told and told.count("\n") == 1
     assert not out.exists() and report_path(out).exists()
+
+
+def test_the_command_cuts_what_ends_late_where_that_is_asked_for(videos, tmp_path, capsys):
+    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 6.8), plain("a", 3, 2))
+    out = tmp_path / "out.jsonl"
+    words = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
+    assert cli.main(words) == 2
+    assert "--clamp" in rows(report_path(out))[0]["reason"]
+    assert cli.main([*words, "--clamp", "1"]) == 0
+    assert "1 spans, the first in.jsonl:1: 6.8 s to 6 s" in capsys.readouterr().out
+    taken, reversed_one = rows(report_path(out))
+    assert taken["clamped"] == [{"annotated": [1, 6.8], "taken": [1, 6]}]
+    assert reversed_one["kind"] == "reversed span"
+    assert rows(out)[0]["events"] == [{"query": "a dog runs", "span": [[1, 6]]}]
+    for wrong in ("-1", "nan", "inf", "much"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*words, "--clamp", wrong])
+
+
+def test_spans_that_look_like_fractions_are_told(videos, tmp_path, capsys):
+    lines = [plain("a", n / 10, n / 10 + 0.2, f"query {n}") for n in range(8)]
+    options = ImportOptions("jsonl", [], videos, tmp_path / "out.jsonl")
+    for extra, told in (([], True), ([plain("a", 1, 2)], False)):
+        file = write_lines(tmp_path / "in.jsonl", *lines, *extra)
+        import_annotations.print_summary(import_files(replace(options, files=[file])))
+        assert ("if they are fractions" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("wrong", ["videos", "out", "file"])
