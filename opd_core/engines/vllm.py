@@ -130,6 +130,10 @@ class VLLMEngine:
         kv_cache_gib = section.kv_cache_gib
         if self._on_cpu:
             options["block_size"] = PREFIX_BLOCK_ON_CPU
+            # A prompt that is prefilled in parts turns back the generator of its seed, which
+            # torch's CPU generators cannot do: a batch with much to prefill would crash.
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(self._settings.max_model_len, 8192)
             kv_cache_gib = kv_cache_gib or 1.0
         if kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
