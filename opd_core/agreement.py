@@ -80,7 +80,7 @@ def bound_for(given: float | None, dtypes: Sequence[str], device: str) -> Bound:
         return Bound(given)
     coarse = next((dtype for dtype in dtypes if dtype != FINE), None)
     if coarse is not None:
-        return Bound(4.0, 0.02, 0.35, f"{coarse} rounds by that much")
+        return Bound(4.0, 0.02, 0.35, f"more than rounding in {coarse} does")
     if device == "cpu":
-        return Bound(1e-3, reason="float32 on a CPU rounds by less")
-    return Bound(1e-2, 1e-3, 4e-2, f"float32 on {device} may multiply in TF32")
+        return Bound(1e-3, reason="more than rounding in float32 on a CPU does")
+    return Bound(1e-2, 1e-3, 4e-2, f"more than TF32 does on {device}")

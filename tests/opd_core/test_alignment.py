@@ -11,6 +11,9 @@ from opd_core import rollout as rollouts
 from opd_core.agreement import bound_for
 from opd_core.alignment import Gate, probe, probe_engine
 from opd_core.config import load_config
+from opd_core.encoding import ExampleEncoder
+from opd_core.engines.hf import HFEngine
+from opd_core.positions import PositionRule
 from opd_core.prefix_tree import Pack
 from opd_core.sampling import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
 from opd_core.tree_model import TreeModel
@@ -27,8 +30,6 @@ def config(tmp_path_factory, tiny_world):
 
 @pytest.fixture(scope="module")
 def encoder(config):
-    from opd_core.encoding import ExampleEncoder
-
     return ExampleEncoder(config, config.student.path)
 
 
@@ -136,8 +137,6 @@ def test_one_bad_example_is_set_aside_and_all_bad_ones_stop_the_stage(gate, item
 
 @pytest.fixture(scope="module")
 def engine(config, encoder):
-    from opd_core.engines.hf import HFEngine
-
     return HFEngine.load(config.student.path, encoder.prompts.tokenizer, "float32", "cpu")
 
 
@@ -170,7 +169,7 @@ def test_the_probe_names_example_token_and_both_values(
     text = str(error.value)
     assert text.startswith(f"token 2 ({samples[1].token_ids[2]}) of answer 1 to example {name}")
     assert f"{wrong:.6f} from the engine 'hf' and {right:.4f}" in text
-    assert "rollout.max_engine_mismatch = 0.001 (float32 on a CPU" in text
+    assert "rollout.max_engine_mismatch = 0.001 (more than rounding in float32 on a CPU" in text
 
 
 def test_the_default_bounds_follow_the_arithmetic():
@@ -270,6 +269,38 @@ def test_positions_that_the_engine_kept_are_not_the_probes(config, encoder, engi
     kept.clear()
     with pytest.raises(VideoOPDError, match="further apart than rollout.max_engine_mismatch"):
         probe_batch(config, encoder, engine, batch, answers)
+
+
+def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
+    """A third more seconds per grid, in the sampler alone: no token is far off, most are a bit."""
+    config = make_config(tmp_path, tiny_world, {"student.dtype": "bfloat16"}, "qwen2_5_vl")
+    encoder = ExampleEncoder(config, config.student.path)
+    (found,) = encoder.encode_batches([read_examples(config, 8)], "test", 0)
+    items = [item for video in found.videos for item in video]
+    folder, tokenizer = config.student.path, encoder.prompts.tokenizer
+
+    def ask():
+        engine = HFEngine.load(folder, tokenizer, "bfloat16", "cpu")
+        asked = [[Request(i.example.example_id, i.prompt, tuple(range(8))) for i in v]
+                 for v in found.videos]  # fmt: skip
+        return engine, engine.sample(asked, SamplingParams(24))
+
+    def check(engine, answers):
+        return probe_engine(config, folder, "bfloat16", encoder, engine, items[0], answers, items)
+
+    assert max(check(*ask()).values()) > 1e-3
+    right = PositionRule.positions
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            PositionRule,
+            "positions",
+            lambda self, tokens, vision: right(
+                self, tokens, replace(vision, second_per_grid=vision.second_per_grid * 4 / 3)
+            ),
+        )
+        engine, answers = ask()
+    with pytest.raises(VideoOPDError, match="mean difference of .* more than rounding in bfloat16"):
+        check(engine, answers)
 
 
 def test_other_seconds_or_positions_are_refused(encoder, items):
