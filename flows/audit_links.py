@@ -6,6 +6,7 @@ Each is a function of a run that counts what it has checked, or raises `BrokenLi
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,8 @@ def _first_met(
     frame = run.trained_rollouts().filter(this)
     met = {name: (step, logprobs) for name, step, logprobs in frame.select(
         "rollout_id", "step", "student_logprobs").collect().iter_rows()}  # fmt: skip
+    largest = row["logprob_bound"] or config.update.max_logprob_mismatch  # older rows have none
+    apart: list[float] = []
     for rollout in taken:
         where = f"trained_rollouts, {rollout.rollout_id}"
         step, logprobs = met.pop(rollout.rollout_id, (None, []))
@@ -128,12 +131,19 @@ def _first_met(
             raise BrokenLink.at(where, "the number of its log-probs", len(logprobs), expected)
         if step == 0 and rollout.answered_by == "student":
             sampled = rollout.sampling_logprobs or ()
-            apart = [abs(a - b) for a, b in zip(logprobs, sampled, strict=True)]
-            if not max(apart) <= config.update.max_logprob_mismatch:
-                bound = f"at most {config.update.max_logprob_mismatch}"
-                raise BrokenLink.at(where, "|student - sampling| at step 0", max(apart), bound)
+            apart += [abs(a - b) for a, b in zip(logprobs, sampled, strict=True)]
+            worst = max(apart[-len(sampled) :])
+            if largest is None or not worst <= largest:
+                bound = f"at most {largest}"
+                raise BrokenLink.at(where, "|student - sampling| at step 0", worst, bound)
     for name in met:
         raise BrokenLink(f"trained_rollouts, {name}: it was trained on and not selected")
+    if (bound := row["mean_logprob_bound"]) is not None and apart:
+        mean = math.fsum(apart) / len(apart)
+        if not mean <= bound:
+            where = f"trained_rollouts of policy_version {row['parent_version']}"
+            raise BrokenLink.at(where, "mean |student - sampling| at step 0", mean,
+                                f"at most {bound}")  # fmt: skip
 
 
 def selections(run: Run) -> Checked:

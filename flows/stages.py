@@ -299,6 +299,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             run.policy(0).path,
         )
     new = run.publish_policy(staging, policy)
+    first = result.first_step
     row = Update(
         policy_version=new.version,
         policy_hash=new.weights_hash,
@@ -310,11 +311,14 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         teacher_hash=work.teacher_hash,
         rollouts=len(result.trained),
         tokens=result.tokens,
-        max_logprob_mismatch=result.max_logprob_mismatch,
+        max_logprob_mismatch=None if first is None else first.largest,
         stopped_early=result.stopped_early,
         teacher_passes_saved=total - candidates,
         steps=result.steps,
         seconds=time.perf_counter() - began,
+        mean_logprob_mismatch=None if first is None else first.mean,
+        logprob_bound=None if first is None else first.largest_bound,
+        mean_logprob_bound=None if first is None else first.mean_bound,
     )
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)

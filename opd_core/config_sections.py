@@ -108,9 +108,11 @@ class RolloutSection(Section):
     (answers sampled from it) and `truth` (the annotation as an answer) are the baselines that it
     is compared with."""
     engine: EngineName = "hf"
-    max_engine_mismatch: Annotated[float, Field(gt=0)] = 0.5
-    """Nats. Once a stage an example is also scored by the trainer's own forward; a token on which
-    the engine's log-prob is further off stops the stage."""
+    max_engine_mismatch: Annotated[float, Field(gt=0)] | None = None
+    """Nats. Once a stage some examples are also scored by the trainer's own forward, in another
+    order and packing; a token on which the engine's log-prob is further off stops the stage. None:
+    what rounding can do (`opd_core/agreement.py`): 1e-3 in float32 on a CPU; in bfloat16, where
+    single tokens lie far apart, the mean over the tokens is bounded beside them."""
     examples_per_round: Positive = 256
     rollouts_per_example: Positive = 1
     max_queries_per_video: Positive = 8
@@ -247,8 +249,9 @@ class UpdateSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_policy_kl: Annotated[float, Field(gt=0)] = 0.5
     """Nats a token; beyond it the round's update ends."""
-    max_logprob_mismatch: Annotated[float, Field(gt=0)] = 0.5
-    """Nats; a larger |student - sampling| log-prob on the first step stops the round."""
+    max_logprob_mismatch: Annotated[float, Field(gt=0)] | None = None
+    """Nats; a larger |student - sampling| log-prob on the first step stops the round. None: as
+    rollout.max_engine_mismatch."""
     tis: Literal["auto", "off", "token", "sequence"] = "auto"
     """Truncated importance sampling between trainer and engine, by token or by rollout.
     `auto`: by token for rollouts of vLLM, off for those of hf."""

@@ -104,6 +104,7 @@ def sample_rollouts(
             engine_version=asked.engine.version,
             engine_mismatch=asked.mismatches.get((item.example.example_id, index)),
             seconds=seconds,
+            second_per_grid=item.prompt.vision.second_per_grid,
         )
 
     params = SamplingParams(
@@ -282,7 +283,8 @@ def _answer(
         if any(e.example_id in needed for e in batch)
     ]
     encoder = ExampleEncoder(config, work.policy.folder)
-    gate = Gate(encoder.prompts.tokenizer, work.params.max_new_tokens)
+    rule = encoder.prompts.positions
+    gate = Gate(encoder.prompts.tokenizer, work.params.max_new_tokens, rule)
     with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
         batches = encoder.encode_batches(plan, work.stage, work.policy.version)
@@ -298,11 +300,9 @@ def _answer(
             faults = gate.check(engine.name, items, answers)
             fit = [i for i in items if i.example.example_id not in faults]
             if work.probed and fit and not asked.mismatches:
-                asked.mismatches.update(
-                    probe_engine(
-                        config, work.policy.folder, work.dtype, encoder, engine, fit[0], answers
-                    )
-                )
+                folder, dtype = work.policy.folder, work.dtype
+                found = probe_engine(config, folder, dtype, encoder, engine, fit[0], answers, fit)
+                asked.mismatches.update(found)
             quarantined = [
                 *encoded.quarantined,
                 *(

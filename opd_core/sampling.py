@@ -48,6 +48,10 @@ class SeenPrompt:
     """`pixel_sample` of the normalised pixels that its vision tower got."""
     pixel_hash: str | None = None
     """Of the uint8 frames, where the engine got frames."""
+    second_per_grid: float | None = None
+    """Seconds between vision tokens, where its positions count them."""
+    answer_position: int | None = None
+    """Where it put the first token of the answer."""
 
 
 def pixel_sample(patches: Tensor) -> tuple[float, ...]:

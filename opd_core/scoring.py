@@ -1,7 +1,7 @@
 """Score: the teacher's log-probabilities of the student's rollouts, one forward pass a prefix tree.
 
 The teacher generates nothing. Its prompt must be the very prompt that was answered: token ids,
-grid and pixels of every rollout are compared before anything is computed.
+grid, seconds per grid and pixels of every rollout are compared before anything is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prefix_tree import PrefixTree, fill, grow, pack
-from opd_core.prompts import load_processor, processor_hash
+from opd_core.prompts import load_processor, processor_hash, shared_vision
 from opd_core.rollout import Batch, Policy
 from opd_core.score_key import content_hash
 from opd_core.tree_attention import NAME as ATTENTION
@@ -144,7 +144,7 @@ def rollout_tree(video: Sequence[EncodedExample], rollouts: dict[str, list[Rollo
             [(r.rollout_id, r.completion_token_ids) for r in rollouts[item.example.example_id]]
             for item in video
         ],
-        video[0].prompt.vision,
+        shared_vision([item.prompt for item in video]),
     )
 
 
@@ -153,6 +153,7 @@ def check_same_prompt(item: EncodedExample, rollout: Rollout) -> None:
     for what, was, now in (
         ("prompt token ids", tuple(rollout.prompt_token_ids), item.prompt.token_ids),
         ("grid", tuple(rollout.grid_thw), item.prompt.vision.grid_thw),
+        ("seconds per grid", rollout.second_per_grid, item.prompt.vision.second_per_grid),
         ("pixels", rollout.pixel_hash, item.clip.pixel_hash),
     ):
         if was != now:

@@ -7,12 +7,25 @@ on the truth), there is nothing to compare the trainer's log-probs with, and tho
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from opd_core.agreement import Bound
 from opd_core.training_loss import Chunk
 from opd_core.types import VideoOPDError
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """|student - sampling| log-prob of the tokens of the first step, and what it was held against;
+    nats."""
+
+    largest: float
+    mean: float
+    largest_bound: float
+    mean_bound: float | None
 
 
 class StepRecord:
@@ -82,24 +95,36 @@ class StepRecord:
     def tis_truncated(self) -> float | None:
         return float(torch.cat(self._truncated).mean()) if self._truncated else None
 
-    def check_first_step(self, bound: float) -> float | None:
-        """The largest |student - sampling| log-prob; raises above `bound`, naming the token."""
+    def check_first_step(self, bound: Bound) -> FirstStep | None:
+        """How far student and sampler are apart; raises beyond `bound`, naming the worst token."""
         log_ratio = self._log_ratio()
         if log_ratio is None:
             return None
         difference = log_ratio.abs()
         worst = int(difference.argmax())
-        if not float(difference[worst]) <= bound:
-            rollout_id, position = self._owner[worst]
-            student = float(self._student_T()[worst])
+        rollout_id, position = self._owner[worst]
+        student = float(self._student_T()[worst])
+        sampler = student - float(log_ratio[worst])
+        found = (
+            f"token {position} of rollout {rollout_id} has log-prob {sampler:.6f} from the sampler "
+            f"and {student:.6f} from the trainer"
+        )
+        mend = "the two do not compute the same model: compare their precision and processor"
+        if not float(difference[worst]) <= bound.largest:
             raise VideoOPDError(
-                f"token {position} of rollout {rollout_id} has log-prob "
-                f"{student - float(log_ratio[worst]):.6f} from the sampler and "
-                f"{student:.6f} from the trainer, further apart than "
-                f"update.max_logprob_mismatch = {bound}; the two do not compute the same model: "
-                "compare their precision and processor"
+                f"{found}, further apart than update.max_logprob_mismatch = {bound.largest} "
+                f"({bound.reason}); {mend}"
             )
-        return float(difference[worst])
+        if fault := bound.mean_fault(difference.tolist()):
+            raise VideoOPDError(
+                f"{found}, and the mean difference of {len(difference)} tokens is {fault[0]:.4f}, "
+                f"above {fault[1]:.4f} ({bound.reason}); {mend}, or set "
+                "update.max_logprob_mismatch, which then counts alone"
+            )
+        mean_bound = bound.mean_of(len(difference))
+        return FirstStep(
+            float(difference[worst]), float(difference.mean()), bound.largest, mean_bound
+        )
 
     def _student_T(self) -> Tensor:
         return torch.cat(self._student)

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opd_core.agreement import bound_for, sampler_dtype
 from opd_core.config import Config
 from opd_core.encoding import ExampleEncoder
 from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.rollout import Policy
 from opd_core.scoring import rollout_tree
-from opd_core.step_record import StepRecord
+from opd_core.step_record import FirstStep, StepRecord
 from opd_core.training_loss import Chunk, Fact, TrainingLoss, facts_of
 from opd_core.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import (
@@ -62,7 +63,8 @@ class UpdateResult:
     trained: tuple[TrainedRollout, ...]
     tokens: int
     """Completion tokens of `trained`."""
-    max_logprob_mismatch: float | None
+    first_step: FirstStep | None
+    """None on answers that the policy has not sampled."""
     stopped_early: str | None
 
 
@@ -93,7 +95,13 @@ def update_student(
     }
     rollouts = {w.example.example_id: list(w.rollouts) for w in work}
     steps: list[UpdateStep] = []
-    mismatch: float | None = None
+    bound = bound_for(
+        settings.max_logprob_mismatch,
+        [sampler_dtype(config, r.engine) for w in work for r in w.rollouts]
+        + [config.student.dtype],
+        choose_device(config.machine.device).type,
+    )
+    first_step: FirstStep | None = None
     stopped: str | None = None
     trained: dict[str, TrainedRollout] = {}
     for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
@@ -107,7 +115,7 @@ def update_student(
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
         measured = student.accumulate(trees, facts)
         if number == 0:
-            mismatch = measured.check_first_step(settings.max_logprob_mismatch)
+            first_step = measured.check_first_step(bound)
         policy_kl = measured.policy_kl()
         if policy_kl is not None and policy_kl > settings.max_policy_kl:
             stopped = (
@@ -141,7 +149,7 @@ def update_student(
         on_step(steps[-1])
     student.save(staging, parent.folder)
     tokens = sum(len(rollout.student_logprobs) for rollout in trained.values())
-    return UpdateResult(tuple(steps), tuple(trained.values()), tokens, mismatch, stopped)
+    return UpdateResult(tuple(steps), tuple(trained.values()), tokens, first_step, stopped)
 
 
 def plan_steps(

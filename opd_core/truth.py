@@ -92,4 +92,5 @@ def _record(
         engine_version=f"template {config.prompt.template}",
         engine_mismatch=None,
         seconds=seconds,
+        second_per_grid=item.prompt.vision.second_per_grid,
     )

@@ -144,6 +144,9 @@ class Rollout:
     None elsewhere."""
     seconds: float
     """This rollout's share of its batch's wall-clock."""
+    second_per_grid: float | None = None
+    """Seconds between vision tokens in time, where the model's positions count them (Qwen2.5-VL);
+    None where times are in the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +306,12 @@ class Update:
     """Rollouts that focus could no longer select and that were therefore never scored."""
     steps: Sequence[UpdateStep]
     seconds: float
+    mean_logprob_mismatch: float | None = None
+    """Mean of the same tokens; None where `max_logprob_mismatch` is."""
+    logprob_bound: float | None = None
+    """Nats that `max_logprob_mismatch` was held against (`agreement.py`);"""
+    mean_logprob_bound: float | None = None
+    """and those of the mean, None where it was not bounded."""
 
 
 @dataclass(frozen=True, slots=True)

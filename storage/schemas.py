@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from opd_core import types
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 STRING, BOOL, INT, FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float64()
 TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -258,6 +258,12 @@ TABLES: dict[str, TableSpec] = _by_name(
                     optional=True,
                 ),
                 _seconds("this rollout's share of its batch"),
+                Column(
+                    "second_per_grid",
+                    FLOAT,
+                    "Seconds between vision tokens; null where times are in the prompt.",
+                    optional=True,
+                ),
             ),
             same_length=(
                 ("completion_token_ids", "sampling_logprobs"),
@@ -434,6 +440,19 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("teacher_passes_saved", INT, "Rollouts that never had to be scored."),
                 Column("steps", pa.list_(STEP), "One entry an optimiser step."),
                 _seconds("the update"),
+                Column("mean_logprob_mismatch", FLOAT, "Mean of the same tokens.", optional=True),
+                Column(
+                    "logprob_bound",
+                    FLOAT,
+                    "Nats that max_logprob_mismatch was held against.",
+                    optional=True,
+                ),
+                Column(
+                    "mean_logprob_bound",
+                    FLOAT,
+                    "Those of the mean; null where it was not bounded.",
+                    optional=True,
+                ),
             ),
         ),
         TableSpec(

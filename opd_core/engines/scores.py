@@ -39,7 +39,8 @@ def score_with_vllm(
     from opd_core.scoring import check_same_prompt
 
     began = time.perf_counter()
-    gate = Gate(encoder.prompts.tokenizer, config.rollout.max_new_tokens)
+    prompts_of = encoder.prompts
+    gate = Gate(prompts_of.tokenizer, config.rollout.max_new_tokens, prompts_of.positions)
     prompts: list[list[VLLMPrompt]] = []
     for video in videos:
         asked: list[VLLMPrompt] = []

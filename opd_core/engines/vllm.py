@@ -20,7 +20,7 @@ import json
 import math
 import os
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,10 @@ class VLLMEngine:
         kv_cache_gib = section.kv_cache_gib
         if self._on_cpu:
             options["block_size"] = PREFIX_BLOCK_ON_CPU
+            # A prompt that is prefilled in parts turns back the generator of its seed, which
+            # torch's CPU generators cannot do: a batch with much to prefill would crash.
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(self._settings.max_model_len, 8192)
             kv_cache_gib = kv_cache_gib or 1.0
         if kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
@@ -208,9 +212,7 @@ class VLLMEngine:
         )
         # vLLM says `length` where an end token is also the last one there is room for.
         ended = bool(token_ids) and token_ids[-1] in self._end_ids
-        used = SeenPrompt(
-            tuple(output.prompt_token_ids), seen.grid_thw, seen.pixels, seen.pixel_hash
-        )
+        used = replace(seen, token_ids=tuple(output.prompt_token_ids))
         return Sample(token_ids, logprobs, "stop" if ended else str(answer.finish_reason), used)
 
     def score(
@@ -239,7 +241,7 @@ class VLLMEngine:
         for name, (key, seen, length) in asked.items():
             output = outputs[name]
             tokens = list(output.prompt_token_ids)
-            used = SeenPrompt(tuple(tokens[:-length]), seen.grid_thw, seen.pixels, seen.pixel_hash)
+            used = replace(seen, token_ids=tuple(tokens[:-length]))
             rows = output.prompt_logprobs[-length:]
             own = tuple(at[token].logprob for token, at in zip(tokens[-length:], rows, strict=True))
             top = [sorted(at.items(), key=lambda entry: -entry[1].logprob)[:topk] for at in rows]
@@ -262,10 +264,8 @@ class VLLMEngine:
                 {
                     "prompt": prompt.text,
                     "multi_modal_data": {"video": (clip.frames, clip.metadata)},
-                    # Who is who for the prefix cache: pixels at their times.
-                    "multi_modal_uuids": {
-                        "video": [f"{pixel_hash} {clip.fps} {clip.frame_indices}"]
-                    },
+                    # Who is who for the prefix cache: pixels, and all that is said of their times.
+                    "multi_modal_uuids": {"video": [f"{pixel_hash} {clip.metadata}"]},
                 }
             ]
         )
@@ -282,7 +282,13 @@ class VLLMEngine:
         patches = video["pixel_values_videos"].data
         rows = patches[sample_rows(len(patches))]
         normalised = self._llm.collective_rpc("normalise", args=(rows,))[0]
-        return rendered, SeenPrompt(tokens, (t, h, w), pixel_sample(normalised), pixel_hash)
+        (placed,) = rendered["mm_placeholders"]["video"]
+        grid = type(video)({k: v for k, v in video.items() if k != "pixel_values_videos"})
+        position = self._llm.collective_rpc("answer_position", args=(tokens, grid, placed))[0]
+        seconds = video["second_per_grid_ts"].data.item() if "second_per_grid_ts" in video else None
+        return rendered, SeenPrompt(
+            tokens, (t, h, w), pixel_sample(normalised), pixel_hash, seconds, position
+        )
 
     def _add(self, rendered: dict[str, Any], params: Any) -> str:
         name = str(self._next_id)
@@ -348,6 +354,14 @@ class WorkerTools:
             return patches.float().cpu()
         result: Tensor = norm(patches.to(visual.device), torch.float32)
         return result.reshape(patches.shape).float().cpu()
+
+    def answer_position(self, token_ids: tuple[int, ...], grid: Any, placed: Any) -> int:
+        """Where vLLM's own rule puts the token after a prompt with one video."""
+        from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+        feature = MultiModalFeatureSpec(grid, "video", "", placed)
+        _, delta = self.get_model().get_mrope_input_positions(list(token_ids), [feature])
+        return len(token_ids) + int(delta)
 
     @torch.inference_mode()
     def compare_weights(self, folder: str) -> tuple[dict[str, int], str | None]:

@@ -89,11 +89,20 @@ def items(videos):
 
 
 def test_rollouts_pass_the_gate_and_agree_with_the_trainer(encoder, videos, answers, trainer):
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
     assert gate.check("vllm", items(videos), answers) == {}
     for item in items(videos):
         worst = probe(trainer, item, answers[item.example.example_id])
         assert max(token.difference for token in worst) < 1e-4
+
+
+def test_a_batch_with_more_to_prefill_than_fits_a_step(config, encoder, engine):
+    """On a CPU vLLM cannot prefill a seeded prompt in parts."""
+    many = encode(encoder, config, 40)
+    answers = engine.sample(requests(many, range(8)), SamplingParams(NEW_TOKENS))
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    assert gate.check("vllm", items(many), answers) == {}
+    assert {len(samples) for samples in answers.values()} == {8}
 
 
 def test_vision_placeholders_are_never_sampled(trainer, videos, answers):
