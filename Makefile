@@ -23,7 +23,7 @@ help:  ## this list
 .PHONY: install
 install: $(STAMP)  ## make .venv and install the pinned packages (once; about 3 minutes)
 
-$(STAMP): requirements-cpu.txt pyproject.toml
+$(STAMP): requirements-cpu.txt pyproject.toml $(wildcard build_backend/videoopd_*)
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
 	then echo "make: no Python 3.11 found; install it, or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
 	@echo "installing $$(grep -c == requirements-cpu.txt) packages into $(VENV), about 3 minutes"

@@ -89,10 +89,12 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
 
 def answered_by_model(work: Work, folder: Path) -> Answers:
     """The answers of a Hugging Face folder to the eval split, after asking what has none."""
+    from opd_core.checkpoint import check_checkpoint
     from opd_core.prompts import load_processor, processor_hash
     from opd_core.rollout import Policy, evaluate_model
 
     question = evaluation_question(work.config, processor_hash(load_processor(folder)))
+    check_checkpoint(folder)
     model = Policy(0, folder, work.run.weights_hash(folder))
     mine = (pl.col("model_hash") == model.weights_hash) & (pl.col("question_hash") == question)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")

@@ -27,7 +27,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
-            for key in ("quarantined", "stopped_early")
+            for key in ("quarantined", "stopped_early", "optimizer_restarted")
             if key in s.notes
         ),
     )

@@ -11,12 +11,14 @@ from functools import cached_property
 import polars as pl
 
 from opd_core.config import Config, load_config
+from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
+from storage.run_folder import weights_cache
 from storage.takes import policy_version_of, round_number
 
 
@@ -72,6 +74,16 @@ class Work:
             )
         return self.policy(policy_version_of(stage, round))
 
+    def continuation(self, policy: PolicyRef) -> str | None:
+        """Why training on from this policy begins with a new optimiser; None: it goes on.
+
+        Raises `VideoOPDError` where the config would not train what it says: asked before a round
+        samples anything, and again before its update.
+        """
+        earlier = self.run.config_of_policy(policy)
+        section = None if earlier is None else earlier["update"]
+        return continuation(self.config, policy.path, policy.version, section)
+
     def policy_of_round(self) -> PolicyRef:
         """The policy that the round to work on samples from.
 
@@ -93,6 +105,19 @@ def check_folders(config: Config, name: str) -> None:
             )
 
 
+def check_weights(config: Config) -> None:
+    """Raises `VideoOPDError` unless student and teacher hold all weights of their models.
+
+    What the run has hashed, and nothing has touched since, was looked at before.
+    """
+    from opd_core.checkpoint import check_checkpoint
+
+    known = weights_cache(config.run.path)
+    for folder in (config.student.path, config.teacher.path):
+        if known.get(folder) is None:
+            check_checkpoint(folder)
+
+
 @contextmanager
 def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
@@ -106,6 +131,7 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
+    check_weights(loaded)
     set_threads(loaded.machine.threads)
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path

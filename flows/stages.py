@@ -55,6 +55,7 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     Each forced draw has a seed of its own.
     """
     began = time.perf_counter()
+    work.continuation(policy)
     refuse_stale_inputs(work.run, "draw", policy.version)
     settings = work.config.rollout
     present = round_rows.drawn(work, policy)
@@ -122,6 +123,7 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """
     from opd_core.rollout import sample_rollouts
 
+    work.continuation(policy)
     examples = round_rows.trainable(work, policy)
     begin(work.run, "rollout", policy.version, force)
     done = set(round_rows.rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
@@ -262,6 +264,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     stale = run.takes().stale_at("update", policy.version)
     if policy.version < run.current_policy().version and not (stale or force):
         return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
+    restart = work.continuation(policy)
     selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
     ids = set(selected.select("rollout_id").collect()["rollout_id"])
     if not ids:
@@ -297,6 +300,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             staging,
             lambda _: advance(1),
             run.policy(0).path,
+            restart is not None,
         )
     new = run.publish_policy(staging, policy)
     first = result.first_step
@@ -313,6 +317,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         tokens=result.tokens,
         max_logprob_mismatch=None if first is None else first.largest,
         stopped_early=result.stopped_early,
+        optimizer_restarted=restart,
         teacher_passes_saved=total - candidates,
         steps=result.steps,
         seconds=time.perf_counter() - began,
@@ -323,7 +328,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
     summary = StageSummary("update", policy.version, 1, len(result.steps), row.seconds)
-    return summary.noting(stopped_early=result.stopped_early)
+    return summary.noting(stopped_early=result.stopped_early, optimizer_restarted=restart)
 
 
 @stage

@@ -261,9 +261,18 @@ class UpdateSection(Section):
     completion_rows_per_chunk: Positive = 1024
     """Completion tokens that go through lm_head at once."""
     freeze_vision: bool = True
-    """Vision tower and merger."""
+    """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _lora_leaves_vision_alone(self) -> Self:
+        if self.lora is not None and not self.freeze_vision:
+            raise ValueError(
+                "update.freeze_vision = false trains the vision tower, which [update.lora] does "
+                "not; set update.freeze_vision = true, or remove [update.lora]"
+            )
+        return self
 
     @field_validator("objective", mode="before")
     @classmethod

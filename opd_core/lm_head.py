@@ -6,42 +6,79 @@ weights have to be there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from opd_core.types import VideoOPDError
+from opd_core.weight_files import StoredTensor, header, is_adapter
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
 def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -> Tensor:
-    """[V, D] in `dtype`: `lm_head.weight`, or the text embedding where the two are tied.
+    """[V, D] in `dtype`: `lm_head.weight`, or the text embedding where config.json ties the two.
 
     Reads that tensor and no other. A PEFT adapter has the head of its base. Raises `VideoOPDError`
-    where there is none.
+    where there is none, or a weight of it is not finite.
     """
     from safetensors import safe_open
 
-    from opd_core.engines.checkpoints import ADAPTER_CONFIG, base_folder
+    if is_adapter(folder):
+        from opd_core.checkpoint import base_folder
 
-    if (folder / ADAPTER_CONFIG).is_file():
         folder = base_folder(folder)
-    found: dict[str, tuple[Path, str]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for name in list(opened.keys()):
-                for kind in (HEAD, EMBEDDING):
-                    if (name == kind or name.endswith(f".{kind}")) and "visual" not in name:
-                        found[kind] = (file, name)
-    if not found:
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):  # those that are there: one is enough
+        stored |= header(file)
+
+    def read(name: str) -> Tensor:
+        with safe_open(stored[name].file, "pt") as opened:
+            weight: Tensor = opened.get_tensor(name)
+        return weight
+
+    head, embedding = _find(stored, HEAD), _find(stored, EMBEDDING)
+    tied = _is_tied(folder)
+    name = embedding if tied else head
+    if name is None:
         raise VideoOPDError(
-            f"{folder} has neither {HEAD} nor {EMBEDDING} in its *.safetensors; give the "
+            f"{folder} has no {EMBEDDING if tied else HEAD} in its *.safetensors; give the "
             "checkpoint folder of the teacher that scored"
         )
-    # A checkpoint with a head of its own has it saved; one without is tied to its embedding.
-    file, name = found.get(HEAD) or found[EMBEDDING]
-    with safe_open(file, "pt") as opened:
-        weight: Tensor = opened.get_tensor(name)
+    weight = read(name)
+    if tied and head is not None and not torch.equal(read(head), weight):
+        raise two_heads(folder)
+    if not torch.isfinite(weight).all():
+        raise VideoOPDError(
+            f"{name} of {folder} is NaN or infinite in places; restore it from a copy that was "
+            "saved whole"
+        )
     return weight.to(device=device, dtype=getattr(torch, dtype))
+
+
+def _find(stored: Mapping[str, StoredTensor], wanted: str) -> str | None:
+    names = (name for name in stored if name == wanted or name.endswith(f".{wanted}"))
+    return next((name for name in names if "visual" not in name), None)
+
+
+def two_heads(folder: Path) -> VideoOPDError:
+    """transformers would take the one, vLLM the other."""
+    return VideoOPDError(
+        f"{folder} has a {HEAD} that differs from its embedding, while its config.json says that "
+        "they are one (tie_word_embeddings = true); set that to false, or remove the weight"
+    )
+
+
+def _is_tied(folder: Path) -> bool:
+    """As transformers reads it, which knows where older checkpoints of each family say it."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.from_pretrained(folder, local_files_only=True).tie_word_embeddings)
+    except (OSError, ValueError) as error:
+        raise VideoOPDError(
+            f"{folder} has no readable config.json ({str(error).splitlines()[0]}); give the "
+            "checkpoint folder of the teacher that scored"
+        ) from None

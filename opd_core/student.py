@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from opd_core.agreement import bound_for, sampler_dtype
 from opd_core.config import Config
+from opd_core.continuation import OPTIMIZER_FILE
 from opd_core.encoding import ExampleEncoder
 from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.rollout import Policy
@@ -41,8 +43,6 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
-
-OPTIMIZER_FILE = "optimizer.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +75,22 @@ def update_student(
     staging: Path,
     on_step: Callable[[UpdateStep], None] = lambda _: None,
     base: Path | None = None,
+    restart_optimizer: bool = False,
 ) -> UpdateResult:
     """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
 
     `work` has the sentences of one video next to each other; `base` is the folder of policy 0,
-    which only `update.grpo.reference_kl` needs. Raises `VideoOPDError` on rows of
-    another policy, on log-probs that the sampler and the trainer do not agree on, and on a loss
-    that is no number; the run is then as it was before.
+    which only `update.grpo.reference_kl` needs. The optimiser begins with policy 0, whatever lies
+    in its folder, and where `restart_optimizer` (`continuation.py`) says so. Raises `VideoOPDError`
+    on rows of another policy, on log-probs that the sampler and the trainer do not agree on, and on
+    a loss that is no number; the run is then as it was before.
     """
     _check_on_policy(config, parent, work)
     settings = config.update
     encoder = ExampleEncoder(config, parent.folder)
-    student = _Student(config, parent, encoder.prompts.tokenizer, base)
+    tokenizer = encoder.prompts.tokenizer
+    begins = parent.version == 0 or restart_optimizer
+    student = _Student(config, parent, tokenizer, base, begins)
     plan = plan_steps([w.example for w in work], config, parent.version)
     facts = {
         fact.rollout.rollout_id: fact
@@ -177,7 +181,14 @@ def plan_steps(
 class _Student:
     """The trained model, its optimiser, and its schedule."""
 
-    def __init__(self, config: Config, parent: Policy, tokenizer: Any, base: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parent: Policy,
+        tokenizer: Any,
+        base: Path | None,
+        begins: bool,
+    ) -> None:
         self._settings = settings = config.update
         self._device = choose_device(config.machine.device)
         model = load_model(parent.folder, "float32", self._device)
@@ -204,11 +215,33 @@ class _Student:
             weight_decay=settings.weight_decay,
         )
         self._steps_done = 0
-        state = parent.folder / OPTIMIZER_FILE
-        if state.exists():
-            saved = torch.load(state, map_location=self._device, weights_only=True)
-            self._optimizer.load_state_dict(saved["optimizer"])
-            self._steps_done = int(saved["steps_done"])
+        if not begins:
+            self._go_on(parent.folder / OPTIMIZER_FILE)
+
+    def _go_on(self, path: Path) -> None:
+        """Takes over the optimiser's state; what the config says of it holds from now on."""
+        try:
+            saved = torch.load(path, map_location=self._device, weights_only=True)
+            state, steps_done = saved["optimizer"], int(saved["steps_done"])
+        except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError) as error:
+            raise VideoOPDError(
+                f"{path} is no readable state of an optimiser ({type(error).__name__}); restore "
+                "it, or remove it and the optimiser begins anew"
+            ) from None
+        count = sum(len(group["params"]) for group in state["param_groups"])
+        if count != len(self.trainable) or any(
+            moments["exp_avg"].shape != self.trainable[at].shape
+            for at, moments in state["state"].items()
+        ):
+            raise VideoOPDError(
+                f"{path} is the state of an optimiser of other weights than the config trains; put "
+                "back the settings that it was saved with, or remove it and the optimiser begins "
+                "anew"
+            )
+        self._optimizer.load_state_dict(state)
+        self._steps_done = steps_done
+        for group in self._optimizer.param_groups:
+            group["weight_decay"] = self._settings.weight_decay
 
     def accumulate(self, trees: Sequence[PrefixTree], facts: dict[str, Fact]) -> StepRecord:
         """Gradients of the step's loss: summed over packs, divided by the step's token count."""
@@ -296,13 +329,10 @@ def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Param
     """Freeze what the config freezes; add or continue the LoRA adapter."""
     settings = config.update
     adapted = (folder / "adapter_config.json").exists()
-    if settings.lora is None and adapted:
-        raise VideoOPDError(
-            f"the policy at {folder} is a LoRA adapter but the config has no [update.lora]; "
-            "keep the section, or start a new run"
-        )
     if settings.lora is not None:
-        if not adapted:
+        if adapted:
+            _set_dropout(model, settings.lora.dropout)
+        else:
             from peft import LoraConfig
 
             model.add_adapter(
@@ -319,6 +349,18 @@ def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Param
     elif settings.freeze_vision:
         model.model.visual.requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def _set_dropout(model: Any, share: float) -> None:
+    """The adapter was loaded with the dropout that it was saved with."""
+    from peft.tuners.lora import LoraLayer
+
+    for described in model.peft_config.values():
+        described.lora_dropout = share
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_dropout:
+                module.lora_dropout[name] = nn.Dropout(share) if share else nn.Identity()
 
 
 def _language_modules(model: Any, names: Sequence[str]) -> list[str]:

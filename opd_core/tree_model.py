@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opd_core import token_count, torchvision_guard
+from opd_core import token_count
 from opd_core.positions import PositionRule
 from opd_core.prefix_tree import Pack, PrefixTree
 from opd_core.types import VideoOPDError
@@ -133,24 +133,12 @@ class TreeModel:
 def load_model(folder: Path, dtype: str, device: torch.device | str = "cpu") -> nn.Module:
     """A checkpoint folder (full or PEFT adapter) as a model in evaluation mode.
 
-    Raises `VideoOPDError` naming the folder when it holds no loadable model.
+    Raises `VideoOPDError` naming the folder unless every weight of the model is the folder's.
     """
-    torchvision_guard.install()
-    from transformers import AutoModelForImageTextToText
+    from opd_core.checkpoint import open_checkpoint
 
-    if not folder.is_dir():
-        raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise VideoOPDError(
-            f"{folder} is no loadable checkpoint ({first_line}); give a folder with config.json "
-            "and safetensors weights"
-        ) from None
-    return model.to(device).eval()
+    model: nn.Module = open_checkpoint(folder, dtype, device).eval()
+    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -302,6 +302,9 @@ class Update:
     answers that the policy has not sampled."""
     stopped_early: str | None
     """Why the update ended before its last step, or None."""
+    optimizer_restarted: str | None
+    """Why the optimiser began anew, its moments and warm-up lost; None where it went on from the
+    round before, and in the first round."""
     teacher_passes_saved: int
     """Rollouts that focus could no longer select and that were therefore never scored."""
     steps: Sequence[UpdateStep]

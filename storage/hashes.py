@@ -23,6 +23,15 @@ _ADAPTER_KEYS = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "target_modules", "modules_to_save", "layers_to_transform", "fan_in_fan_out", "bias",
 )  # fmt: skip
+_EXPONENTS: dict[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+"""dtype of safetensors -> as an integer, the bits of its exponent."""
+_AT_ONCE = 1 << 22
+"""Numbers that are looked at together; it bounds the memory that takes."""
 
 
 class WeightsCache:
@@ -72,7 +81,8 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
     """sha256 (hex) over the tensors of all `*.safetensors` in `folder`: name, dtype, shape, bytes.
 
     For a PEFT adapter, what its config says and the hash of its base are mixed in; the base is
-    `base`, or else what adapter_config.json names. Raises `VideoOPDError` without weights.
+    `base`, or else what adapter_config.json names. Raises `VideoOPDError` without weights, and for
+    weights that are no numbers: each byte passes by here once, before anything is paid for.
     """
     own = cache.get(folder) if cache else None
     if own is None:
@@ -83,11 +93,28 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
     adapter = folder / "adapter_config.json"
     if not adapter.exists():
         return own
-    config = json.loads(adapter.read_text())
-    base = base or folder / config["base_model_name_or_path"]
+    config, named = _adapter(adapter)
+    base = base or named
+    if not base.is_dir():
+        raise VideoOPDError(
+            f"the adapter in {folder} was trained on {base}, which is not there; restore it, or"
+            f" correct base_model_name_or_path in its {adapter.name}"
+        )
     settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}
     parts = [own, json.dumps(settings, sort_keys=True), weights_hash(base, cache=cache)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _adapter(path: Path) -> tuple[dict[str, Any], Path]:
+    """What adapter_config.json says, and the folder of the base that it names."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        return config, path.parent / config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VideoOPDError(
+            f"{path} names no base model ({type(error).__name__}: {error}); restore it, or write"
+            " the base's folder as its base_model_name_or_path"
+        ) from None
 
 
 def _tensors_hash(folder: Path) -> str:
@@ -117,6 +144,11 @@ def _hash_file(path: Path) -> Mapping[str, str]:
         def line(name: str) -> str:
             entry = header[name]
             begin, end = entry["data_offsets"]
+            if not _is_finite(data[begin:end], entry["dtype"]):
+                raise VideoOPDError(
+                    f"{path} has weights that are NaN or infinite, {name} among them; restore it "
+                    "from a copy that was saved whole"
+                )
             digest = hashlib.sha256(data[begin:end]).hexdigest()
             return f"{json.dumps(name)} {entry['dtype']} {entry['shape']} {digest}\n"
 
@@ -126,6 +158,18 @@ def _hash_file(path: Path) -> Mapping[str, str]:
         raise VideoOPDError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from None
+
+
+def _is_finite(values: memoryview, dtype: str) -> bool:
+    """Of a tensor's bytes: an exponent of ones alone is an infinity or NaN (IEEE 754, bfloat16)."""
+    if dtype not in _EXPONENTS:
+        return True
+    import numpy as np
+
+    kind, bits = _EXPONENTS[dtype]
+    numbers, exponent = np.frombuffer(values, kind), np.dtype(kind).type(bits)
+    parts = (numbers[at : at + _AT_ONCE] for at in range(0, len(numbers), _AT_ONCE))
+    return not any(((part & exponent) == exponent).any() for part in parts)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -17,9 +17,10 @@ from opd_core.types import VideoOPDError
 from storage.files import disk_troubles, sync_folder, sync_tree, write_json
 from storage.hashes import WeightsCache, weights_hash
 
-__all__ = ["PolicyRef", "publish", "read_manifest", "weights_hash"]
+__all__ = ["PolicyRef", "publish", "published_hash", "read_manifest", "rebase", "weights_hash"]
 
 MANIFEST_FILE = "manifest.json"
+ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             " copy of the run"
         ) from None
     return content
+
+
+def published_hash(folder: Path, cache: WeightsCache | None = None) -> str:
+    """The hash of any checkpoint folder's weights; of one that a run has published, checked.
+
+    Raises `VideoOPDError` where they (or, of an adapter, its base's) are no longer those.
+    """
+    digest = weights_hash(folder, cache=cache)
+    if (folder / MANIFEST_FILE).is_file():
+        published = read_manifest(folder).get("weights_hash")
+        if published not in (None, digest):
+            base = " or of the base that its adapter_config.json names"
+            raise VideoOPDError(
+                f"the weights in {folder}{base if is_adapter(folder) else ''} are not those that"
+                f" its {MANIFEST_FILE} was published with; restore them, or remove that file if"
+                " they were changed on purpose"
+            )
+    return digest
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_FILE).is_file()
+
+
+def rebase(policies: Path, student: Path) -> None:
+    """The adapters of a run name the base student where it is now.
+
+    They name it by its absolute path, so that `from_pretrained` finds it from any folder; it may
+    have been moved since, with the config's student.path.
+    """
+    if is_adapter(student):
+        return  # its successors stand on its own base, which no config names
+    for path in sorted(policies.glob(f"v*/{ADAPTER_FILE}")):
+        content = json.loads(path.read_text())
+        if content.get("base_model_name_or_path") != str(student):
+            write_json(path, {**content, "base_model_name_or_path": str(student)})
 
 
 def _holds(folder: Path, digest: str, base: Path | None, cache: WeightsCache | None) -> bool:

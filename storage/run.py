@@ -11,6 +11,7 @@ A run may be moved: paths in rows are relative to it, and the student's may chan
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import uuid
@@ -128,6 +129,7 @@ class Run:
             run = cls(path, config_hash, student)
             older_formats.refuse_to_write(run.tables.folder, run.tables.format)
             run.check_base()
+            policies.rebase(path / "policies", student)
             config = path / "configs" / f"{config_hash}.json"
             if not config.exists():
                 config.parent.mkdir(exist_ok=True)
@@ -153,7 +155,7 @@ class Run:
 
     def weights_hash(self, folder: str | Path) -> str:
         """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
-        return policies.weights_hash(Path(folder).resolve(), cache=self._cache)
+        return policies.published_hash(Path(folder).resolve(), self._cache)
 
     def current_policy(self) -> PolicyRef:
         """The newest committed policy in force, or the base student before the first update."""
@@ -184,6 +186,21 @@ class Run:
                 f" {version}; restore the folder from a copy of the run"
             )
         return PolicyRef(version, folder, digest)
+
+    def config_of_policy(self, policy: PolicyRef) -> dict[str, Any] | None:
+        """The config, as JSON, that a policy was made with; None for the base."""
+        if policy.version == 0:
+            return None
+        digest = policies.read_manifest(policy.path).get("config_hash")
+        path = self.path / "configs" / f"{digest}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise VideoOPDError(
+                f"{path}, the config that policy {policy.version} was made with, is not readable;"
+                " restore it from a copy of the run"
+            ) from None
+        return content
 
     def staging_folder(self, version: int) -> Path:
         """An empty folder to save policy `version` into, then `publish_policy`.

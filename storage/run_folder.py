@@ -15,7 +15,8 @@ from typing import Any
 
 from opd_core.types import VideoOPDError
 from storage.files import write_json
-from storage.hashes import WeightsCache, weights_hash
+from storage.hashes import WeightsCache
+from storage.policies import published_hash
 from storage.provenance import git_commit
 from storage.schemas import SCHEMA_VERSION
 from storage.tables import Tables
@@ -42,7 +43,7 @@ def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
         "config_hash": config_hash,
     }
     for name, folder in (("student", student), ("teacher", teacher)):
-        digest = weights_hash(folder, cache=cache)
+        digest = published_hash(folder, cache)
         content[name] = {"path": str(folder), "weights_hash": digest}
     for leftover in [p for p in path.iterdir() if p.name.startswith(_LEFTOVERS)]:
         if leftover.is_dir():

@@ -437,6 +437,12 @@ TABLES: dict[str, TableSpec] = _by_name(
                     optional=True,
                 ),
                 Column("stopped_early", STRING, "Why it ended early.", optional=True),
+                Column(
+                    "optimizer_restarted",
+                    STRING,
+                    "Why the optimiser began anew; null: it went on, or the round is the first.",
+                    optional=True,
+                ),
                 Column("teacher_passes_saved", INT, "Rollouts that never had to be scored."),
                 Column("steps", pa.list_(STEP), "One entry an optimiser step."),
                 _seconds("the update"),

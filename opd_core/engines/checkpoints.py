@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opd_core.types import VideoOPDError
-
-ADAPTER_CONFIG = "adapter_config.json"
+from opd_core.checkpoint import base_folder, check_checkpoint, open_checkpoint, refuse_not_finite
+from opd_core.weight_files import ADAPTER_CONFIG
 
 
 def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
@@ -30,25 +28,15 @@ def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in ids if i is not None)
 
 
-def base_folder(adapter: Path) -> Path:
-    """The checkpoint that a PEFT adapter was trained on."""
-    base = Path(json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
-    if not base.is_dir():
-        raise VideoOPDError(
-            f"the adapter in {adapter} was trained on {base}, which is not there; restore it, or "
-            f"correct base_model_name_or_path in its {ADAPTER_CONFIG}"
-        )
-    return base
-
-
 def merge_adapter(adapter: Path, target: Path, dtype: str) -> Path:
     """Write base and adapter, added up in float32, as a full checkpoint into `target`."""
     from peft import PeftModel
 
-    from opd_core.tree_model import load_model
-
-    model = PeftModel.from_pretrained(load_model(base_folder(adapter), "float32"), str(adapter))
-    merged = model.merge_and_unload().to(getattr(torch, dtype))
+    check_checkpoint(adapter)  # PEFT says of keys that fit no layer in a warning only
+    base = open_checkpoint(base_folder(adapter), "float32")
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged = merged.to(getattr(torch, dtype))
+    refuse_not_finite(adapter, merged)
     merged.save_pretrained(target)
     for file in adapter.iterdir():
         weights = file.suffix in (".safetensors", ".pt", ".bin") or file.name == ADAPTER_CONFIG

