@@ -300,7 +300,7 @@ def test_what_cannot_be_meant_in_one_way_is_left_out(name, format):
          ["save the file as UTF-8", None]),
         ("jsonl", b'[{"query": "\xe9"}]', ["save it as UTF-8"]),
         ("csv", "video;start;end;query\na;1;2;chién\na;1;2;q".encode("latin-1"),
-         ["no text (of UTF-8)", None]),
+         ["no text; save the file as UTF-8", None]),
         ("csv", "video,start,query\na,1,q\n", ["'end' is missing"]),
         ("csv", "video,start,end,query\na,1,2\na,1,2,q\n", ["has 3 cells and not 4", None]),
         ("csv", "video,start,end,query\na,1,5,2,5,q\n", ["has 6 cells"]),
