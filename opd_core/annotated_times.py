@@ -42,6 +42,10 @@ def _pairs(time: str, joins: str) -> re.Pattern[str]:
 
 _PAIR = _pairs(_TIME, rf"{_DASH}|and\b|,|;")
 _COMMA_PAIR = _pairs(_COMMA_TIME, rf"{_DASH}|and\b|;")
+_OTHER_UNIT = re.compile(
+    r"\s*(?:%|ms\b|milli|mins?\b|minutes?\b|h\b|hours?\b|percent|frames?\b)", re.IGNORECASE
+)
+_FRAMES_BEFORE = re.compile(r"\bframes?\s*$", re.IGNORECASE)
 _BETWEEN = re.compile(r"[\s,;|()\[\]&.]*(?:and)?[\s,;|()\[\]&.]*", re.IGNORECASE)
 
 
@@ -122,6 +126,14 @@ def pairs_of_text(text: str) -> list[tuple[str, str]]:
 
 
 def first_pair(text: str) -> tuple[str, str] | None:
-    """The first pair of times in a sentence, whatever their order."""
+    """The first pair of times in a sentence, whatever their order and sign."""
     found = _PAIR.search(text)
     return (found.group(1), found.group(2)) if found else None
+
+
+def has_other_units(text: str) -> bool:
+    """Whether the first pair in a sentence is said to be of frames, minutes, percent, ..."""
+    found = _PAIR.search(text)
+    return found is not None and bool(
+        _OTHER_UNIT.match(text, found.end()) or _FRAMES_BEFORE.search(text[: found.start()])
+    )

@@ -61,7 +61,7 @@ def as_text(value: Any, what: str) -> str:
     if not value:
         raise BadAnnotationError(f"{what} is empty")
     if _NO_TEXT.search(value):
-        raise BadAnnotationError(f"{what} holds characters that are no text (of UTF-8)")
+        raise BadAnnotationError(f"{what} holds characters that are no text")
     return value
 
 

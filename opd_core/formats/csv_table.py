@@ -27,6 +27,7 @@ COLUMNS = ("video", "start", "end", "query")
 _DELIMITERS = ",;\t|"
 _EXCELS_HINT = re.compile(r"sep=(.)\s*")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*", re.ASCII)
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _TEXTS = frozenset(plain(name) for name in (*names.VIDEO, *names.SENTENCE, *names.QUESTION))
 
 
@@ -42,7 +43,7 @@ def read_csv(path: Path) -> Iterator[Found]:
 
 
 def _table(name: str, file: BinaryIO) -> Iterator[Found]:
-    # what is no UTF-8 becomes surrogates, which the check of each text refuses
+    # what is no UTF-8 becomes surrogates, which cost their line
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     before, first = _first_line(text)
     form = _form(first)
@@ -112,6 +113,9 @@ def _read(text: io.TextIOWrapper, name: str, before: int, form: _Form) -> Iterat
             continue
         if columns is None:
             columns = tuple(cell.strip() for cell in cells)
+            continue
+        if any(_NOT_UTF8.search(cell) for cell in cells):
+            yield LeftOut(place, None, "the line holds what is no text; save the file as UTF-8")
             continue
         while len(cells) > len(columns) and not cells[-1].strip():
             cells.pop()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from opd_core.annotated_times import first_pair, is_time, pairs_of_text, seconds
+from opd_core.annotated_times import first_pair, has_other_units, is_time, pairs_of_text, seconds
 from opd_core.annotation_fields import BadAnnotationError, parse_json
 from opd_core.formats.field_names import ANSWER, END, SPAN, START, WINDOWS, Fields
 from opd_core.templates import read_any
@@ -47,12 +47,14 @@ def spans_of_text(text: str) -> tuple[Span, ...] | None:
             return spans_of(value) if not isinstance(value, str) else None
     if pairs := pairs_of_text(text):
         return tuple(dict.fromkeys(_pair(*pair) for pair in pairs))
-    if not _LETTER.search(text):
-        return None  # numbers that are not pairs: which two are meant?
+    if not _LETTER.search(text) or has_other_units(text):
+        return None  # of numbers that are not pairs: which two are meant?
+    pair = first_pair(text)
+    if pair and pair[0].startswith("-"):
+        return (_pair(*pair),)  # which an answer's reader would take without its sign
     if span := read_any(text):
         return (span,)
-    pair = first_pair(text)  # what an answer's reader takes for none: a reversed span
-    return None if pair is None else (_pair(*pair),)
+    return (_pair(*pair),) if pair else None  # which an answer's reader takes for none: reversed
 
 
 def spans_in(fields: Fields) -> Any:

@@ -272,6 +272,11 @@ REFUSED = {
         "2 answers with a span",
     ),
     "minutes and seconds in primes": (VQ | {"gt": "5'30\""}, "names no span"),
+    "frames in text": (VQ | {"gt": "frames 10 to 20"}, "names no span"),
+    "frames after the pair": (VQ | {"gt": "from 10 to 20 frames"}, "names no span"),
+    "minutes in text": (VQ | {"gt": "1.5 to 2.5 minutes"}, "names no span"),
+    "milliseconds in text": (VQ | {"gt": "1500 to 2500 ms"}, "names no span"),
+    "percent in text": (VQ | {"gt": "10 - 20%"}, "names no span"),
     "no span": (VQ, "the row has no span"),
     "an answer without a span": (VQ | {"answer": "I cannot tell."}, "the row has no span"),
     "lists of two lengths": (V | {"queries": ["a", "b"], "spans": [[1, 2]]}, "has 1 entries"),
@@ -300,7 +305,7 @@ def test_what_cannot_be_meant_in_one_way_is_left_out(name, format):
          ["save the file as UTF-8", None]),
         ("jsonl", b'[{"query": "\xe9"}]', ["save it as UTF-8"]),
         ("csv", "video;start;end;query\na;1;2;chién\na;1;2;q".encode("latin-1"),
-         ["no text (of UTF-8)", None]),
+         ["no text; save the file as UTF-8", None]),
         ("csv", "video,start,query\na,1,q\n", ["'end' is missing"]),
         ("csv", "video,start,end,query\na,1,2\na,1,2,q\n", ["has 3 cells and not 4", None]),
         ("csv", "video,start,end,query\na,1,5,2,5,q\n", ["has 6 cells"]),
@@ -326,6 +331,11 @@ def test_what_is_broken_costs_itself(format, content, reasons):
 def test_a_reversed_span_is_read_as_it_stands(span):
     (found,) = read("video-opd", VQ | {"answer": span})
     assert isinstance(found, Annotated) and found.spans == (Span(4.5, 2.0),)
+
+
+@pytest.mark.parametrize("text", ["-1.0 to 2.5", "<answer>-1.0 to 2.5</answer>", "[-1, 2.5]"])
+def test_a_negative_span_keeps_its_sign(text):
+    assert spans_of(text) == (Span(-1.0, 2.5),)
 
 
 def test_all_spans_of_a_text_are_kept():

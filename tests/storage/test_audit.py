@@ -373,6 +373,18 @@ def test_another_teacher_in_the_folder_that_the_config_names(finished, copy):
         file.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [("logprob_bound", "|student - sampling| at step 0"),
+     ("mean_logprob_bound", "mean |student - sampling| at step 0")],
+)  # fmt: skip
+def test_the_first_step_is_held_against_the_bounds_of_its_row(copy, column, said):
+    rewrite(copy, "updates", set_all(**{column: 1e-12}))
+    found = broken(copy)[STEPS]
+    assert found.startswith("trained_rollouts") and f": {said} is " in found
+    assert "at most 1e-12" in found
+
+
 def test_deep_finds_a_log_prob_that_was_not_sampled(copy):
     def change(rows):
         for row in rows:
