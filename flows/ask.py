@@ -15,12 +15,15 @@ from rich.table import Table
 
 from flows.report import ABSENT, console
 from opd_core.token_text import token_texts
+from opd_core.types import VideoOPDError
 from storage.audit import base_path
 
 if TYPE_CHECKING:
     from flows.audit import Depth
     from storage.diff import Diff
     from storage.run import Run
+
+HUB_FOLDER = "hub-folder"
 
 
 def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
@@ -77,7 +80,10 @@ def _numbers(found: Diff) -> Table:
 
 
 def export(run: Run, to: str, out: Path, names: Sequence[str]) -> None:
-    """Write tables and views into a new folder, and say how to open it."""
+    """Write tables and views, or a policy, into a new folder, and say how to open it."""
+    if to == HUB_FOLDER:
+        _export_policy(run, out, names)
+        return
     from storage.export import DEFAULT
     from storage.export import export as write
 
@@ -91,6 +97,16 @@ def export(run: Run, to: str, out: Path, names: Sequence[str]) -> None:
         "jsonl": f'polars.read_ndjson("{out / first}.jsonl")',
     }
     print(f"open with {opened[to]}")
+
+
+def _export_policy(run: Run, out: Path, names: Sequence[str]) -> None:
+    from flows.hub_folder import write_hub_folder
+
+    if names:
+        raise VideoOPDError(f"--to {HUB_FOLDER} writes a policy, no table; leave out --table")
+    version = write_hub_folder(run, out)
+    print(f"policy {version}: {out}, with a model card in README.md")
+    print(f'open with transformers.AutoModelForImageTextToText.from_pretrained("{out}")')
 
 
 def print_audit(run: Run, depth: Depth, format: str) -> int:

@@ -124,8 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     export = _add(commands, "export", _export, "write tables and views for other programs")
     export.add_argument("run", metavar="RUN", help="RUN@3 is the run as of round 3")
     export.add_argument(
-        "--to", choices=("parquet", "jsonl", "hf"), required=True,
-        help="hf: a folder that datasets.load_dataset opens",
+        "--to", choices=("parquet", "jsonl", "hf", "hub-folder"), required=True,
+        help="hf: a folder that datasets.load_dataset opens; hub-folder: the policy (of RUN@3 the"
+        " third) with a model card",
     )  # fmt: skip
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     export.add_argument(

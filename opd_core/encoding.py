@@ -101,7 +101,7 @@ class ExampleEncoder:
         policy_version: int | None,
     ) -> Iterator[EncodedBatch]:
         """Encode one batch after the other, decoding the next one meanwhile."""
-        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        for batch, following in zip(batches, [*batches[1:], []][: len(batches)], strict=True):
             paths = dict.fromkeys(self._videos / e.video_path for e in (*batch, *following))
             self._reader.prefetch(paths)
             yield self._encode(batch, stage, policy_version)

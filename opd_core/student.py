@@ -28,6 +28,7 @@ from opd_core.agreement import bound_for, sampler_dtype
 from opd_core.config import Config
 from opd_core.continuation import OPTIMIZER_FILE
 from opd_core.encoding import ExampleEncoder
+from opd_core.file_modes import give_umask_modes
 from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.rollout import Policy
 from opd_core.scoring import rollout_tree
@@ -323,6 +324,7 @@ class _Student:
             {"optimizer": self._optimizer.state_dict(), "steps_done": self._steps_done},
             staging / OPTIMIZER_FILE,
         )
+        give_umask_modes(staging)
 
 
 def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Parameter]:

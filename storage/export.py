@@ -9,15 +9,13 @@ Written beside the folder and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
 from storage import run_folder
-from storage.files import disk_troubles
+from storage.files import new_folder
 from storage.schemas import TABLES
 from storage.views import VIEWS, Texts
 
@@ -45,29 +43,18 @@ def export(
     for name in names:
         if name not in NAMES:
             raise VideoOPDError(f"there is no table {name!r}; the tables are: {', '.join(NAMES)}")
-    out = Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VideoOPDError(f"{out} is not empty; give --out a new folder")
-    aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_troubles(out.parent):
-            aside.mkdir(parents=True)
-            rows, files = {}, {}
-            for name in names:
-                frame = _frame(run, name, texts)
-                rows[name] = int(frame.select(_count()).collect().item())
-                files[name] = _write(frame, name, to, aside)
-            if not any(rows.values()):
-                raise VideoOPDError(
-                    f"run {run.path} has no rows of {', '.join(names)} yet; run a round first"
-                )
-            if to == "hf":
-                (aside / "README.md").write_text(_card(run, rows, files, texts))
-            if out.exists():
-                out.rmdir()
-            aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(out) as folder:
+        rows, files = {}, {}
+        for name in names:
+            frame = _frame(run, name, texts)
+            rows[name] = int(frame.select(_count()).collect().item())
+            files[name] = _write(frame, name, to, folder)
+        if not any(rows.values()):
+            raise VideoOPDError(
+                f"run {run.path} has no rows of {', '.join(names)} yet; run a round first"
+            )
+        if to == "hf":
+            (folder / "README.md").write_text(_card(run, rows, files, texts))
     return rows
 
 

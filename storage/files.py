@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,27 @@ def disk_troubles(folder: Path) -> Iterator[None]:
             if text in str(error):
                 raise VideoOPDError(f"{folder} cannot be written: {meaning}") from error
         raise
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` by a rename at the end: there whole or not at all.
+
+    Raises `VideoOPDError` where `out` holds something.
+    """
+    out = Path(out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VideoOPDError(f"{out} is not empty; give --out a new folder")
+    aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
+    try:
+        with disk_troubles(out.parent):
+            aside.mkdir(parents=True)
+            yield aside
+            if out.exists():
+                out.rmdir()
+            aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -80,9 +80,10 @@ class WeightsCache:
 def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | None = None) -> str:
     """sha256 (hex) over the tensors of all `*.safetensors` in `folder`: name, dtype, shape, bytes.
 
-    For a PEFT adapter, what its config says and the hash of its base are mixed in; the base is
-    `base`, or else what adapter_config.json names. Raises `VideoOPDError` without weights, and for
-    weights that are no numbers: each byte passes by here once, before anything is paid for.
+    For a PEFT adapter, what its config says and the hash of its base are mixed in: of the base that
+    adapter_config.json names, which is the one that gets loaded, or of `base` where that is gone.
+    Raises `VideoOPDError` without weights, and for weights that are no numbers: each byte passes by
+    here once, before anything is paid for.
     """
     own = cache.get(folder) if cache else None
     if own is None:
@@ -94,10 +95,11 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
     if not adapter.exists():
         return own
     config, named = _adapter(adapter)
-    base = base or named
+    if named.is_dir() or base is None:
+        base = named
     if not base.is_dir():
         raise VideoOPDError(
-            f"the adapter in {folder} was trained on {base}, which is not there; restore it, or"
+            f"the adapter in {folder} was trained on {named}, which is not there; restore it, or"
             f" correct base_model_name_or_path in its {adapter.name}"
         )
     settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}

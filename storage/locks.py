@@ -46,7 +46,7 @@ def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
     """
     with disk_troubles(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _descriptors.add(descriptor)
     owner = os.getpid()
     try:

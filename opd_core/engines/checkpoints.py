@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from opd_core.checkpoint import base_folder, check_checkpoint, open_checkpoint, refuse_not_finite
+from opd_core.file_modes import give_umask_modes
 from opd_core.weight_files import ADAPTER_CONFIG
 
 
@@ -42,4 +43,5 @@ def merge_adapter(adapter: Path, target: Path, dtype: str) -> Path:
         weights = file.suffix in (".safetensors", ".pt", ".bin") or file.name == ADAPTER_CONFIG
         if file.is_file() and not weights and not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)
+    give_umask_modes(target)
     return target

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from opd_core.file_modes import give_umask_modes
 from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS, SECONDS
 
 if TYPE_CHECKING:
@@ -256,8 +257,8 @@ def save_model(
     import torch
 
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
-    (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors makes it private
     processor.save_pretrained(folder)
+    give_umask_modes(Path(folder))
 
 
 def parameters(model: Qwen3VLForConditionalGeneration) -> int:
