@@ -38,6 +38,7 @@ from opd_core.config_sections import (
     VideoSection,
     VLLMSection,
 )
+from opd_core.own_prompt import template_of, unreadable
 from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, Any]]
@@ -124,6 +125,12 @@ class Config(Section):
             raise ValueError(
                 "rollout.source = 'truth' gives one answer to an example; set "
                 "rollout.rollouts_per_example = 1"
+            )
+        if self.rollout.source == "truth" and (text := unreadable(template_of(self.prompt))):
+            raise ValueError(
+                "rollout.source = 'truth' trains on answers that the prompt's own reader must "
+                f"read, and it does not ({text}); set prompt.answer, for example "
+                '"{start:.1f} - {end:.1f}"'
             )
         if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
             raise ValueError(
