@@ -79,7 +79,7 @@ def test_own_words_with_a_regular_expression(pattern, answer, said):
         ({"text": TEXT, "reader": PATTERN, "answer": "from {start}"}, r"has no \{end\}"),
         ({"text": TEXT, "reader": PATTERN, "answer": "{start} {end} {query}"}, r"only \{start\}"),
         ({"text": TEXT, "reader": PATTERN, "answer": "{start:d} {end}"}, "write for example"),
-        ({"text": TEXT, "reader": PATTERN, "answer": "{start} - {end}"}, "which prompt.reader does"),
+        ({"text": TEXT, "reader": PATTERN, "answer": "{start} - {end}"}, "which prompt.reader"),
         ({"text": TEXT, "reader": "json", "answer": ANSWER}, "which prompt.reader does not read"),
     ],
 )  # fmt: skip
