@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opd_core.answer_tokens import CONJUNCTIONS, Token, plain, tokens
 from opd_core.answer_words import NUMBERED, PROSE, THINGS
@@ -80,7 +80,11 @@ def _pairs(found: list[Token]) -> Iterator[_Pair]:
     """Two times each that are told as a span, in order of the text; also those that end before
     they begin, where the words say that they are one."""
     times = [i for i, token in enumerate(found) if token.kind == "time"]
-    for n, i in enumerate(times[:-1]):
+    for n, i in enumerate(times):
+        if _from_the_beginning(found, i):
+            yield _Pair(0.0, found[i].seconds, found[i].start)
+        if n + 1 == len(times):
+            return
         j = times[n + 1]
         a, b, gap, label = found[i], found[j], found[i + 1 : j], _label(found, i)
         how = _how_joined(gap) or ("weak" if _stand_alone(found, gap, times) else None)
@@ -96,18 +100,23 @@ def _pairs(found: list[Token]) -> Iterator[_Pair]:
             yield _pair(b, a)
         elif how == "strong" and not counted:
             if not _is_numbering(found, times, n):
-                yield _pair(a, b)
+                yield _pair(_in_units_of(b, a), b)
         elif label in ("start", "opens") and (far := _end_in_prose(found, times, n, label)):
             yield _pair(a, far)
         elif how == "weak" and label != "lasts" and not counted and 0 <= a.seconds < b.seconds:
             if _is_joined(found, times, n + 1):
                 continue  # `clip 2, 3.0 - 7.5`
+            yield _pair(_in_units_of(b, a), b)
+        elif how is None and _are_told(found, i, j, alone=len(times) == 2):
             yield _pair(a, b)
+
+
+_ABOUT_A_TIME = frozenset(("(", ")", "[", "]", "t", "time", "timestamp"))
 
 
 def _stand_alone(found: list[Token], gap: list[Token], times: list[int]) -> bool:
     """Whether an answer is nothing but two times, one after the other."""
-    if len(times) != 2 or any(t.text not in ("(", ")", "[", "]") for t in gap):
+    if len(times) != 2 or any(t.text not in _ABOUT_A_TIME for t in gap):
         return False
     return not any(t.kind in ("word", "bad", "stop", "sign", "minus") for t in found)
 
@@ -120,10 +129,30 @@ def _is_joined(found: list[Token], times: list[int], n: int) -> bool:
 
 
 def _pair(a: Token, b: Token) -> _Pair:
-    start = a.seconds
-    if a.scale is None and not a.exact and b.scale is not None:
-        start *= b.scale  # `2 - 3 minutes`
-    return _Pair(start, b.seconds, a.start)
+    return _Pair(a.seconds, b.seconds, a.start)
+
+
+def _in_units_of(b: Token, a: Token) -> Token:
+    """`a` in the unit of `b` where it has none: `2 - 3 minutes`."""
+    bare = a.scale is None and a.text and ":" not in a.text
+    return replace(a, seconds=a.seconds * b.scale) if bare and b.scale else a
+
+
+def _from_the_beginning(found: list[Token], i: int) -> bool:
+    """`from the beginning until 7.5 s`."""
+    said = [t.kind for t in found[max(i - 8, 0) : i] if t.kind != "fill"]
+    return said[-3:] == ["opens", "start", "strong"]
+
+
+def _are_told(found: list[Token], i: int, j: int, alone: bool) -> bool:
+    """Two times at which something is told to happen: `he comes at 3.0 s and leaves at 7.5 s`."""
+    for k in (i, j):
+        told = found[k].scale is not None or (found[k].exact and ":" in found[k].text)
+        if not told or not k or found[k - 1].text not in ("at", "around", "about"):
+            return False
+    between = found[i + 1 : j]
+    joined = any(t.text in CONJUNCTIONS for t in between) and all(t.kind != "stop" for t in between)
+    return (joined or alone) and found[i].seconds < found[j].seconds
 
 
 def _how_joined(gap: list[Token]) -> str | None:
@@ -131,6 +160,8 @@ def _how_joined(gap: list[Token]) -> str | None:
     length), `end` or `start` (the second is named so), or nothing."""
     if len(gap) > 12:
         return None
+    if [token.text for token in gap] == ["a"]:
+        return "strong"  # `de 3 a 7 segundos`
     kinds = {token.kind for token in gap} - {"fill", "frame"}
     if kinds & {"word", "bad", "sign", "minus"}:
         return None
@@ -166,6 +197,8 @@ def _counts(found: list[Token], i: int, j: int) -> bool:
     if before in NUMBERED and not (a.exact or b.exact):
         return True
     following = found[j + 1] if j + 1 < len(found) else None
+    if following is not None and following.text == "of" and b.seconds <= 1.0:
+        return True  # `0.25 - 0.5 of the video`
     if following is None or following.text in THINGS or following.kind != "word":
         return following is not None and following.text in THINGS
     return not (a.exact or b.exact or following.text in PROSE or _is_eastern(following))

@@ -17,6 +17,7 @@ _SIGNS = str.maketrans(
     {
         **dict.fromkeys("‐‑‒–—―−﹘﹣－⁃", "-"),
         **dict.fromkeys("～〜∼∽˜", "~"),
+        **dict.fromkeys("≤≦⩽", " ~ "),
         **dict.fromkeys("→⟶➔➡⇒➜⟹⇨►▶", " -> "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
         **dict.fromkeys("：∶", ":"),

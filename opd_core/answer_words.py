@@ -16,7 +16,7 @@ languages are those that models fall into.
 from __future__ import annotations
 
 _WORDS = {
-    "strong": "to until till til through thru bis hasta jusqu jusque tot à au al a ate até до по "
+    "strong": "to until till til through thru bis hasta jusqu jusque tot à au al ate até до по "
     "do đến tới hingga sampai ile 到 至 直到 一直到 から まで 에서 부터 까지",
     "weak": "and und et y e и & 和 与 與 및",
     "opens": "from between von zwischen entre de desde du dès dal da od van från từ dari с со от "
@@ -29,9 +29,9 @@ _WORDS = {
     "заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
     "lasts": "last lasts lasted lasting for duration length continues continuing persists dura "
     "dure dauert dauer 持续 持續 时长",
-    "fill": "at about around approximately approx roughly near nearly circa ca exactly just "
-    "precisely time timestamp timestamps stamp mark point moment it this that the then in "
-    "on is was be are its event action clip scene s t sec secs second seconds min minute "
+    "fill": "a of at onwards onward about around approximately approx roughly near nearly circa "
+    "ca exactly just precisely time timestamp timestamps stamp mark point moment it this that "
+    "the then in on is was be are its event action clip scene s t sec secs second seconds min minute "
     "minutes value video inclusive within position which he she they ts up by occurring "
     "happening happens occurs sekunde sekunden sekunder sekund segundo segundos seconde "
     "secondes secondo secondi seconden giây detik saniye etwa ungefähr um vers environ le "
@@ -54,8 +54,8 @@ NUMBERED = _set(
 
 THINGS = _set(
     "people persons men women kids children dogs cats times meters metres km miles feet inches "
-    "percent per kg fps px pixels years days weeks months dollars points of steps items cars "
-    "balls attempts players objects degrees 人 名 个 個 只 次 件 명 번 米"
+    "percent per kg fps px pixels years days weeks months dollars points steps items cars "
+    "balls attempts players objects degrees long 人 名 个 個 只 次 件 명 번 米"
 )
 """`5.0 to 7.0 meters`: what is counted is no time."""
 
