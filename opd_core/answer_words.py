@@ -31,8 +31,8 @@ _WORDS = {
     "dure dauert dauer 持续 持續 时长",
     "fill": "a of at onwards onward about around approximately approx roughly near nearly circa "
     "ca exactly just precisely time timestamp timestamps stamp mark point moment it this that "
-    "the then in on is was be are its event action clip scene s t sec secs second seconds min minute "
-    "minutes value video inclusive within position which he she they ts up by occurring "
+    "the then in on is was be are its event action clip scene s t sec secs second seconds min "
+    "minute minutes value video inclusive within position which he she they ts up by occurring "
     "happening happens occurs sekunde sekunden sekunder sekund segundo segundos seconde "
     "secondes secondo secondi seconden giây detik saniye etwa ungefähr um vers environ le "
     "la el los les alle der die das 秒 第 约 約 大约 大約 时间 時間 的 于 於 は が に で を",
