@@ -29,9 +29,9 @@ _WORDS = {
     "заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
     "lasts": "last lasts lasted lasting for duration length continues continuing persists dura "
     "dure dauert dauer 持续 持續 时长",
-    "fill": "a of at onwards onward about around approximately approx roughly near nearly circa "
-    "ca exactly just precisely time timestamp timestamps stamp mark point moment it this that "
-    "the then in on is was be are its event action clip scene s t sec secs second seconds min "
+    "fill": "a of at into onwards onward about around approximately approx roughly near nearly "
+    "circa ca exactly just precisely time timestamp timestamps stamp mark point moment it this "
+    "that the then in on is was be are its event action clip scene s t sec secs second seconds min "
     "minute minutes value video inclusive within position which he she they ts up by occurring "
     "happening happens occurs sekunde sekunden sekunder sekund segundo segundos seconde "
     "secondes secondo secondi seconden giây detik saniye etwa ungefähr um vers environ le "
