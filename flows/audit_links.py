@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from opd_core import curriculum
 from opd_core.config import Config, config_hash
-from opd_core.grounding import answer_iou, round_span
+from opd_core.grounding import answer_iou
+from opd_core.own_prompt import template_of
+from opd_core.protocols import judged
 from opd_core.score_key import content_hash
-from opd_core.templates import TEMPLATES, PromptTemplate
+from opd_core.templates import PromptTemplate
 from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
 from storage import audit as store
 from storage.audit import BrokenLink, Checked
@@ -284,28 +286,48 @@ def answers(run: Run) -> Checked:
         columns = [*key, "text", "predicted_start", "predicted_end", iou, "config_hash"]
         columns += ["example_id"] if table == "rollouts" else []
         evaluated = table in ("evaluations", "model_evaluations")
-        columns += ["iou_rounded"] if evaluated else []
+        columns += _OF_PROTOCOLS if evaluated else []
         for row in run.scan(table).select(columns).collect().iter_rows(named=True):
             where = f"{table}, {', '.join(str(row[name]) for name in key)}"
             start, end = row["predicted_start"], row["predicted_end"]
             span = None if start is None or end is None else Span(start, end)
             digest = row["config_hash"]
             if digest not in asked:
-                asked[digest] = TEMPLATES[config_of(run, digest).prompt.template]
+                asked[digest] = template_of(config_of(run, digest).prompt)
             said = asked[digest].parse_span(row["text"])
             if span != said:
                 raise BrokenLink.at(where, "the predicted span", span, said)
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
-            expected = {iou: answer_iou(span, *truth[row["example_id"]])}
+            windows = truth[row["example_id"]]
+            expected: dict[str, float | None] = {iou: answer_iou(span, *windows)}
             if evaluated:
-                rounded = span and round_span(span)
-                expected["iou_rounded"] = answer_iou(rounded, *truth[row["example_id"]])
+                expected |= _by_protocols(row, span, windows)
             for name, value in expected.items():
-                if not abs(row[name] - value) <= IOU_TOLERANCE:
+                if not _same(row[name], value):
                     raise BrokenLink.at(where, name, row[name], value)
             count += 1
     return Checked(count, "answers")
+
+
+_OF_PROTOCOLS = ["timelens_start", "timelens_end", "timelens_iou"]
+
+
+def _by_protocols(
+    row: dict[str, Any], span: Span | None, truth: Sequence[Span]
+) -> dict[str, float | None]:
+    """What the columns of the protocols should say; nothing of rows from before they were kept."""
+    if row["timelens_iou"] is None:
+        return {}
+    found = judged(row["text"], span, truth)
+    read = found["timelens_span"] or (None, None)
+    return dict(zip(_OF_PROTOCOLS, (*read, found["timelens_iou"]), strict=True))
+
+
+def _same(stored: float | None, value: float | None) -> bool:
+    if stored is None or value is None:
+        return stored is value
+    return abs(stored - value) <= IOU_TOLERANCE
 
 
 def selected_of(run: Run, version: int) -> list[Rollout]:

@@ -22,7 +22,8 @@ from flows.progress import progress
 from flows.report import ABSENT, console
 from opd_core.bootstrap import RESAMPLES, Estimate, estimates
 from opd_core.curriculum import by_video
-from opd_core.metrics import PER_EXAMPLE, PROTOCOLS, RECALLS, duration_bucket
+from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
+from opd_core.protocols import PROTOCOLS
 from opd_core.question_key import evaluation_question
 from opd_core.types import GroundingExample, VideoOPDError
 
@@ -234,15 +235,16 @@ def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
         _print_json({"who": answers.who, **_how(), "groups": [asdict(group) for group in found]})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "examples", "videos", "", *PROTOCOLS):
+    for name in ("", "examples", "videos", "", *(p.name for p in PROTOCOLS)):
         table.add_column(name, justify="left" if not name else "right")
     for group in found:
         counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
         for metric, shown in SHOWN.items():
-            cells = [_cell(group.metrics[f"{protocol}_{metric}"]) for protocol in PROTOCOLS]
+            cells = [_cell(group.metrics[f"{p.name}_{metric}"]) for p in PROTOCOLS]
             table.add_row(*counts, shown, *cells)
             counts = ["", "", ""]
-        table.add_row(*counts, "no span", _cell(group.metrics["parse_failures"]), "")
+        spans = [_cell(group.metrics[NO_SPAN[p.name]]) for p in PROTOCOLS]
+        table.add_row(*counts, "no span", *spans)
         table.add_section()
     out = console()
     out.print(answers.who, markup=False, soft_wrap=True)
@@ -257,9 +259,11 @@ def _show_comparison(found: Comparison, format: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
         table.add_column(name, justify="left" if not name else "right")
-    names = {f"{p}_{m}": f"{p} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
-    for metric, shown in (names | {"parse_failures": "no span"}).items():
-        sides = [f"{group.metrics[metric].value:.3f}" for group in (found.of_a, found.of_b)]
+    names = {f"{p.name}_{m}": f"{p.name} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
+    names |= {NO_SPAN[p.name]: f"{p.name} no span" for p in PROTOCOLS if p.reader}
+    names["parse_failures"] = "no span"
+    for metric, shown in names.items():
+        sides = [_value(group.metrics[metric].value) for group in (found.of_a, found.of_b)]
         apart = found.difference.metrics[metric]
         share = apart.share_not_above_zero
         table.add_row(
@@ -276,9 +280,13 @@ def _show_comparison(found: Comparison, format: str) -> None:
     out.print(_footnote(found.difference), markup=False)
 
 
+def _value(number: float | None, style: str = ".3f") -> str:
+    return ABSENT if number is None else f"{number:{style}}"
+
+
 def _cell(estimate: Estimate, style: str = ".3f") -> str:
-    if estimate.low is None:
-        return f"{estimate.value:{style}}"
+    if estimate.value is None or estimate.low is None:
+        return _value(estimate.value, style)
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
@@ -289,10 +297,15 @@ def _footnote(group: Group) -> str:
         spread = (
             f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
         )
-    return (
-        f"{spread}\nstrict: no rounding, IoU > m. timelens: whole seconds, IoU >= m. Both: the"
-        " first span of an answer; no span is IoU 0."
-    )
+    lines = [spread]
+    lines += [f"{p.name}: {p.words}." for p in PROTOCOLS]
+    lines.append("No span is IoU 0.")
+    if unknown := [p.name for p in PROTOCOLS if group.metrics[f"{p.name}_miou"].value is None]:
+        lines.append(
+            f"{ABSENT}: some answers are of before {', '.join(unknown)} was kept; `videoopd stage "
+            "evaluate CONFIG --force` asks them again."
+        )
+    return "\n".join(lines)
 
 
 def _how() -> dict[str, Any]:

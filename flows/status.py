@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.report import accuracy, console
 from flows.rerun import command
 from opd_core.config_sections import FRAMES_FOLDER
+from opd_core.protocols import PROTOCOLS
 from storage.frames import usage
 from storage.schemas import TABLES
 from storage.takes import take_of
@@ -126,7 +127,7 @@ def _policies(run: Run) -> Table:
         "R1@0.3": "strict_r1_30",
         "R1@0.5": "strict_r1_50",
         "R1@0.7": "strict_r1_70",
-        "timelens R1@0.5": "timelens_r1_50",
+        **{f"{p.name} R1@0.5": f"{p.name}_r1_50" for p in PROTOCOLS if p.name != "strict"},
     }
     for name in ("policy", *shown, "rollouts trained on", "objective"):
         table.add_column(name, justify="right")

@@ -125,6 +125,8 @@ class Config(Section):
                 "rollout.source = 'truth' gives one answer to an example; set "
                 "rollout.rollouts_per_example = 1"
             )
+        if self.rollout.source == "truth":
+            self._answers_are_readable()
         if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
             raise ValueError(
                 "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
@@ -138,6 +140,16 @@ class Config(Section):
                     f"score.{name} = false"
                 )
         return self
+
+    def _answers_are_readable(self) -> None:
+        from opd_core.own_prompt import template_of, unreadable  # compiles the readers' patterns
+
+        if text := unreadable(template_of(self.prompt)):
+            raise ValueError(
+                "rollout.source = 'truth' trains on answers that the prompt's own reader must "
+                f"read, and it does not ({text}); set prompt.answer, for example "
+                '"{start:.1f} - {end:.1f}"'
+            )
 
     @property
     def frames_path(self) -> Path | None:

@@ -75,6 +75,24 @@ class TeacherSection(ModelSection):
 class PromptSection(Section):
     template: Literal["timelens", "video-opd", "json"] = "timelens"
     """How the question is put, and how an answer is read (`opd_core/templates.py`)."""
+    text: str | None = None
+    """The question in your own words instead, with `{query}` where the sentence is to stand; a
+    brace that is meant as one is written twice."""
+    reader: str | None = None
+    """How answers are read: the name of a template, or a regular expression with two groups, the
+    start and the end (or `(?P<start>...)`, `(?P<end>...)`), each in seconds, `mm:ss` or with its
+    unit. None: the template's own. prompt.text needs one."""
+    answer: str | None = None
+    """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
+    the template whose name is the reader's; a regular expression has none."""
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if (self.text, self.reader, self.answer) != (None, None, None):
+            from opd_core.own_prompt import template_of
+
+            template_of(self)
+        return self
 
 
 class VideoSection(Section):

@@ -15,8 +15,8 @@ from pathlib import Path
 from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
+from opd_core.own_prompt import template_of
 from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
-from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, QuarantinedItem
 from opd_core.video import VideoError, VideoReader
 
@@ -87,7 +87,7 @@ class ExampleEncoder:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._videos = config.data.videos
-        self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
+        self.prompts = PromptEncoder(folder, template_of(config.prompt).text)
         video = self.prompts.processor.video_processor
         self._reader = _reader(
             config, video.patch_size, video.merge_size, video.temporal_patch_size

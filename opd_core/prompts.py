@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.answer_reader import THOUGHT
 from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
-from opd_core.templates import TEMPLATES
+from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
 
 TIMELENS = TEMPLATES["timelens"].text
@@ -125,7 +126,7 @@ class PromptEncoder:
         """The chat with one video placeholder, up to where the assistant begins."""
         content = [
             {"type": "video"},
-            {"type": "text", "text": self._template.format(query=query)},
+            {"type": "text", "text": ask(self._template, query)},
         ]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -133,8 +134,15 @@ class PromptEncoder:
         return text
 
     def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        """An answer as text, with the thought's tag where the chat template has opened one for it:
+        else a thought that was cut off would look like an answer."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text.strip()
+        return (self.opened_thought + text).strip()
+
+    @cached_property
+    def opened_thought(self) -> str:
+        """`<think>` where prompts end in it (the Thinking models' do), else nothing."""
+        return THOUGHT if self.chat_text("").rstrip().endswith(THOUGHT) else ""
 
 
 def load_processor(folder: Path) -> Any:

@@ -17,9 +17,10 @@ from opd_core.alignment import Gate, probe_engine
 from opd_core.config import Config
 from opd_core.config_sections import EngineName
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
-from opd_core.grounding import answer_iou, round_span
+from opd_core.grounding import answer_iou
+from opd_core.own_prompt import template_of
+from opd_core.protocols import judged
 from opd_core.sampling import Engine, Request, Sample, SamplingParams
-from opd_core.templates import TEMPLATES
 from opd_core.types import (
     Evaluation,
     GroundingExample,
@@ -79,7 +80,7 @@ def sample_rollouts(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Rollout:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return Rollout(
             rollout_id=make_rollout_id(policy.version, item.example.example_id, index),
             policy_version=policy.version,
@@ -150,7 +151,7 @@ def predict(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> TeacherPrediction:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
@@ -190,7 +191,7 @@ def evaluate(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Evaluation:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return Evaluation(
             policy_version=policy.version,
             policy_hash=policy.weights_hash,
@@ -198,9 +199,7 @@ def evaluate(
             text=text,
             completion_token_ids=sample.token_ids,
             finish_reason=sample.finish_reason,
-            predicted_span=span,
-            iou=answer_iou(span, *item.example.spans),
-            iou_rounded=answer_iou(span and round_span(span), *item.example.spans),
+            **judged(text, span, item.example.spans),
             engine=asked.engine.name,
             seconds=seconds,
         )

@@ -348,9 +348,13 @@ class Evaluation:
     finish_reason: str
     predicted_span: Span | None
     iou: float
-    """Unrounded temporal IoU (protocol `strict`); no span counts 0."""
-    iou_rounded: float
-    """Temporal IoU of the prediction rounded to whole seconds (protocol `timelens`)."""
+    """Unrounded temporal IoU with the best window (protocols `strict` and `qvhighlights`); no span
+    counts 0."""
+    timelens_span: Span | None
+    """What TimeLens' evaluation reads in the text, before it rounds (`protocols.py`)."""
+    timelens_iou: float | None
+    """Its IoU by protocol `timelens`, of whole seconds and the first window; no span counts 0. None
+    in rows of before it was kept."""
     engine: str
     seconds: float
 
@@ -371,8 +375,9 @@ class ModelEvaluation:
     finish_reason: str
     predicted_span: Span | None
     iou: float
-    """As `Evaluation.iou`."""
-    iou_rounded: float
+    """As `Evaluation.iou`; so are the next two."""
+    timelens_span: Span | None
+    timelens_iou: float | None
     engine: str
     seconds: float
 

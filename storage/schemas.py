@@ -130,8 +130,20 @@ _GREEDY_ANSWER = (
     _COMPLETION,
     _FINISH,
     *_PREDICTED,
-    Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
-    Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+    Column("iou", FLOAT, "Unrounded IoU (`strict`, `qvhighlights`); no span counts 0."),
+    Column(
+        "timelens_start",
+        FLOAT,
+        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        optional=True,
+    ),
+    Column("timelens_end", FLOAT, "End that it reads, s; null: none.", optional=True),
+    Column(
+        "timelens_iou",
+        FLOAT,
+        "IoU by protocol `timelens`; no span counts 0; null: written before it was kept.",
+        optional=True,
+    ),
     _ENGINE,
     _seconds("this answer's share of its batch"),
 )

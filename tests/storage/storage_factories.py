@@ -146,9 +146,9 @@ def one_of_each() -> dict[str, object]:
         "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
         "reruns": Rerun(1, 0, "score", 1, "forced", 12, ("focus",)),
-        "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
+        "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, None, None, "hf", 0.1),
         "model_evaluations": ModelEvaluation(
-            "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1
+            "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, None, None, "hf", 0.1
         ),
     }
 
