@@ -132,6 +132,12 @@ def _kills() -> Iterator[Row]:
     return kills_rows()
 
 
+def _idle() -> Iterator[Row]:
+    from flows.bench_idle import idle_rows
+
+    return idle_rows()
+
+
 def _throughput() -> Iterator[Row]:
     """Trajectories a second of whole rounds on the tiny world, in the yardstick's terms."""
     from opd_core.bench.interleaved import at_least
@@ -298,6 +304,7 @@ BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
     "throughput": _throughput,
     "vllm": _vllm,
     "overhead": _overhead,
+    "idle": _idle,
     "kills": _kills,
     "gain": _gain,
 }

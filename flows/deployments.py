@@ -20,12 +20,11 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
-from flows.evaluation import groups, numbers, of_policy
-from flows.prepare import Work, opened
+from flows.alone import alone
+from flows.prepare import opened
 from flows.round import videoopd
 from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
-from storage.policies import PolicyRef
 
 
 def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
@@ -45,21 +44,10 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
     return flow(name="videoopd", flow_run_name=name)(run)
 
 
-def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
-    summary = stages.evaluate(work, policy, force)
-    (every,) = groups(of_policy(work.run, policy.version))
-    return summary.noting(answers=every.examples, **numbers(every))
-
-
-def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
-    stages.validate(work, policy)  # asked first: on its answers depends what is sampled
-    return stages.rollout(work, policy, force)
-
-
-_evaluate.__name__, _rollout.__name__ = "evaluate", "rollout"
-
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
-rollout = _alone(_rollout, "Sample the answers that are still missing of the round's policy.")
+rollout = _alone(
+    alone("rollout"), "Sample the answers that are still missing of the round's policy."
+)
 score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
 focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
 update = _alone(
@@ -67,7 +55,7 @@ update = _alone(
     "Train on the round's selection and commit the next policy, if that is still to be done.",
 )
 evaluate = _alone(
-    _evaluate,
+    alone("evaluate"),
     "Answer the evaluation examples that the policy has not answered yet; how well, in `notes`.",
 )
 

@@ -17,7 +17,8 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.prepare import Work, opened
+from flows.prepare import Work, WorkLeft, opened
+from flows.processor_cache import processor_hash_of
 from flows.progress import progress
 from flows.report import ABSENT, console
 from opd_core.bootstrap import RESAMPLES, Estimate, estimates
@@ -91,24 +92,27 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
 def answered_by_model(work: Work, folder: Path) -> Answers:
     """The answers of a Hugging Face folder to the eval split, after asking what has none."""
     from opd_core.checkpoint import check_checkpoint
-    from opd_core.prompts import load_processor, processor_hash
-    from opd_core.rollout import Policy, evaluate_model
 
-    question = evaluation_question(work.config, processor_hash(load_processor(folder)))
+    processor = processor_hash_of(folder, work.run.path)
+    question = evaluation_question(work.config, processor)
     check_checkpoint(folder)
-    model = Policy(0, folder, work.run.weights_hash(folder))
-    mine = (pl.col("model_hash") == model.weights_hash) & (pl.col("question_hash") == question)
+    digest = work.run.weights_hash(folder)
+    mine = (pl.col("model_hash") == digest) & (pl.col("question_hash") == question)
     examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
     examples = by_video(examples)[: work.config.evaluate.max_examples]
     asked = [e.example_id for e in examples]
     known = work.run.model_evaluations().filter(mine).select("example_id").collect()
     done = set(known["example_id"])
-    missing = len(set(asked) - done)
-    with progress("evaluate", missing) as advance:
-        for batch in evaluate_model(work.config, model, question, examples, done):
-            work.run.append("model_evaluations", batch.records)
-            work.run.append("quarantine", batch.quarantined, stage="evaluate model")
-            advance(batch.examples)
+    if missing := len(set(asked) - done):
+        work.about_to_work()
+        from opd_core.rollout import Policy, evaluate_model
+
+        model = Policy(0, folder, digest)
+        with progress("evaluate", missing) as advance:
+            for batch in evaluate_model(work.config, model, question, examples, done):
+                work.run.append("model_evaluations", batch.records)
+                work.run.append("quarantine", batch.quarantined, stage="evaluate model")
+                advance(batch.examples)
     rows = work.run.model_evaluations().filter(mine & pl.col("example_id").is_in(asked))
     return _answers(work.run, str(folder), rows)
 
@@ -214,16 +218,28 @@ def _answered(
             raise VideoOPDError(f"{target} is policy {number}; leave out --policy {policy}")
         target, policy = path, int(number)
     if Path(target).is_file():
-        with opened(target) as work:
-            if model is not None:
-                return answered_by_model(work, model.resolve())
-            return answered_by_policy(work, policy)
+        return _asked(target, policy, model)
     if model is not None:
         raise VideoOPDError(
             f"to ask the model in {model} takes a config, and {target} is none; give the TOML file "
             "whose data.eval it is to answer"
         )
     return of_policy(open_run(target), policy)
+
+
+def _asked(config: str, policy: int | None, model: Path | None) -> Answers:
+    """The answers by a config: as they are where none is missing, which takes no model."""
+
+    def answered(looking: bool) -> Answers:
+        with opened(config, looking=looking) as work:
+            if model is not None:
+                return answered_by_model(work, model.resolve())
+            return answered_by_policy(work, policy)
+
+    try:
+        return answered(looking=True)
+    except WorkLeft:
+        return answered(looking=False)
 
 
 def _is_model(folder: Path) -> bool:

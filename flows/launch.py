@@ -50,12 +50,14 @@ def quiet_server() -> Callable[[], None]:
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
     """Run `rounds` rounds and print their table after each."""
-    from flows.prepare import check_folders
+    from flows.prepare import check_folders, refuse_busy
     from flows.report import print_rounds
     from opd_core.config import load_config
 
-    # A wrong key or folder is found before a server is started.
-    check_folders(load_config(config, overrides), config)
+    # A wrong key or folder, or a run that is worked on, is found before a server is started.
+    loaded = load_config(config, overrides)
+    check_folders(loaded, config)
+    refuse_busy(loaded)
     flow = round_flow()
     done: list[RoundSummary] = []
     for _ in range(rounds):
@@ -67,15 +69,21 @@ def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
 def run_stage(
     stage: str, config: str, round: int | None, force: bool, overrides: Sequence[str]
 ) -> None:
-    """Run the deployment of a stage here, and print what it did."""
+    """Run the deployment of a stage here, where it has anything to do; print what it did."""
+    from flows.alone import nothing_to_do
+    from flows.prepare import check_folders, refuse_busy
     from opd_core.config import load_config
 
-    load_config(config, overrides)
-    _connect()
-    from flows.deployments import DEPLOYMENTS
+    loaded = load_config(config, overrides)
+    check_folders(loaded, config)
+    refuse_busy(loaded)
+    done = None if force else nothing_to_do(stage, config, round, overrides)
+    if done is None:
+        _connect()
+        from flows.deployments import DEPLOYMENTS
 
-    run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
-    done = run(config, round=round, force=force, overrides=list(overrides))
+        run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
+        done = run(config, round=round, force=force, overrides=list(overrides))
     notes = "".join(
         f"; {key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
         else f"; {key.replace('_', ' ')} {value}"

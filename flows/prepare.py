@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
 
+from flows.processor_cache import processor_hash_of
 from opd_core.config import Config, load_config
 from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from storage import locks
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
-from storage.run_folder import weights_cache
+from storage.run_folder import lock_file, weights_cache
 from storage.takes import policy_version_of, round_number
+
+
+class WorkLeft(Exception):
+    """A stage has something to do, and was only looked at."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,19 @@ class Work:
     config: Config
     run: Run
     teacher_hash: str
+    looking: bool = False
+    """Nothing is to be computed: it is asked whether there is anything."""
+
+    def about_to_work(self) -> None:
+        """A stage calls it once it knows that something is missing, before it writes a row or
+        imports what computes. Raises `WorkLeft` where it is only looked at."""
+        if self.looking:
+            raise WorkLeft
 
     @cached_property
     def question_hash(self) -> str:
         """How the config asks the teacher for its own answers."""
-        from opd_core.prompts import load_processor, processor_hash
-
-        processor = processor_hash(load_processor(self.config.teacher.path))
+        processor = processor_hash_of(self.config.teacher.path, self.run.path)
         return prediction_question(self.config, processor)
 
     def predictions(self) -> pl.LazyFrame:
@@ -118,27 +130,39 @@ def check_weights(config: Config) -> None:
             check_checkpoint(folder)
 
 
+def refuse_busy(config: Config) -> None:
+    """Raises `VideoOPDError` naming the process that works on the run, where there is one."""
+    locks.refuse_held(lock_file(config.run.path, "round"))
+
+
 @contextmanager
-def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
+def opened(
+    config: str, overrides: Sequence[str] | None = None, looking: bool = False
+) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
     Makes the run where there is none, checks that student and teacher fit, and imports the
-    annotations that are not in its tables yet.
+    annotations that are not in its tables yet. `looking`: only to see whether a stage has anything
+    to do, without what computing takes.
     """
     loaded = load_config(config, overrides or ())
     check_folders(loaded, config)
-    from opd_core.tree_model import set_threads
+    refuse_busy(loaded)
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     check_weights(loaded)
-    set_threads(loaded.machine.threads)
+    if not looking:
+        from opd_core.tree_model import set_threads
+
+        set_threads(loaded.machine.threads)
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
-    with run.exclusive("round"), decoding_once(loaded):
+    frames = nullcontext() if looking else decoding_once(loaded)
+    with run.exclusive("round"), frames:
         import_annotations(run, loaded)
-        yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
+        yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 
 @contextmanager

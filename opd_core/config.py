@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from opd_core.config_sections import (
     DISTRIBUTION_OBJECTIVES,
     FRAMES_FOLDER,
+    IMPORTANCE_LEVELS,
     ON_POLICY_OBJECTIVES,
     TEACHER_OBJECTIVES,
     DataSection,
@@ -141,6 +142,27 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _importance_weights_fit_the_objective(self) -> Self:
+        level = self.update.tis
+        if level in ("auto", "off"):
+            return self
+        for name in self.objective_weights:
+            fitting = IMPORTANCE_LEVELS.get(name, ())
+            if not fitting or level in fitting:
+                continue
+            why = (
+                "is exact at its state, whatever token was sampled there: its own ratio adds noise"
+                if level == "token"
+                else "is of the sampled token, whose own ratio 'prefix' leaves out"
+            )
+            alone = len(self.objective_weights) == 1
+            fix = f"{fitting[0]!r}" if alone else "'auto', which gives each part what fits it"
+            raise ValueError(
+                f"update.tis = {level!r} does not fit update.objective = {name!r}, which {why}; "
+                f"set update.tis = {fix}"
+            )
+        return self
     def _answers_are_readable(self) -> None:
         from opd_core.own_prompt import template_of, unreadable  # compiles the readers' patterns
 

@@ -253,13 +253,18 @@ class UpdateStep:
     without the teacher's scores, or on answers that the policy has not sampled. So are the next
     four, which compare with the policy that sampled."""
     policy_kl: float | None
-    """KL(pi_v || pi) to the policy that sampled: mean over tokens of ratio - 1 - log ratio (k3)."""
+    """KL(pi_v || pi) to the policy that the update began with: mean over tokens of ratio - 1 - log
+    ratio (k3), ratio = pi / pi_v. pi_v is the trainer's own where another engine sampled and the
+    loss needs it (`opd_core/importance.py`), else as it was sampled."""
     ratio_min: float | None
+    """Smallest pi / pi_v of a token."""
     ratio_max: float | None
     effective_sample_size: float | None
-    """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
+    """(sum w)^2 / (n * sum w^2) of what a token counts by in the loss: its importance weight, times
+    pi / pi_v in the objectives that have the ratio. 1: all count alike."""
     tis_weight_mean: float | None
-    """Mean truncated importance weight of a token; None where no such weights were used."""
+    """Mean truncated importance weight of a token, as the objective used it (of a weighted sum the
+    mean of its parts by their shares); None where no such weights were used."""
     tis_truncated: float | None
     """Share of tokens whose weight was cut off at update.tis_cap."""
     seconds: float

@@ -409,7 +409,7 @@ class Run:
     @contextmanager
     def exclusive(self, stage: str, timeout: float = 0.0) -> Iterator[None]:
         """One process at a time in `stage` of this run; the next one is told who is in it."""
-        with locks.held(self.path / ".locks" / f"{stage}.lock", stage, timeout):
+        with locks.held(run_folder.lock_file(self.path, stage), stage, timeout):
             self._attempts.clear()
             yield
 

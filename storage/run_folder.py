@@ -26,6 +26,10 @@ _OWN_NAMES = {"configs", "tables", "policies", "logs", ".locks", ".cache"}
 _LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
 
 
+def lock_file(path: Path, stage: str) -> Path:
+    return path / ".locks" / f"{stage}.lock"
+
+
 def weights_cache(path: Path) -> WeightsCache:
     return WeightsCache(path / ".cache" / "weights.json")
 

@@ -89,11 +89,14 @@ STEP = pa.struct(
         Column(
             "reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats.", optional=True
         ).field,
-        Column("policy_kl", FLOAT, "KL to the sampling policy (k3), nats.", optional=True).field,
+        Column("policy_kl", FLOAT, "KL to the starting policy (k3), nats.", optional=True).field,
         Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.", optional=True).field,
         Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.", optional=True).field,
         Column(
-            "effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.", optional=True
+            "effective_sample_size",
+            FLOAT,
+            "(sum w)^2 / (n sum w^2) of tokens in the loss.",
+            optional=True,
         ).field,
         Column("tis_weight_mean", FLOAT, "Mean truncated importance weight.", optional=True).field,
         Column("tis_truncated", FLOAT, "Share of tokens cut off at the cap.", optional=True).field,

@@ -276,6 +276,34 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path):
     assert gone(child)
 
 
+def test_what_ends_with_us_ends_however_we_do(tmp_path):
+    """Killed outright, a command leaves no server behind, also when it holds Lance."""
+    code = (
+        "import os, signal, sys, lance\n"
+        "from pathlib import Path\n"
+        "from flows.processes import start\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
+        f"log = Path({str(tmp_path / 'log')!r})\n"
+        "print(start(command, {}, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    child = psutil.Process(int(parent.stdout.readline()))
+    end = time.monotonic() + 20
+    while "sleep" not in " ".join(child.cmdline()[:3]):  # it has become the command
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.kill()
+    _, complaint = parent.communicate()
+    assert complaint == "", "nothing was forked"
+    while not gone(child):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_number_that_was_used_again_is_another_process():
     other = processes.ProcessId(os.getpid(), psutil.Process().create_time() - 60)
     assert other.find() is None

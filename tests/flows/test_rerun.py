@@ -319,6 +319,7 @@ def test_the_command_runs_a_stage(write_config: Any, tmp_path: Path, command: An
     done = command("stage", "score", config, "--force")
     assert done.returncode == 0, done.stderr
     assert re.match(r"score of round 1: \d+ rows; ", done.stdout)
+    assert "fork" not in done.stderr, "the server is started beside Lance, not forked from it"
     done = command("stage", "rollout", config, "--force", "--set", "rollout.max_new_tokens=5")
     assert done.returncode == 0, done.stderr
     assert takes(tmp_path / "run", "rollouts", 0) == {0: 20, 1: 20}, "the teacher was asked too"
