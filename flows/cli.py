@@ -165,6 +165,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-audio-queries", action="store_true",
         help="leave out sentences about what is heard, by TimeLens' nine words",
     )  # fmt: skip
+    bring.add_argument(
+        "--allow-missing", action="store_true",
+        help="go on where most of the videos that are named have no file",
+    )  # fmt: skip
 
     evaluate = _add(
         commands, "evaluate", _evaluate, "how well a policy or a model does, with intervals"
@@ -329,6 +333,7 @@ def _import(options: argparse.Namespace) -> None:
         options.source,
         options.jobs,
         options.skip_audio_queries,
+        allow_missing=options.allow_missing,
     )
     print_summary(import_files(wanted))
 

@@ -25,6 +25,8 @@ from opd_core.annotation_fields import (
     parse_json,
     relative_path,
 )
+from opd_core.control_tokens import control_fault
+from opd_core.faults import ANNOTATION
 from opd_core.types import (
     GroundingExample,
     QuarantinedItem,
@@ -91,6 +93,8 @@ def _example(
 ) -> GroundingExample:
     event = as_object(event, "the event")
     query = get_text(event, "query")
+    if fault := control_fault(query):
+        raise BadAnnotationError(fault)
     span, *others = _spans(event, duration)
     return GroundingExample(
         example_id=make_example_id(video_path, query, span, *others),
@@ -122,4 +126,5 @@ def _quarantined(place: str, video_path: str | None, error: Exception) -> Quaran
         video_path=video_path,
         reason=str(error),
         policy_version=None,
+        kind=ANNOTATION,
     )

@@ -110,8 +110,12 @@ def sampled_again(
         for e, _ in rows if e.example_id not in wanted for i in range(count)
     }  # fmt: skip
     stream = sample_rollouts(config, policy, [e for e, _ in rows], done)
-    again = chain.from_iterable(batch.records for batch in stream)
-    pairs = [(kept[now.rollout_id], now) for now in again if now.rollout_id in kept]
+    pairs = []
+    for batch in stream:
+        for lost in batch.quarantined:
+            if mine := [r for r in kept.values() if r.example_id == lost.item_id]:
+                return _lost(mine[0].rollout_id, lost.reason)
+        pairs += [(kept[now.rollout_id], now) for now in batch.records if now.rollout_id in kept]
     largest, tokens, first = 0.0, 0, None
     for was, now in pairs:
         tokens += len(was.completion_token_ids)
@@ -176,6 +180,8 @@ def _student_again(
     work = [(e, answers) for e, answers in rows if answers]
     largest, tokens = 0.0, 0
     for batch in score_rollouts(as_teacher, policy, work):
+        for lost in batch.quarantined:
+            return _lost(lost.item_id, lost.reason)
         for now in batch.records:
             was = kept[now.rollout_id]
             if was.sampling_logprobs is None:
@@ -186,6 +192,10 @@ def _student_again(
             if found:
                 return Comparison(len(kept), tokens, False, largest, found)
     return Comparison(len(kept), tokens, False, largest, None)
+
+
+def _lost(item_id: str, reason: str) -> Comparison:
+    return Comparison(0, 0, False, 0.0, Difference(item_id, "video", "readable", reason))
 
 
 def _share(

@@ -100,8 +100,9 @@ def update_student(
         began = time.perf_counter()
         for item in batch.quarantined:
             raise VideoOPDError(
-                f"{item.video_path}, on which selected rollouts stand, can no longer be read "
-                f"({item.reason}); restore the file and rerun the update"
+                f"{item.video_path}, on which selected rollouts stand, can no longer be used "
+                f"({item.reason}); restore it and give the command again, or take its annotations "
+                "out of data.train"
             )
         trees = [rollout_tree(video, rollouts) for video in batch.videos]
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)

@@ -35,7 +35,7 @@ def truth_rollouts(
         if any(wanted(e) for e in batch)
     ]
     encoder = ExampleEncoder(config, policy.folder)
-    batches = encoder.encode_batches(plan, "rollout", policy.version)
+    batches = encoder.encode_batches(plan, "rollout", policy.version, asks=True, among=examples)
     for batch, encoded in zip(plan, batches, strict=True):
         began = time.perf_counter()
         items = [i for video in encoded.videos for i in video if wanted(i.example)]

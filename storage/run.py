@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from opd_core.types import Rerun, VideoOPDError
-from storage import cleanup, history, locks, policies, run_folder, upkeep, views
+from opd_core.types import DataChange, GroundingExample, Rerun, VideoOPDError
+from storage import cleanup, history, locks, policies, present, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
@@ -303,7 +303,21 @@ class Run:
         return views.tokens(self.scan, self.teacher_hash, texts)
 
     def examples(self) -> pl.LazyFrame:
+        """Every annotation that the run has ever read, as it was first read."""
         return self.scan("examples")
+
+    def present(self) -> pl.LazyFrame:
+        """Those that the annotation files hold now, as they are there (`storage/present.py`)."""
+        return present.present(self.scan)
+
+    def present_examples(self, split: str | None = None) -> list[GroundingExample]:
+        """The rows of `present` as records, of one split or of both."""
+        examples = self.read("examples", GroundingExample)
+        now = present.as_now(examples, self.read("data_changes", DataChange))
+        return [e for e in now if split in (None, e.split)]
+
+    def data_changes(self) -> pl.LazyFrame:
+        return self.scan("data_changes")
 
     def quarantine(self) -> pl.LazyFrame:
         return self.scan("quarantine")

@@ -1,0 +1,52 @@
+"""Whether the videos are there at all, before each that is not becomes a row of `quarantine`.
+
+A folder that is not mounted is one thing that is wrong, not as many as there are videos. So nothing
+is recorded where the folder is missing, or most of its files; what misses a few goes on without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from opd_core.types import VideoOPDError
+
+MOST = 0.5
+"""More than this share of the files."""
+
+
+def refuse_missing_folder(folder: Path, key: str = "data.videos") -> None:
+    """Raises `VideoOPDError` where `folder` is no folder that can be read. `key`: what names it."""
+    problem = None
+    if not folder.is_dir():
+        problem = "is no folder" if folder.exists() else "is not there"
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        problem = "may not be read"
+    if problem:
+        raise VideoOPDError(
+            f"the folder of videos {folder} {problem}; mount it or correct {key}, and give the "
+            "same command again (nothing was recorded about its videos)"
+        )
+
+
+def refuse_missing(folder: Path, names: Iterable[str], key: str = "data.videos") -> None:
+    """Raises `VideoOPDError` also where most of the named files are missing or may not be read."""
+    refuse_missing_folder(folder, key)
+    wanted = dict.fromkeys(names)
+    missing = [name for name in wanted if not is_readable(folder / name)]
+    if len(missing) > MOST * len(wanted):
+        raise VideoOPDError(
+            f"{len(missing):,} of {len(wanted):,} videos that are wanted are not in {folder} or "
+            f"cannot be read, the first {missing[0]!r}; mount it or correct {key}, and give the "
+            "same command again (nothing was recorded about them), or leave them out of the "
+            "annotations"
+        )
+
+
+def is_readable(path: Path) -> bool:
+    """Whether there is such a file, and it may be read."""
+    try:
+        return os.access(path, os.R_OK)
+    except ValueError:  # a path that no system has is the annotation's fault, not the folder's
+        return True
