@@ -139,15 +139,15 @@ def _paths(annotations: Iterable[Found], folder: VideoFolder) -> dict[str, str |
 def _refuse_missing(
     options: ImportOptions, folder: VideoFolder, paths: dict[str, str | None]
 ) -> None:
-    """Where most videos are missing, the folder is wrong or not mounted, and not the annotations."""
+    """Where most videos are missing, the folder is wrong, not the annotations."""
     refuse_missing_folder(folder.path, "--videos")
     readable = {path: is_readable(folder.path / path) for path in paths.values() if path}
     missing = [name for name, path in paths.items() if path is None or not readable[path]]
-    if len(missing) > MOST * len(paths):
+    if MOST * len(paths) < len(missing) < len(paths):  # of none at all, nothing can be taken
         raise VideoOPDError(
             f"{len(missing):,} of the {len(paths):,} videos that are named have no file in "
-            f"{folder.path} ({folder.why_not(missing[0])}); mount it or correct --videos or FORMAT, "
-            "or give --allow-missing to take the annotations of the others"
+            f"{folder.path} ({folder.why_not(missing[0])}); mount it, correct --videos or "
+            "FORMAT, or give --allow-missing to take the annotations of the others"
         )
 
 

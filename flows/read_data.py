@@ -60,6 +60,13 @@ def changes_of_round(run: Run, policy_version: int) -> str | None:
     return ", ".join(said) or None
 
 
+def left_out(run: Run) -> list[str]:
+    """Why annotations of the files make no example now: a reason each."""
+    last = newest(run.read("data_changes", DataChange))
+    rows = run.quarantine().filter(pl.col("stage") == "import").select("item_id", "reason")
+    return [reason for item, reason in rows.collect().iter_rows() if not _is_removed(last, item)]
+
+
 def _read(config: Config) -> tuple[list[GroundingExample], list[QuarantinedItem]]:
     from opd_core.annotations import read_timelens
     from opd_core.faults import ANNOTATION

@@ -47,6 +47,12 @@ def gone(work: Work, policy: PolicyRef) -> set[str]:
     return set(drawn_ids["example_id"]) - set(train["example_id"])
 
 
+def eval_examples(work: Work) -> list[GroundingExample]:
+    """What a policy is asked: the eval split as it is now, or its first `evaluate.max_examples`."""
+    examples = curriculum.by_video(work.run.present_examples("eval"))
+    return examples[: work.config.evaluate.max_examples]
+
+
 def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
     examples = drawn(work, policy)

@@ -32,7 +32,6 @@ from opd_core import curriculum
 from opd_core.faults import NEXT_ROUND
 from opd_core.types import (
     Draw,
-    GroundingExample,
     Rollout,
     Selection,
     Update,
@@ -352,7 +351,7 @@ def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
     from opd_core.rollout import evaluate as answer
 
     begin(work.run, "evaluate", policy.version, force)
-    examples = eval_examples(work)
+    examples = round_rows.eval_examples(work)
     known = (
         work.run.evaluations().filter(round_rows.of_round(policy)).select("example_id").collect()
     )
@@ -360,12 +359,6 @@ def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
     batches = answer(work.config, _policy(policy), examples, done)
     missing = len([e for e in examples if e.example_id not in done])
     return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)
-
-
-def eval_examples(work: Work) -> list[GroundingExample]:
-    """What a policy is asked: the eval split as it is now, or its first `evaluate.max_examples`."""
-    examples = curriculum.by_video(work.run.present_examples("eval"))
-    return examples[: work.config.evaluate.max_examples]
 
 
 def _append_batches(

@@ -316,6 +316,13 @@ class Run:
         now = present.as_now(examples, self.read("data_changes", DataChange))
         return [e for e in now if split in (None, e.split)]
 
+    def present_evaluations(self) -> pl.LazyFrame:
+        """The answers to what is in the eval split now: what any number is made of."""
+        import polars as pl
+
+        asked = self.present().filter(pl.col("split") == "eval").select("example_id")
+        return self.evaluations().join(asked, on="example_id", how="semi", maintain_order="left")
+
     def data_changes(self) -> pl.LazyFrame:
         return self.scan("data_changes")
 
