@@ -8,7 +8,7 @@ from dataclasses import replace
 import polars as pl
 
 from flows.prepare import Work
-from flows.read_data import left_out
+from flows.read_data import changes_of_round, left_out
 from flows.round_rows import eval_examples
 from flows.summaries import RoundSummary, StageSummary
 from opd_core.metrics import grounding_metrics
@@ -32,7 +32,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
-            for key in ("annotations", "quarantined", "stopped_early")
+            for key in ("quarantined", "stopped_early")
             if key in s.notes
         )
         + tuple(_unanswered(work, version, asked - found["examples"]))
@@ -74,13 +74,24 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     )
     return replace(
         summary,
-        notes=(*summary.notes, *_copied(work, version - 1), *_reuse(work, version - 1)),
+        notes=(
+            *_changed(work, version - 1),
+            *summary.notes,
+            *_copied(work, version - 1),
+            *_reuse(work, version - 1),
+        ),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
     )
+
+
+def _changed(work: Work, version: int) -> list[str]:
+    """What became of the annotations before or in the round, where anything did."""
+    changes = changes_of_round(work.run, version)
+    return [f"annotations: {changes}"] if changes else []
 
 
 def _unanswered(work: Work, version: int, count: int) -> Iterator[str]:

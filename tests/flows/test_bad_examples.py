@@ -108,7 +108,7 @@ def test_an_annotated_length_that_is_not_the_files_is_set_aside_until_it_is_corr
     annotate(files["data.train"], row("a.mp4", *GOOD, duration=6.9), row("b.mp4", *other))
     summary = run_without_server(str(config))
     assert Run.open(tmp_path / "run").draws().collect().height == 4 + 4
-    assert "draw: annotations: 2 have another duration or source" in summary.rounds[-1].notes
+    assert "annotations: 2 have another duration or source" in summary.rounds[-1].notes
 
 
 def failing(where: str, error: Exception) -> Any:

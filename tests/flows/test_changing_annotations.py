@@ -72,7 +72,7 @@ def test_removed_and_corrected_annotations_are_no_longer_drawn(
         "one of a.mp4", "two of a.mp4", "one of b.mp4", "one of c.mp4", "two of c.mp4",
         "three of c.mp4",
     }  # fmt: skip
-    assert "draw: annotations: 2 came, 2 went" in summary.rounds[-1].notes
+    assert "annotations: 2 came, 2 went" in summary.rounds[-1].notes
     assert run.rollouts().collect().filter(example_id=old).height == 2, "kept as evidence"
     assert changes(tmp_path) == [
         (1, "added", "train"), (1, "added", "train"), (1, "removed", None), (1, "removed", None),

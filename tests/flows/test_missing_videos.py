@@ -12,7 +12,7 @@ from kill_points import run_without_server
 
 from flows import stages
 from flows.prepare import opened
-from opd_core.encoding import ExampleEncoder, forget_decoded
+from opd_core.encoding import ExampleEncoder
 from opd_core.types import VideoOPDError
 from storage.run import Run
 
@@ -96,25 +96,26 @@ def test_a_folder_that_goes_away_in_the_middle_of_a_stage(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """What was finished is kept, the rest is one sentence, and the round goes on afterwards."""
-    whole = ExampleEncoder._encode
+    whole = ExampleEncoder._clip
     videos, away = tmp_path / "videos", tmp_path / "away"
 
-    def encode(self: ExampleEncoder, examples: Any, *rest: Any) -> Any:
-        done = whole(self, examples, *rest)
+    def clip(self: ExampleEncoder, video_path: str) -> Any:
+        found = whole(self, video_path)
         if videos.is_dir():
             videos.rename(away)
-            forget_decoded()
-        return done
+        return found
 
     with opened(str(config)) as work:
         order = ("evaluate", "draw", "rollout", "score", "focus", "update")
         for name in order:
             if name == stage:
                 with monkeypatch.context() as patch:
-                    patch.setattr(ExampleEncoder, "_encode", encode)
+                    patch.setattr(ExampleEncoder, "_clip", clip)
                     with pytest.raises(VideoOPDError, match=r"videos .* is not there"):
                         getattr(stages, name).fn(work, work.policy())
                 assert reasons(tmp_path / "run") == {}
+                if name == "rollout":
+                    assert rows(tmp_path)["rollouts"] == 2 * 2, "the batch before is kept"
                 away.rename(videos)
             getattr(stages, name).fn(work, work.policy())
     run = Run.open(tmp_path / "run")
