@@ -327,7 +327,8 @@ def selected_of(run: Run, version: int) -> list[Rollout]:
 def examples_of(run: Run, version: int, wanted: set[str]) -> list[GroundingExample]:
     """Those of the round's draw that are wanted, in the order of the draw."""
     draws = run.read("draws", Draw, pl.col("policy_version") == version)
-    examples = {e.example_id: e for e in run.read("examples", GroundingExample)}
+    mine = pl.col("example_id").is_in([d.example_id for d in draws])
+    examples = {e.example_id: e for e in run.last_known_examples(mine)}
     order = [d.example_id for d in sorted(draws, key=lambda d: d.position)]
     return [examples[e] for e in order if e in wanted and e in examples]
 

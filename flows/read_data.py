@@ -7,22 +7,34 @@ every annotation that its rows stand on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from opd_core.config import Config
 from opd_core.types import DataChange, GroundingExample, QuarantinedItem, VideoOPDError
+from storage.files import write_json
 from storage.present import ADDED, CORRECTED, MOVED, REMOVED, RETURNED, newest
+from storage.provenance import git_commit
 from storage.run import Run
+from storage.schemas import SCHEMA_VERSION
 
 _READING = " (reading "
 """Before the number of the reading that found something else wrong at a place."""
 
 
 def import_annotations(run: Run, config: Config) -> None:
-    """Raises `VideoOPDError` where a file cannot be read or holds no usable example."""
+    """Raises `VideoOPDError` where a file cannot be read or holds no usable example.
+
+    Files that nothing has touched since, read by this program, are not read again.
+    """
+    marker, stamp = run.path / ".cache" / "annotations.json", _stamp(config)
+    if stamp is not None and _read_before(marker) == stamp:
+        return
     examples, rejected = _read(config)
     changes = run.read("data_changes", DataChange)
     last = newest(changes)
@@ -36,6 +48,29 @@ def import_annotations(run: Run, config: Config) -> None:
     run.append("data_changes", [*found, *fault_changes])
     run.append("examples", [e for e in examples if e.example_id not in known])
     run.append("quarantine", faults, stage="import")
+    if stamp is not None and _stamp(config) == stamp:  # not changed while they were read
+        marker.parent.mkdir(exist_ok=True)
+        write_json(marker, stamp)
+
+
+def _stamp(config: Config) -> dict[str, Any] | None:
+    """What says that both files are as they were; the time of change of the inode cannot be set."""
+    try:
+        found = {path: path.stat() for path in (config.data.train, config.data.eval)}
+    except OSError:
+        return None
+    files = [
+        [str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in found.items()
+    ]
+    return {"files": files, "git_commit": git_commit(), "schema_version": SCHEMA_VERSION}
+
+
+def _read_before(marker: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(marker.read_text())
+    except (OSError, ValueError):
+        return None
+    return content
 
 
 def changes_of_round(run: Run, policy_version: int) -> str | None:

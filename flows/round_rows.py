@@ -34,8 +34,8 @@ def drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     draws = work.run.read("draws", Draw, of_round(policy))
     if not draws:
         return []
-    examples = {e.example_id: e for e in work.run.read("examples", GroundingExample)}
-    examples |= {e.example_id: e for e in work.run.present_examples()}
+    mine = pl.col("example_id").is_in([d.example_id for d in draws])
+    examples = {e.example_id: e for e in work.run.last_known_examples(mine)}
     return [examples[d.example_id] for d in sorted(draws, key=lambda d: d.position)]
 
 
@@ -49,7 +49,7 @@ def gone(work: Work, policy: PolicyRef) -> set[str]:
 
 def eval_examples(work: Work) -> list[GroundingExample]:
     """What a policy is asked: the eval split as it is now, or its first `evaluate.max_examples`."""
-    examples = curriculum.by_video(work.run.present_examples("eval"))
+    examples = curriculum.by_video(work.run.present_examples(pl.col("split") == "eval"))
     return examples[: work.config.evaluate.max_examples]
 
 

@@ -65,7 +65,7 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
     unusable |= given_up(work, policy)
-    examples = work.run.present_examples("train")
+    examples = work.run.present_examples(pl.col("split") == "train")
     forced = work.run.takes().times_forced("draw", policy.version) + force
     earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
     chosen = curriculum.draw_examples(

@@ -8,10 +8,9 @@ that was removed, moved to the other split or given another duration since has a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from opd_core.types import DataChange, GroundingExample
+from opd_core.types import DataChange
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,52 +23,41 @@ def newest(changes: Iterable[DataChange]) -> dict[str, DataChange]:
     return {c.item_id: c for c in sorted(changes, key=lambda c: c.sequence)}
 
 
-def as_now(
-    examples: Iterable[GroundingExample], changes: Iterable[DataChange]
-) -> list[GroundingExample]:
-    """The examples that the files hold, as they are there, in the order of `examples`."""
-    last = newest(changes)
-    found = []
-    for example in examples:
-        change = last.get(example.example_id)
-        if change is None:
-            found.append(example)
-        elif change.split is not None:
-            found.append(
-                replace(
-                    example,
-                    split=change.split,
-                    duration=change.duration or example.duration,
-                    source=change.source or example.source,
-                )
-            )
-    return found
-
-
 def present(scan: Callable[[str], pl.LazyFrame]) -> pl.LazyFrame:
     """The rows of `examples` that the files hold; split, duration and source as they are there."""
     import polars as pl
 
+    return _with_changes(scan).filter(pl.col("is_present")).drop("is_present")
+
+
+def latest(scan: Callable[[str], pl.LazyFrame]) -> pl.LazyFrame:
+    """All rows of `examples`, as the files held them last."""
+    return _with_changes(scan).drop("is_present")
+
+
+def _with_changes(scan: Callable[[str], pl.LazyFrame]) -> pl.LazyFrame:
+    import polars as pl
+
+    names = ("split", "duration", "source")
     last = (
         scan("data_changes")
-        .select("sequence", "item_id", "change", "split", "duration", "source")
+        .select("sequence", "item_id", *names)
+        .sort("sequence")
         .group_by("item_id")
-        .agg(pl.all().sort_by("sequence").last())
+        .agg(
+            pl.lit(True).alias("changed"),
+            pl.col("split").last().alias("split_now"),
+            *(pl.col(name).drop_nulls().last().alias(f"{name}_now") for name in names[1:]),
+        )
     )
-    changed = pl.col("change").is_not_null()
     return (
         scan("examples")
-        .join(
-            last,
-            left_on="example_id",
-            right_on="item_id",
-            how="left",
-            suffix="_now",
-            maintain_order="left",
-        )
-        .filter(~changed | pl.col("split_now").is_not_null())
+        .join(last, left_on="example_id", right_on="item_id", how="left", maintain_order="left")
         .with_columns(
-            pl.coalesce(f"{name}_now", name).alias(name) for name in ("split", "duration", "source")
+            is_present=pl.col("changed").is_null() | pl.col("split_now").is_not_null(),
+            split=pl.coalesce("split_now", "split"),
+            duration=pl.coalesce("duration_now", "duration"),
+            source=pl.coalesce("source_now", "source"),
         )
-        .drop("sequence", "change", "split_now", "duration_now", "source_now")
+        .drop("changed", *(f"{name}_now" for name in names))
     )

@@ -20,11 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from opd_core.types import DataChange, GroundingExample, Rerun, VideoOPDError
+from opd_core.types import GroundingExample, Rerun, VideoOPDError
 from storage import cleanup, history, locks, policies, present, run_folder, upkeep, views
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
+from storage.records import from_rows
 from storage.schemas import TABLES
 from storage.tables import Tables
 from storage.takes import StageRound, Takes
@@ -310,11 +311,15 @@ class Run:
         """Those that the annotation files hold now, as they are there (`storage/present.py`)."""
         return present.present(self.scan)
 
-    def present_examples(self, split: str | None = None) -> list[GroundingExample]:
-        """The rows of `present` as records, of one split or of both."""
-        examples = self.read("examples", GroundingExample)
-        now = present.as_now(examples, self.read("data_changes", DataChange))
-        return [e for e in now if split in (None, e.split)]
+    def present_examples(self, filter: pl.Expr | None = None) -> list[GroundingExample]:
+        """The rows of `present` as records; all, or those for which `filter` is true."""
+        rows = self.present() if filter is None else self.present().filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
+
+    def last_known_examples(self, filter: pl.Expr) -> list[GroundingExample]:
+        """Those that `filter` is true for, also such as the files hold no longer, as last held."""
+        rows = present.latest(self.scan).filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
 
     def present_evaluations(self) -> pl.LazyFrame:
         """The answers to what is in the eval split now: what any number is made of."""
