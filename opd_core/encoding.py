@@ -121,12 +121,15 @@ class ExampleEncoder:
         whole = among or [example for batch in batches for example in batch]
         if batches:
             refuse_missing(self._videos, (e.video_path for e in whole))
+        unreadable: set[str | None] = set()
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             paths = dict.fromkeys(self._videos / e.video_path for e in (*batch, *following))
             self._reader.prefetch(paths)
             encoded = self._encode(batch, stage, policy_version, asks, room)
-            if any(item.kind == faults.NO_FILE for item in encoded.quarantined):
-                refuse_missing(self._videos, (e.video_path for e in whole))
+            lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
+            if lost:
+                unreadable |= lost
+                refuse_missing(self._videos, (e.video_path for e in whole), unreadable)
             yield encoded
 
     def _encode(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.engines.choice import room_for
 from opd_core.grounding import answer_iou
 from opd_core.rollout import Batch, Policy
 from opd_core.templates import TEMPLATES
@@ -35,7 +36,10 @@ def truth_rollouts(
         if any(wanted(e) for e in batch)
     ]
     encoder = ExampleEncoder(config, policy.folder)
-    batches = encoder.encode_batches(plan, "rollout", policy.version, asks=True, among=examples)
+    room = room_for(config, "hf", encoder, config.rollout.max_new_tokens)
+    batches = encoder.encode_batches(
+        plan, "rollout", policy.version, asks=True, room=room, among=examples
+    )
     for batch, encoded in zip(plan, batches, strict=True):
         began = time.perf_counter()
         items = [i for video in encoded.videos for i in video if wanted(i.example)]

@@ -7,7 +7,7 @@ is recorded where the folder is missing, or most of its files; what misses a few
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
@@ -26,21 +26,25 @@ def refuse_missing_folder(folder: Path, key: str = "data.videos") -> None:
     if problem:
         raise VideoOPDError(
             f"the folder of videos {folder} {problem}; mount it or correct {key}, and give the "
-            "same command again (nothing was recorded about its videos)"
+            "same command again (no video was given up)"
         )
 
 
-def refuse_missing(folder: Path, names: Iterable[str], key: str = "data.videos") -> None:
-    """Raises `VideoOPDError` also where most of the named files are missing or may not be read."""
-    refuse_missing_folder(folder, key)
+def refuse_missing(
+    folder: Path, names: Iterable[str], unreadable: Collection[str | None] = ()
+) -> None:
+    """Raises `VideoOPDError` also where most of the named files are missing or may not be read.
+
+    `unreadable` are some that were tried: a disk may list what it cannot give.
+    """
+    refuse_missing_folder(folder)
     wanted = dict.fromkeys(names)
-    missing = [name for name in wanted if not is_readable(folder / name)]
+    missing = [n for n in wanted if n in unreadable or not is_readable(folder / n)]
     if len(missing) > MOST * len(wanted):
         raise VideoOPDError(
             f"{len(missing):,} of {len(wanted):,} videos that are wanted are not in {folder} or "
-            f"cannot be read, the first {missing[0]!r}; mount it or correct {key}, and give the "
-            "same command again (nothing was recorded about them), or leave them out of the "
-            "annotations"
+            f"cannot be read, the first {missing[0]!r}; mount it or correct data.videos, and give "
+            "the same command again (no video was given up), or leave them out of the annotations"
         )
 
 

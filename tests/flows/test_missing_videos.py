@@ -56,7 +56,7 @@ def test_a_folder_that_is_away_between_rounds_is_one_sentence_and_no_row(
     with pytest.raises(VideoOPDError) as error:
         run_without_server(str(config))
     said = str(error.value)
-    assert str(tmp_path / "videos") in said and "nothing was recorded" in said
+    assert str(tmp_path / "videos") in said and "no video was given up" in said
     assert ("is not there" in said) == (left == "nothing")
     assert rows(tmp_path) == before
     if left != "nothing":
@@ -122,6 +122,32 @@ def test_a_folder_that_goes_away_in_the_middle_of_a_stage(
     assert run.current_policy().version == 1
     assert run.rollouts().collect().height == run.teacher_scores().collect().height == 2 * 8
     assert run.evaluations().collect().height == 3
+
+
+def test_a_disk_that_lists_files_and_gives_none(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are there by name, and reading any of them is an error of the system."""
+    run_without_server(str(config))
+    before = rows(tmp_path)
+    whole = Path.open
+
+    def refusing(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.suffix == ".mp4":
+            raise OSError(5, "Input/output error")
+        return whole(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refusing)
+        with pytest.raises(VideoOPDError, match="videos that are wanted .* cannot be read"):
+            run_without_server(str(config))
+    after = rows(tmp_path)
+    assert after.pop("draws") == before.pop("draws") + 8
+    lost = after.pop("quarantine")
+    assert lost <= 2 * 2 and after == {name: before[name] for name in after}
+    assert {kind for kind, _ in reasons(tmp_path / "run").values()} == {"no file"}
+    run_without_server(str(config))
+    assert Run.open(tmp_path / "run").current_policy().version == 2
 
 
 def test_a_decoder_that_is_lost_twice_is_given_up(config: Path, tmp_path: Path) -> None:
