@@ -82,7 +82,11 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             f"unreliable on them (focus.min_teacher_iou = {work.config.focus.min_teacher_iou}) or "
             "they are in quarantine; give more examples or lower the bound"
         )
-    refuse_missing(work.config.data.videos, (e.video_path for e in chosen))
+    refuse_missing(
+        work.config.data.videos,
+        (e.video_path for e in chosen),
+        annotated=lambda: (e.video_path for e in examples),
+    )
     begin(work.run, "draw", policy.version, force)
     rows = [Draw(policy.version, e.example_id, i) for i, e in enumerate(chosen)]
     added = work.run.append("draws", rows, policy_version=policy.version)

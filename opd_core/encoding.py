@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from opd_core import faults
+from opd_core.annotations import read_timelens
 from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
@@ -92,7 +93,7 @@ class ExampleEncoder:
     """Encodes with the processor of one checkpoint folder."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        self._videos = config.data.videos
+        self._videos, self._train = config.data.videos, config.data.train
         self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
         video = self.prompts.processor.video_processor
         self._reader = _reader(
@@ -116,12 +117,18 @@ class ExampleEncoder:
         `asks`: the prompts are to be answered, so sentences and annotated lengths are checked; what
         was answered before is encoded as it was. `room`: what does not fit is set aside. `among`:
         all examples of the stage, of which the batches may be what is left; raises `VideoOPDError`
-        where most of their videos are missing, at the start or later.
+        where most of their videos are missing, at the start or later, and not only those of a small
+        draw (an evaluation's have to be there in any case).
         """
         whole = among or [example for batch in batches for example in batch]
-        if batches:
-            refuse_missing(self._videos, (e.video_path for e in whole))
         unreadable: set[str | None] = set()
+
+        def refuse() -> None:
+            every = None if stage == "evaluate" else self._annotated
+            refuse_missing(self._videos, (e.video_path for e in whole), unreadable, every)
+
+        if batches:
+            refuse()
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             paths = dict.fromkeys(self._videos / e.video_path for e in (*batch, *following))
             self._reader.prefetch(paths)
@@ -129,8 +136,15 @@ class ExampleEncoder:
             lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
             if lost:
                 unreadable |= lost
-                refuse_missing(self._videos, (e.video_path for e in whole), unreadable)
+                refuse()
             yield encoded
+
+    def _annotated(self) -> Iterator[str]:
+        """Videos of the training annotations, as far as these can be read."""
+        with suppress(VideoOPDError):
+            for item in read_timelens(self._train, "train"):
+                if isinstance(item, GroundingExample):
+                    yield item.video_path
 
     def _encode(
         self,

@@ -7,7 +7,7 @@ is recorded where the folder is missing, or most of its files; what misses a few
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
@@ -31,21 +31,34 @@ def refuse_missing_folder(folder: Path, key: str = "data.videos") -> None:
 
 
 def refuse_missing(
-    folder: Path, names: Iterable[str], unreadable: Collection[str | None] = ()
+    folder: Path,
+    names: Iterable[str],
+    unreadable: Collection[str | None] = (),
+    annotated: Callable[[], Iterable[str]] | None = None,
 ) -> None:
     """Raises `VideoOPDError` also where most of the named files are missing or may not be read.
 
-    `unreadable` are some that were tried: a disk may list what it cannot give.
+    `unreadable` are some that were tried: a disk may list what it cannot give. `annotated` names
+    all videos of which `names` are a choice: where most of those are there, the few that were
+    chosen are missing each for itself.
     """
     refuse_missing_folder(folder)
     wanted = dict.fromkeys(names)
-    missing = [n for n in wanted if n in unreadable or not is_readable(folder / n)]
-    if len(missing) > MOST * len(wanted):
-        raise VideoOPDError(
-            f"{len(missing):,} of {len(wanted):,} videos that are wanted are not in {folder} or "
-            f"cannot be read, the first {missing[0]!r}; mount it or correct data.videos, and give "
-            "the same command again (no video was given up), or leave them out of the annotations"
-        )
+    missing = [n for n in wanted if not is_readable(folder / n)]
+    not_given = [n for n in wanted if n in unreadable and n not in missing]
+    if len(missing) + len(not_given) <= MOST * len(wanted):
+        return
+    if annotated is not None and len(not_given) <= MOST * len(wanted):
+        every = dict.fromkeys(annotated())
+        there = sum(is_readable(folder / n) for n in every)
+        if every and there >= (1 - MOST) * len(every):
+            return
+    first = [*missing, *not_given][0]
+    raise VideoOPDError(
+        f"{len(missing) + len(not_given):,} of {len(wanted):,} videos that are wanted are not in "
+        f"{folder} or cannot be read, the first {first!r}; mount it or correct data.videos, and "
+        "give the same command again (no video was given up), or leave them out of the annotations"
+    )
 
 
 def is_readable(path: Path) -> bool:

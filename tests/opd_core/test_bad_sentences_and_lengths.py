@@ -77,5 +77,15 @@ def test_most_files_missing_is_the_folders_fault(tmp_path):
     (tmp_path / "1.mp4").unlink()
     with pytest.raises(VideoOPDError, match=r"3 of 4 videos .* the first '1\.mp4'"):
         refuse_missing(tmp_path, names)
+    refuse_missing(tmp_path, names, annotated=lambda: ["0.mp4"])
+    with pytest.raises(VideoOPDError, match="3 of 4 videos"):
+        refuse_missing(tmp_path, names, annotated=lambda: names)
+    with pytest.raises(VideoOPDError, match="3 of 4 videos"):
+        refuse_missing(tmp_path, names, annotated=lambda: [])
+    for name in ("1.mp4", "2.mp4"):
+        (tmp_path / name).touch()
+    refuse_missing(tmp_path, names, {"0.mp4", "1.mp4"}, lambda: names)
+    with pytest.raises(VideoOPDError, match=r"4 of 4 videos .* the first '3\.mp4'"):
+        refuse_missing(tmp_path, names, {"0.mp4", "1.mp4", "2.mp4"}, lambda: names)
     with pytest.raises(VideoOPDError, match="is no folder"):
         refuse_missing(tmp_path / "0.mp4", [])
