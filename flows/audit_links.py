@@ -155,12 +155,14 @@ def selections(run: Run) -> Checked:
         this = pl.col("policy_version") == row["parent_version"]
         teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
+        removed = _no_longer_annotated(run, stored)
         config = config_of(run, config_hash_of(run, "selections", row["parent_version"]))
         question = _made_with(run, stored, config, row["parent_version"])
+        stored = stored.filter(pl.col("reason") != curriculum.GONE)
         asked = pl.col("question_hash").eq_missing(pl.lit(question, pl.String))
         scores = run.teacher_scores().filter(this & teacher)
         again = curriculum.select(
-            run.rollouts().filter(this),
+            run.rollouts().filter(this & ~pl.col("rollout_id").is_in(removed)),
             run.teacher_predictions().filter(teacher & asked),
             config.focus,
             _focus_seed(config, row["parent_version"]),
@@ -179,11 +181,25 @@ def selections(run: Run) -> Checked:
             selected=pl.col("selected") & ~unscored,
         ).sort("rollout_id")
         _same_rows(stored, again)
-        count += stored.height
+        count += stored.height + len(removed)
     copied = run.teacher_predictions().filter(pl.col("reused_from").is_not_null())
     foreign = copied.select(pl.len()).collect().item()
     notes = (f"{foreign:,} of the teacher's answers are copies from other runs",)
     return Checked(count, "selections", notes if foreign else ())
+
+
+def _no_longer_annotated(run: Run, stored: pl.DataFrame) -> list[str]:
+    """Rollouts that focus left out because their annotation was gone, as `data_changes` says."""
+    rows = stored.filter(pl.col("reason") == curriculum.GONE)
+    left_train = run.data_changes().filter(pl.col("split").is_null() | (pl.col("split") == "eval"))
+    known = set(left_train.select("item_id").collect()["item_id"])
+    for rollout_id, example_id, selected in rows.select(
+        "rollout_id", "example_id", "selected"
+    ).iter_rows():
+        where = f"selections, {rollout_id}"
+        if selected or example_id not in known:
+            raise BrokenLink(f"{where}: its example was never taken out of the annotations")
+    return rows["rollout_id"].to_list()
 
 
 def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> str | None:
@@ -343,7 +359,8 @@ def selected_of(run: Run, version: int) -> list[Rollout]:
 def examples_of(run: Run, version: int, wanted: set[str]) -> list[GroundingExample]:
     """Those of the round's draw that are wanted, in the order of the draw."""
     draws = run.read("draws", Draw, pl.col("policy_version") == version)
-    examples = {e.example_id: e for e in run.read("examples", GroundingExample)}
+    mine = pl.col("example_id").is_in([d.example_id for d in draws])
+    examples = {e.example_id: e for e in run.last_known_examples(mine)}
     order = [d.example_id for d in sorted(draws, key=lambda d: d.position)]
     return [examples[e] for e in order if e in wanted and e in examples]
 

@@ -170,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
         "--clamp", type=_seconds, default=0.0, metavar="SECONDS",
         help="cut spans that end at most this long after their video to its end (default: none)",
     )  # fmt: skip
+    bring.add_argument(
+        "--allow-missing", action="store_true",
+        help="go on where most of the videos that are named have no file",
+    )  # fmt: skip
 
     evaluate = _add(
         commands, "evaluate", _evaluate, "how well a policy or a model does, with intervals"
@@ -345,6 +349,7 @@ def _import(options: argparse.Namespace) -> None:
         options.jobs,
         options.skip_audio_queries,
         clamp_seconds=options.clamp,
+        allow_missing=options.allow_missing,
     )
     print_summary(import_files(wanted))
 

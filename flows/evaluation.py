@@ -21,12 +21,12 @@ from flows.prepare import Work, WorkLeft, opened
 from flows.processor_cache import processor_hash_of
 from flows.progress import progress
 from flows.report import ABSENT, console
+from flows.round_rows import eval_examples
 from opd_core.bootstrap import RESAMPLES, Estimate, estimates
-from opd_core.curriculum import by_video
 from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
 from opd_core.protocols import PROTOCOLS
 from opd_core.question_key import evaluation_question
-from opd_core.types import GroundingExample, VideoOPDError
+from opd_core.types import QuarantinedItem, VideoOPDError
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -42,6 +42,10 @@ class Answers:
 
     who: str
     rows: pl.DataFrame
+    left_out: int = 0
+    """Examples of the eval split that were asked and have no answer: in no number;"""
+    because: str | None = None
+    """the first of the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,11 @@ def of_policy(run: Run, version: int | None = None) -> Answers:
     version = newest if version is None else version
     if not 0 <= version <= newest:
         raise VideoOPDError(f"run {run.path} has no policy {version}; give one from 0 to {newest}")
-    rows = run.evaluations().filter(pl.col("policy_version") == version)
-    return _answers(run, f"{run.path} policy {version}", rows)
+    rows = run.present_evaluations().filter(pl.col("policy_version") == version)
+    set_aside = run.quarantine().filter(
+        (pl.col("stage") == "evaluate") & (pl.col("policy_version") == version)
+    )
+    return _answers(run, f"{run.path} policy {version}", rows, set_aside)
 
 
 def answered_by_policy(work: Work, version: int | None = None) -> Answers:
@@ -98,11 +105,11 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
     check_checkpoint(folder)
     digest = work.run.weights_hash(folder)
     mine = (pl.col("model_hash") == digest) & (pl.col("question_hash") == question)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
-    examples = by_video(examples)[: work.config.evaluate.max_examples]
+    examples = eval_examples(work)
     asked = [e.example_id for e in examples]
     known = work.run.model_evaluations().filter(mine).select("example_id").collect()
     done = set(known["example_id"])
+    faults: list[QuarantinedItem] = []
     if missing := len(set(asked) - done):
         work.about_to_work()
         from opd_core.rollout import Policy, evaluate_model
@@ -112,13 +119,19 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
             for batch in evaluate_model(work.config, model, question, examples, done):
                 work.run.append("model_evaluations", batch.records)
                 work.run.append("quarantine", batch.quarantined, stage="evaluate model")
+                faults += batch.quarantined
                 advance(batch.examples)
     rows = work.run.model_evaluations().filter(mine & pl.col("example_id").is_in(asked))
-    return _answers(work.run, str(folder), rows)
+    set_aside = pl.LazyFrame(
+        {"item_id": [f.item_id for f in faults], "reason": [f.reason for f in faults]},
+        schema={"item_id": pl.String, "reason": pl.String},
+    )
+    return _answers(work.run, str(folder), rows, set_aside)
 
 
-def _answers(run: Run, who: str, rows: pl.LazyFrame) -> Answers:
-    examples = run.examples().select("example_id", "source", "duration", video="video_path")
+def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) -> Answers:
+    """`set_aside`: item_id and reason of what was asked and may have no answer."""
+    examples = run.present().select("example_id", "source", "duration", video="video_path")
     found = (
         rows.select("example_id", *(value.alias(name) for name, value in PER_EXAMPLE.items()))
         .join(examples, on="example_id")
@@ -126,12 +139,15 @@ def _answers(run: Run, who: str, rows: pl.LazyFrame) -> Answers:
         .sort("example_id")
         .collect()
     )
+    lost = set_aside.join(examples, left_on="item_id", right_on="example_id", how="semi")
+    reasons = lost.join(rows, left_on="item_id", right_on="example_id", how="anti").select("reason")
+    missing = reasons.collect()["reason"].to_list()
     if found.is_empty():
         raise VideoOPDError(
             f"{who} has no answers to the eval split; give the config instead of the run, and "
             "`videoopd evaluate` asks for them"
         )
-    return Answers(who, found)
+    return Answers(who, found, len(missing), missing[0] if missing else None)
 
 
 def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
@@ -248,7 +264,8 @@ def _is_model(folder: Path) -> bool:
 
 def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
     if format == "json":
-        _print_json({"who": answers.who, **_how(), "groups": [asdict(group) for group in found]})
+        groups = [asdict(group) for group in found]
+        _print_json({"who": answers.who, "left_out": answers.left_out, **_how(), "groups": groups})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "examples", "videos", "", *(p.name for p in PROTOCOLS)):
@@ -265,6 +282,12 @@ def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
     out = console()
     out.print(answers.who, markup=False, soft_wrap=True)
     out.print(table)
+    if answers.left_out:
+        out.print(
+            f"{answers.left_out:,} examples of the eval split have no answer and are in no number, "
+            f"the first because {answers.because}",
+            markup=False,
+        )
     out.print(_footnote(found[0]), markup=False)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import polars as pl
 
 from flows.prepare import Work
+from flows.read_data import changes_of_round, left_out
+from flows.round_rows import eval_examples
 from flows.summaries import RoundSummary, StageSummary
 from opd_core.metrics import grounding_metrics
 
 
 def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> RoundSummary:
     """The policy's evaluation, and the round (of policy `version` - 1) that made it."""
-    answers = work.run.evaluations().filter(pl.col("policy_version") == version)
+    answers = work.run.present_evaluations().filter(pl.col("policy_version") == version)
+    asked = len(eval_examples(work))
     (found,) = grounding_metrics(answers).collect().iter_rows(named=True)
     summary = RoundSummary(
         policy_version=version,
@@ -23,13 +26,17 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         r1_30=found["strict_r1_30"],
         r1_50=found["strict_r1_50"],
         r1_70=found["strict_r1_70"],
+        eval_asked=asked,
+        annotations_left_out=len(left_out(work.run)),
         stage_seconds={s.stage: s.seconds for s in stages},
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
             for key in ("quarantined", "stopped_early", "optimizer_restarted")
             if key in s.notes
-        ),
+        )
+        + tuple(_unanswered(work, version, asked - found["examples"]))
+        + tuple(_other_examples(work, version)),
     )
     if version == 0:
         return summary
@@ -67,13 +74,55 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     )
     return replace(
         summary,
-        notes=(*summary.notes, *_copied(work, version - 1), *_reuse(work, version - 1)),
+        notes=(
+            *_changed(work, version - 1),
+            *summary.notes,
+            *_copied(work, version - 1),
+            *_reuse(work, version - 1),
+        ),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
     )
+
+
+def _changed(work: Work, version: int) -> list[str]:
+    """What became of the annotations before or in the round, where anything did."""
+    changes = changes_of_round(work.run, version)
+    return [f"annotations: {changes}"] if changes else []
+
+
+def _unanswered(work: Work, version: int, count: int) -> Iterator[str]:
+    """How many of the eval split are in no number, and why."""
+    if count <= 0:
+        return
+    rows = work.run.quarantine().filter(
+        (pl.col("policy_version") == version) & (pl.col("stage") == "evaluate")
+    )
+    answered = work.run.evaluations().filter(pl.col("policy_version") == version)
+    why = rows.join(answered, left_on="item_id", right_on="example_id", how="anti")
+    reasons = why.select("reason").collect()["reason"].to_list()
+    first = f", the first because {reasons[0]}" if reasons else ""
+    yield f"evaluate: {count:,} examples of the eval split have no answer{first}"
+
+
+def _other_examples(work: Work, version: int) -> Iterator[str]:
+    """Whether the policy before answered other examples: then their means do not compare."""
+    if version == 0:
+        return
+    rows = work.run.present_evaluations().select("policy_version", "example_id").collect()
+    before, now = (
+        set(rows.filter(pl.col("policy_version") == v)["example_id"])
+        for v in (version - 1, version)
+    )
+    if before and before != now:
+        yield (
+            f"evaluate: of the present eval split policy {version - 1} answered {len(before):,} "
+            f"examples and policy {version} {len(now):,}, {len(before & now):,} of them the same; "
+            f"`videoopd evaluate CONFIG --policy {version - 1}` asks what is missing"
+        )
 
 
 def _copied(work: Work, version: int) -> list[str]:

@@ -11,11 +11,13 @@ from functools import cached_property
 import polars as pl
 
 from flows.processor_cache import processor_hash_of
+from flows.read_data import import_annotations
 from opd_core.config import Config, load_config
 from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
-from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from opd_core.types import VideoOPDError
+from opd_core.video_presence import refuse_missing_folder
 from storage import locks
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
@@ -115,6 +117,8 @@ def check_folders(config: Config, name: str) -> None:
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
             )
+    if not config.run.path.exists():  # later, the stages that need videos look for them
+        refuse_missing_folder(config.data.videos)
 
 
 def check_weights(config: Config) -> None:
@@ -184,33 +188,3 @@ def decoding_once(config: Config) -> Iterator[None]:
         return
     with reading_through(store):
         yield
-
-
-def import_annotations(run: Run, config: Config) -> tuple[int, int]:
-    """Append new examples, and quarantine what is none; (examples, quarantined) that were new."""
-    from opd_core.annotations import read_timelens
-
-    examples: list[GroundingExample] = []
-    rejected: list[QuarantinedItem] = []
-    evaluated: set[str] = set()
-    for path, split in ((config.data.eval, "eval"), (config.data.train, "train")):
-        for item in read_timelens(path, split):
-            if isinstance(item, QuarantinedItem):
-                rejected.append(item)
-            elif split == "train" and item.example_id in evaluated:
-                reason = f"this annotation of {path.name} is in the eval split too"
-                rejected.append(
-                    QuarantinedItem(item.example_id, "import", item.video_path, reason, None)
-                )
-            else:
-                examples.append(item)
-        evaluated = {e.example_id for e in examples}
-    counts = {split: sum(e.split == split for e in examples) for split in ("train", "eval")}
-    for split, path in (("train", config.data.train), ("eval", config.data.eval)):
-        if not counts[split]:
-            first = f" (first problem: {rejected[0].reason})" if rejected else ""
-            raise VideoOPDError(f"{path} holds no usable example{first}; give it at least one")
-    return (
-        run.append("examples", examples),
-        run.append("quarantine", rejected, stage="import"),
-    )

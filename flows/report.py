@@ -42,8 +42,8 @@ def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary]) -> None:
 
 
 def accuracy(run: Run) -> dict[int, dict[str, float]]:
-    """`grounding_metrics` of every policy that was evaluated, by policy_version."""
-    rows = grounding_metrics(run.evaluations(), "policy_version").collect().to_dicts()
+    """`grounding_metrics` of each policy, by policy_version, over what is in the eval split now."""
+    rows = grounding_metrics(run.present_evaluations(), "policy_version").collect().to_dicts()
     return {row.pop("policy_version"): row for row in rows}
 
 
@@ -56,6 +56,8 @@ def rounds_table(
     table.add_column("base" if first == 0 else f"policy {first}", justify="right")
     for summary in rounds:
         table.add_column(f"round {summary.policy_version}", justify="right")
+    asked = (f"{r.eval_examples:,}" for r in rounds)
+    table.add_row("eval examples", _count(_whole(before.get("examples"))), *asked)
     for name, metric in (("mIoU", "miou"), ("R1@0.3", "r1_30"), ("R1@0.5", "r1_50"),
                          ("R1@0.7", "r1_70")):  # fmt: skip
         start = _number(before.get(f"strict_{metric}"))
@@ -81,6 +83,10 @@ def printable(text: str) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _count(value: int | None) -> str:

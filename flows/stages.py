@@ -22,15 +22,17 @@ import polars as pl
 
 from flows import prediction_cache, round_rows, score_cache
 from flows.appending import appending
+from flows.given_up import given_up
 from flows.prepare import Work
 from flows.progress import progress
+from flows.read_data import changes_of_round
 from flows.rerun import begin, refuse_stale_inputs
 from flows.stage_costs import measured
 from flows.summaries import StageSummary
 from opd_core import curriculum
+from opd_core.faults import NEXT_ROUND
 from opd_core.types import (
     Draw,
-    GroundingExample,
     Rollout,
     Selection,
     Update,
@@ -38,6 +40,7 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
+from opd_core.video_presence import refuse_missing
 from storage.files import disk_troubles
 from storage.policies import PolicyRef
 
@@ -92,8 +95,8 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
     work.about_to_work()
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
-    unusable |= round_rows.given_up(work)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
+    unusable |= given_up(work, policy)
+    examples = work.run.present_examples(pl.col("split") == "train")
     forced = work.run.takes().times_forced("draw", policy.version) + force
     earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
     chosen = curriculum.draw_examples(
@@ -110,10 +113,16 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             f"unreliable on them (focus.min_teacher_iou = {work.config.focus.min_teacher_iou}) or "
             "they are in quarantine; give more examples or lower the bound"
         )
+    refuse_missing(
+        work.config.data.videos,
+        (e.video_path for e in chosen),
+        annotated=lambda: (e.video_path for e in examples),
+    )
     begin(work.run, "draw", policy.version, force)
     rows = [Draw(policy.version, e.example_id, i) for i, e in enumerate(chosen)]
     added = work.run.append("draws", rows, policy_version=policy.version)
-    return StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
+    summary = StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
+    return summary.noting(annotations=changes_of_round(work.run, policy.version))
 
 
 @stage
@@ -125,7 +134,8 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     began = time.perf_counter()
     if not curriculum.needs_predictions(work.config.focus):
         return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
-    examples = round_rows.drawn(work, policy)
+    left_out = round_rows.gone(work, policy)
+    examples = [e for e in round_rows.drawn(work, policy) if e.example_id not in left_out]
     known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | round_rows.quarantined(work, policy, "validate")
     needed = [e.example_id for e in examples if e.example_id not in done]
@@ -218,7 +228,9 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         for example in round_rows.drawn(work, policy)
         if example.example_id in rollouts
     ]
-    batches = score_cache.with_twins(work, plan, score_rollouts(work.config, teacher, pairs))
+    among = [e for e in round_rows.drawn(work, policy) if e.example_id not in skipped]
+    scored = score_rollouts(work.config, teacher, pairs, among)
+    batches = score_cache.with_twins(work, plan, scored)
     summary = _append_batches(work, policy, "score", "teacher_scores", batches, len(pairs))
     summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
     return summary.noting(
@@ -233,6 +245,12 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     refuse_stale_inputs(work.run, "focus", policy.version)
+    removed = round_rows.gone(work, policy)
+    kept = work.run.selections().filter(round_rows.of_round(policy)).collect()
+    committed = policy.version < work.run.current_policy().version
+    stale = work.run.takes().stale_at("focus", policy.version)
+    if kept.height and committed and not (force or stale):
+        return StageSummary("focus", policy.version, 0, 0, time.perf_counter() - began)
     round_rows.check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
@@ -276,6 +294,9 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     if not set(chosen["rollout_id"]) <= set(kept["rollout_id"]):
         work.about_to_work()
     begin(work.run, "focus", policy.version, force)
+    if not (force or stale) and round_rows.selected_of(kept, removed):
+        work.run.begin_take("focus", policy.version, "annotations were removed")
+    chosen = pl.concat([chosen, round_rows.left_out_by(work, policy, removed, chosen)])
     rows = [
         Selection(
             **row,
@@ -317,6 +338,12 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         )
     sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
     rollouts = round_rows.grouped(r for r in sampled if r.rollout_id in ids)
+    if lost := round_rows.gone(work, policy) & rollouts.keys():
+        raise VideoOPDError(
+            f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
+            f"{work.config.data.train.name}, {min(lost)} among them; choose again with `videoopd "
+            f"stage focus CONFIG --round {policy.round} --force`"
+        )
     scores = round_rows.scores_of(work, policy)
     unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()
     if unscored:
@@ -380,12 +407,11 @@ def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
     """Greedy answers of a policy to the eval split."""
     began = time.perf_counter()
     begin(work.run, "evaluate", policy.version, force)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
-    examples = curriculum.by_video(examples)[: work.config.evaluate.max_examples]
+    examples = round_rows.eval_examples(work)
     known = (
         work.run.evaluations().filter(round_rows.of_round(policy)).select("example_id").collect()
     )
-    done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate")
+    done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate", NEXT_ROUND)
     missing = len([e for e in examples if e.example_id not in done])
     if not missing:
         return StageSummary("evaluate", policy.version, 0, 0, time.perf_counter() - began)

@@ -12,9 +12,11 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
+from flows.read_data import left_out
 from flows.report import accuracy, console
 from flows.rerun import command
 from opd_core.config_sections import FRAMES_FOLDER
+from opd_core.faults import NEXT_ROUND, ONE_MORE_ROUND
 from opd_core.protocols import PROTOCOLS
 from storage.frames import usage
 from storage.schemas import TABLES
@@ -62,6 +64,7 @@ def print_status(run: Run, config: str | None = None) -> None:
     out.print(f"policy    {state.policy_version}  (newest committed)")
     given_up = f"; {state.quarantined:,} quarantined" if state.quarantined else ""
     out.print(f"round {state.policy_version + 1:<3} {state.missing()}{given_up}")
+    out.print(f"data      {_data(run)}", markup=False)
     out.print(f"frames    {_frames(run)}", markup=False)
     hint = config or _config_hint(run)
     first = run.takes().in_the_way("draw", state.policy_version)
@@ -71,13 +74,32 @@ def print_status(run: Run, config: str | None = None) -> None:
         out.print(line, markup=False, soft_wrap=True)
     out.print(_policies(run))
     out.print(_tables(run))
-    quarantine = (
-        run.quarantine().group_by("stage", "reason").len().sort("stage", "reason").collect()
-    )
-    if quarantine.height:
+    lines = list(_set_aside(run))
+    if lines:
         out.print("quarantined:")
-        for stage, reason, count in quarantine.rows():
-            out.print(f"  {count:>6,}  {stage}: {reason}", markup=False)
+        for line in lines:
+            out.print(line, markup=False)
+
+
+def _data(run: Run) -> str:
+    """What the annotation files hold, as last read, and what they no longer hold."""
+    now = run.present().group_by("split").len().collect()
+    counts = dict(now.iter_rows())
+    text = f"{counts.get('train', 0):,} train and {counts.get('eval', 0):,} eval examples"
+    gone = _count(run.examples()) - sum(counts.values())
+    return text + (f"; {gone:,} that are no longer annotated are kept as evidence" * bool(gone))
+
+
+def _set_aside(run: Run) -> Iterator[str]:
+    """A line a stage and reason: of annotations, those that are in the files still."""
+    reasons = left_out(run)
+    for reason in sorted(set(reasons)):
+        yield f"  {reasons.count(reason):>6,}  import: {reason}"
+    rows = run.quarantine().filter(pl.col("stage") != "import")
+    found = rows.group_by("stage", "reason", "kind").len().sort("stage", "reason", "kind").collect()
+    for stage, reason, kind, count in found.iter_rows():
+        again = "; tried again in the next round" if kind in NEXT_ROUND | ONE_MORE_ROUND else ""
+        yield f"  {count:>6,}  {stage}: {reason}{again}"
 
 
 def round_state(run: Run) -> RoundState:
@@ -129,7 +151,7 @@ def _policies(run: Run) -> Table:
         "R1@0.7": "strict_r1_70",
         **{f"{p.name} R1@0.5": f"{p.name}_r1_50" for p in PROTOCOLS if p.name != "strict"},
     }
-    for name in ("policy", *shown, "rollouts trained on", "objective"):
+    for name in ("policy", "examples", *shown, "rollouts trained on", "objective"):
         table.add_column(name, justify="right")
     columns = ("policy_version", "rollouts", "objective")
     updates = {row[0]: row[1:] for row in run.updates().select(columns).collect().rows()}
@@ -138,7 +160,9 @@ def _policies(run: Run) -> Table:
         values = [metrics.get(version, {}).get(metric) for metric in shown.values()]
         trained, objective = updates.get(version, ("", "base" if version == 0 else ""))
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        table.add_row(str(version), *cells, str(trained), objective)
+        asked = metrics.get(version, {}).get("examples")
+        examples = "-" if asked is None else f"{int(asked):,}"
+        table.add_row(str(version), examples, *cells, str(trained), objective)
     return table
 
 

@@ -40,6 +40,10 @@ class RoundSummary:
     engine_mismatch: float | None = None
     """Largest |engine - trainer| log-prob on the rollout stage's probe, nats."""
     teacher_passes_saved: int | None = None
+    eval_asked: int | None = None
+    """Examples of the eval split that it was asked; `eval_examples` of them have an answer."""
+    annotations_left_out: int | None = None
+    """Annotations of the files that make no example, or are in both splits."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -68,7 +68,7 @@ class PromptEncoder:
 
     def __init__(self, folder: Path, template: str = TIMELENS) -> None:
         self.processor = load_processor(folder)
-        self._folder = folder
+        self.folder = folder
         self._template = template
 
     @property
@@ -89,7 +89,7 @@ class PromptEncoder:
     def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        folder = self._folder
+        folder = self.folder
         if (adapter := folder / "adapter_config.json").exists():
             folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
         return AutoConfig.from_pretrained(folder, local_files_only=True)

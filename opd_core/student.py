@@ -185,8 +185,9 @@ def plan_steps(
 def _trees(batch: EncodedBatch, rollouts: dict[str, list[Rollout]]) -> list[PrefixTree]:
     for item in batch.quarantined:
         raise VideoOPDError(
-            f"{item.video_path}, on which selected rollouts stand, can no longer be read "
-            f"({item.reason}); restore the file and rerun the update"
+            f"{item.video_path}, on which selected rollouts stand, can no longer be used "
+            f"({item.reason}); restore it and give the command again, or take its annotations "
+            "out of data.train"
         )
     return [rollout_tree(video, rollouts) for video in batch.videos]
 

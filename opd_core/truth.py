@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from opd_core.answer_reader import THOUGHT_ENDS
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.engines.choice import room_for
 from opd_core.grounding import answer_iou
 from opd_core.own_prompt import template_of
 from opd_core.rollout import Batch, Policy
@@ -36,7 +37,10 @@ def truth_rollouts(
         if any(wanted(e) for e in batch)
     ]
     encoder = ExampleEncoder(config, policy.folder)
-    batches = encoder.encode_batches(plan, "rollout", policy.version)
+    room = room_for(config, "hf", encoder, config.rollout.max_new_tokens)
+    batches = encoder.encode_batches(
+        plan, "rollout", policy.version, asks=True, room=room, among=examples
+    )
     for batch, encoded in zip(plan, batches, strict=True):
         began = time.perf_counter()
         items = [i for video in encoded.videos for i in video if wanted(i.example)]

@@ -69,6 +69,28 @@ class QuarantinedItem:
     reason: str
     policy_version: int | None
     """None for what was found in no round: while importing, or evaluating another model."""
+    kind: str | None = None
+    """What is at fault (`opd_core/faults.py`): it decides whether later rounds try it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataChange:
+    """What became of an annotation since the run first read it. `examples` keeps it as it was."""
+
+    sequence: int
+    """1, 2, ... in a run; the changes that were found in one reading have one number."""
+    item_id: str
+    """As in `quarantine`: an example id, or the place of an annotation that makes no example."""
+    change: str
+    """`added` (after the run began), `removed`, `returned`, `moved` (to the other split) or
+    `corrected` (another duration or source; another sentence or span is another example)."""
+    split: str | None
+    """`train` or `eval` from now on; None where no annotation file holds it any more."""
+    duration: float | None
+    """Seconds, as annotated now."""
+    source: str | None
+    newest_policy: int
+    """The newest committed policy when that was found; rounds that sample from it go by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,10 @@ class VideoError(Exception):
     """A video that cannot be used; str(error) is the reason for `quarantine` (one sentence)."""
 
 
+class NoFileError(VideoError):
+    """There is no file, or the system cannot read it. Not remembered: it may come back."""
+
+
 class DecoderLostError(VideoError):
     """The decoder hung or crashed on it. Not remembered: another try may succeed."""
 
@@ -187,7 +191,9 @@ class VideoReader:
             try:
                 entry = self._stored_or_decoded(path)
             except VideoError as error:
-                entry = error
+                entry = _not_there_any_more(path) or error
+            if isinstance(entry, NoFileError):
+                return entry
             if keep_lost or not isinstance(entry, DecoderLostError):
                 self._remember(key, entry)
             return entry
@@ -272,15 +278,32 @@ class VideoReader:
 def _file_key(path: Path) -> _Key:
     try:
         found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            with path.open("rb") as file:  # rights, a stale mount: not for the decoder to find out
+                file.read(1)
     except FileNotFoundError:
-        raise VideoError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
+        raise NoFileError(f"there is no file {path}") from None
+    except OSError as error:
+        raise NoFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise VideoError(f"{path} cannot be read: {error}") from None
     if not stat.S_ISREG(found.st_mode):
         raise VideoError(f"{path} is no regular file")
     if found.st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes)")
     return str(path.absolute()), found.st_mtime_ns, found.st_size
+
+
+def _not_there_any_more(path: Path) -> NoFileError | None:
+    """Why a file is gone that was there before it was decoded: its folder may have been unmounted,
+    of which the decoder makes a damaged file."""
+    try:
+        _file_key(path)
+    except NoFileError as error:
+        return error
+    except VideoError:
+        pass
+    return None
 
 
 def _size(entry: VideoClip | VideoError) -> int:

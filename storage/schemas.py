@@ -163,7 +163,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             types.GroundingExample,
             writer="import",
             key=("example_id",),
-            description="One video, one sentence, its true span or spans.",
+            description="One video, one sentence, its true span or spans, as first read.",
             round_column=None,
             own_columns=(
                 Column("example_id", STRING, "Hash of video path, sentence and spans."),
@@ -193,6 +193,34 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("video_path", STRING, "Its video, when it has one.", optional=True),
                 Column("reason", STRING, "Why, in a sentence."),
                 Column("policy_version", INT, "Round; null: found in none.", optional=True),
+                Column(
+                    "kind",
+                    STRING,
+                    "What is at fault: `no file` and `decoder lost` are tried again in later"
+                    " rounds. Null: rows of older programs.",
+                    optional=True,
+                ),
+            ),
+        ),
+        TableSpec(
+            "data_changes",
+            types.DataChange,
+            writer="import",
+            key=("sequence", "item_id"),
+            description="What became of annotations since the run first read them.",
+            round_column=None,
+            own_columns=(
+                Column("sequence", INT, "1, 2, ...: one number a reading that found changes."),
+                Column("item_id", STRING, "Example id, or place of one that makes no example."),
+                Column(
+                    "change",
+                    STRING,
+                    "`added`, `removed`, `returned`, `moved` or `corrected`.",
+                ),
+                Column("split", STRING, "Where it is from now on; null: in none.", optional=True),
+                Column("duration", FLOAT, "As annotated from now on, s.", optional=True),
+                Column("source", STRING, "As annotated from now on.", optional=True),
+                Column("newest_policy", INT, "Newest committed policy when it was found."),
             ),
         ),
         TableSpec(

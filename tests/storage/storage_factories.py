@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from opd_core.types import (
+    DataChange,
     Divergence,
     Draw,
     Evaluation,
@@ -135,6 +136,7 @@ def one_of_each() -> dict[str, object]:
     return {
         "examples": GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.0), "s", "train"),
         "quarantine": QuarantinedItem("e", "score", None, "too long", None),
+        "data_changes": DataChange(1, "e", "removed", None, None, None, 0),
         "draws": Draw(0, "e", 0),
         "teacher_predictions": TeacherPrediction(
             "e", 0, "t", "h", "q", "?", None, 0.0, 1, "p", None
