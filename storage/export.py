@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
 from storage import run_folder
-from storage.files import disk_troubles
+from storage.described import meanings
+from storage.files import disk_troubles, make_folder
 from storage.schemas import TABLES
 from storage.views import VIEWS, Texts
 
@@ -29,15 +30,22 @@ if TYPE_CHECKING:
 FORMATS = ("parquet", "jsonl", "hf")
 DEFAULT = ("trajectories",)
 NAMES = (*TABLES, *VIEWS)
+_BY_US = "by Video-OPD"
 
 
 def export(
-    run: Run, to: str, out: Path, names: Sequence[str] = DEFAULT, texts: Texts | None = None
+    run: Run,
+    to: str,
+    out: Path,
+    names: Sequence[str] = DEFAULT,
+    texts: Texts | None = None,
+    replace: bool = False,
 ) -> dict[str, int]:
     """Writes the named tables and views into the new folder `out`; table -> rows written.
 
-    Raises `VideoOPDError` for an unknown name, a folder that holds something, and where there is
-    no row to write.
+    With `replace`, an export that is there is replaced, by the whole new one at once. Raises
+    `VideoOPDError` for an unknown name, a folder that holds something (anything but an export,
+    with `replace`), and where there is no row to write.
     """
     if to not in FORMATS:
         raise VideoOPDError(f"there is no format {to!r}; they are: {', '.join(FORMATS)}")
@@ -46,12 +54,13 @@ def export(
         if name not in NAMES:
             raise VideoOPDError(f"there is no table {name!r}; the tables are: {', '.join(NAMES)}")
     out = Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VideoOPDError(f"{out} is not empty; give --out a new folder")
+    _refuse_to_overwrite(out, replace)
     aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
+    missing: list[Path] = []
     try:
         with disk_troubles(out.parent):
-            aside.mkdir(parents=True)
+            missing = [p for p in out.parents if not p.exists()]
+            make_folder(aside)
             rows, files = {}, {}
             for name in names:
                 frame = _frame(run, name, texts)
@@ -64,11 +73,41 @@ def export(
             if to == "hf":
                 (aside / "README.md").write_text(_card(run, rows, files, texts))
             if out.exists():
-                out.rmdir()
+                shutil.rmtree(out)
             aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        _remove_empty(missing)
     return rows
+
+
+def _refuse_to_overwrite(out: Path, replace: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise VideoOPDError(f"{out} is a file; give --out a new folder")
+    content = {p.name for p in out.iterdir()}
+    if not content:
+        return
+    if not replace:
+        raise VideoOPDError(f"{out} is not empty; give --out a new folder, or add --force")
+    ours = {f"{name}.{end}" for name in NAMES for end in ("parquet", "jsonl")}
+    card = out / "README.md"
+    if card.is_file() and _BY_US in card.read_text(errors="replace"):
+        ours |= {"README.md", "data"}
+    if foreign := content - ours:
+        raise VideoOPDError(
+            f"{out} holds what no export wrote, {min(foreign)} among it; give --out a new folder"
+        )
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those made for an export that was refused, from the innermost on."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _frame(run: Run, name: str, texts: Texts | None) -> pl.LazyFrame:
@@ -127,7 +166,7 @@ def _card(
     lines += [
         "# Trajectories of on-policy distillation",
         "",
-        f"Exported from run `{run.run_id}`{as_of} by Video-OPD. Base student"
+        f"Exported from run `{run.run_id}`{as_of} {_BY_US}. Base student"
         f" `{content['student']['weights_hash']}`, teacher `{content['teacher']['weights_hash']}`,"
         f" code `{content['git_commit']}`. Absent is null; times are seconds, log-probabilities"
         " natural logarithms.",
@@ -136,40 +175,9 @@ def _card(
     for name, count in rows.items():
         about = VIEWS.get(name) or TABLES[name].description
         lines += [f"## {name}: {count:,} rows", "", about, ""]
-        described = _described() | (_OF_TOKENS if name == "tokens" else {})
-        if name in TABLES:
-            described |= {column.name: column.description for column in TABLES[name].columns}
+        described = meanings(name)
         schema = _frame(run, name, texts).collect_schema()
         lines += ["| column | type | |", "|---|---|---|"]
         lines += [f"| {c} | {kind} | {described.get(c, '')} |" for c, kind in schema.items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def _described() -> dict[str, str]:
-    """Columns of the views: those of the tables, and what the views add."""
-    known = {c.name: c.description for spec in reversed(TABLES.values()) for c in spec.columns}
-    return known | {
-        "teacher_iou": "Mean IoU of the round's teacher's own answers.",
-        "teacher_answers": "How many those are.",
-        "tokens": "Tokens of the answer.",
-        "reverse_kl": "Mean of sampling - teacher log-probs over the answer's tokens, nats.",
-        "trained": "Whether a committed update trained on it.",
-        "trained_in": "policy_version of the policy that update made.",
-        "position": "0, 1, ... within the answer.",
-        "token_id": "The sampled token.",
-        "text": "As text.",
-        "sampling_logprob": "log pi_v, recorded while sampling.",
-        "student_logprob": "log pi, of the trainer when it first met the rollout.",
-        "teacher_logprob": "log q of the round's teacher.",
-        "advantage": "teacher_logprob - sampling_logprob.",
-    }
-
-
-_OF_TOKENS = {
-    "teacher_entropy": "Entropy of q at the token, nats (score.teacher_entropy).",
-    "forward_kl": "KL(q || pi_v) at the token, whole vocabulary, nats (`videoopd rescore`).",
-    "reverse_kl": "KL(pi_v || q) at the token, whole vocabulary, nats (`videoopd rescore`).",
-    "js": "Jensen-Shannon divergence at the token, nats (`videoopd rescore`).",
-}
-"""Columns that are lists, or means, elsewhere."""
