@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
@@ -14,9 +16,17 @@ from opd_core.config import Config, load_config
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from storage import damage
+from storage.clip_index import usage
 from storage.frames import FrameStore
 from storage.policies import PolicyRef
 from storage.run import Run
+from storage.run_folder import (
+    check_place,
+    config_source,
+    remember_config,
+    removed_if_refused,
+)
 from storage.takes import policy_version_of, round_number
 
 
@@ -85,23 +95,43 @@ class Work:
 
 
 def check_folders(config: Config, name: str) -> None:
-    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open."""
+    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
             )
+    check_place(config.run.path)
 
 
 @contextmanager
-def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
+def opened(
+    config: str, overrides: Sequence[str] | None = None, *, goes_on: bool = True
+) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
+    The run remembers the config and the overrides that it went on with last; not those of a
+    question beside its rounds, with `goes_on=False`.
+
     Makes the run where there is none, checks that student and teacher fit, and imports the
-    annotations that are not in its tables yet.
+    annotations that are not in its tables yet. Refused before anything is computed, it leaves no
+    folder behind.
     """
     loaded = load_config(config, overrides or ())
     check_folders(loaded, config)
+    with (
+        removed_if_refused(loaded.run.path),
+        damage.told([loaded.run.path]),
+        _writing(loaded) as work,
+    ):
+        if goes_on or config_source(work.run.path) is None:
+            remember_config(work.run.path, Path(config), overrides or ())
+        yield work
+
+
+@contextmanager
+def _writing(loaded: Config) -> Iterator[Work]:
     from opd_core.tree_model import set_threads
     from opd_core.vocabulary import check_same_vocabulary
 
@@ -110,9 +140,10 @@ def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
-    with run.exclusive("round"), decoding_once(loaded):
+    with run.exclusive("round"):
         import_annotations(run, loaded)
-        yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
+        with decoding_once(loaded):
+            yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
 
 
 @contextmanager
@@ -124,6 +155,7 @@ def decoding_once(config: Config) -> Iterator[None]:
         return
     from opd_core.encoding import reading_through
 
+    is_new = not folder.exists()
     try:
         store = FrameStore.open(folder, int(config.frames.max_gib * 2**30))
     except VideoOPDError as error:
@@ -135,6 +167,11 @@ def decoding_once(config: Config) -> Iterator[None]:
     try:
         with reading_through(store):
             yield
+    except VideoOPDError:
+        kept = usage(folder)
+        if is_new and (kept is None or not kept.clips):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         store.close()
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from opd_core.types import VideoOPDError
 from storage import locks
-from storage.files import disk_troubles, sync_folder, write_json
+from storage.files import disk_troubles, make_folder, sync_folder, write_json
 from storage.provenance import Provenance, git_commit
 from storage.records import from_rows, to_table
 from storage.schemas import SCHEMA_VERSION, TABLES, TableSpec
@@ -60,7 +60,7 @@ class Tables:
         aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex}")
         try:
             with disk_troubles(folder.parent):
-                aside.mkdir(parents=True)
+                make_folder(aside)
                 for spec in TABLES.values():
                     lance.write_dataset(
                         spec.schema.empty_table(), aside / f"{spec.name}.lance", mode="create"
