@@ -1,7 +1,9 @@
 """The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
 
 A stage's deployment does what is missing of that stage, in the current round or in the one given;
-with `force=true` it does all of it again, under a new take (`rerun.py`).
+with `force=true` it does all of it again, under a new take (`rerun.py`). A deployment runs in no
+folder of the user's, so paths in its `overrides` are relative to the config's folder, as those in
+the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
 `python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
@@ -59,6 +61,9 @@ def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
 _evaluate.__name__, _rollout.__name__ = "evaluate", "rollout"
 
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
+validate = _alone(
+    stages.validate, "Ask the teacher for its own answers to the round's examples that have none."
+)
 rollout = _alone(_rollout, "Sample the answers that are still missing of the round's policy.")
 score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
 focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
@@ -74,6 +79,7 @@ evaluate = _alone(
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {
     "round": videoopd,
     "draw": draw,
+    "validate": validate,
     "rollout": rollout,
     "score": score,
     "focus": focus,
