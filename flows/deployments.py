@@ -1,7 +1,9 @@
 """The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
 
 A stage's deployment does what is missing of that stage, in the current round or in the one given;
-with `force=true` it does all of it again, under a new take (`rerun.py`).
+with `force=true` it does all of it again, under a new take (`rerun.py`). A deployment runs in no
+folder of the user's, so paths in its `overrides` are relative to the config's folder, as those in
+the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
 `python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
@@ -45,6 +47,10 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
 
 
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
+validate = _alone(
+    alone("validate"),
+    "Ask the teacher for its own answers to the round's examples that have none.",
+)
 rollout = _alone(
     alone("rollout"), "Sample the answers that are still missing of the round's policy."
 )
@@ -62,6 +68,7 @@ evaluate = _alone(
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {
     "round": videoopd,
     "draw": draw,
+    "validate": validate,
     "rollout": rollout,
     "score": score,
     "focus": focus,

@@ -7,7 +7,7 @@ there is a config to ask by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,9 +204,10 @@ def evaluate_command(
     against: str | None = None,
     by: str | None = None,
     format: str = "table",
+    overrides: Sequence[str] = (),
 ) -> None:
     """`target` is a run or a config, RUN@3 its policy 3; `against` is one too, or a model's folder
-    that answers by the config of `target`."""
+    that answers by the config of `target`. `overrides` are of that config."""
     if model is not None and policy is not None:
         raise VideoOPDError("--policy and --model name two things to evaluate; give one of them")
     if model is not None and not _is_model(model):
@@ -214,18 +215,22 @@ def evaluate_command(
             f"there is no model in {model}; give --model the folder of a Hugging Face checkpoint, "
             "with config.json and its weights"
         )
-    first = _answered(target, open_run, policy, model)
+    first = _answered(target, open_run, policy, model, overrides)
     if against is None:
         _show_groups(first, list(groups(first, by)), format)
     elif _is_model(Path(against)):
-        second = _answered(target, open_run, None, Path(against))
+        second = _answered(target, open_run, None, Path(against), overrides)
         _show_comparison(compare(first, second), format)
     else:
         _show_comparison(compare(first, _answered(against, open_run)), format)
 
 
 def _answered(
-    target: str, open_run: OpenRun, policy: int | None = None, model: Path | None = None
+    target: str,
+    open_run: OpenRun,
+    policy: int | None = None,
+    model: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Answers:
     """The answers of a side; a config asks what is missing of them."""
     path, at, number = target.rpartition("@")
@@ -234,7 +239,11 @@ def _answered(
             raise VideoOPDError(f"{target} is policy {number}; leave out --policy {policy}")
         target, policy = path, int(number)
     if Path(target).is_file():
-        return _asked(target, policy, model)
+        return _asked(target, policy, model, overrides)
+    if overrides:
+        raise VideoOPDError(
+            f"--set overrides a config, and {target} is none; give the TOML file instead"
+        )
     if model is not None:
         raise VideoOPDError(
             f"to ask the model in {model} takes a config, and {target} is none; give the TOML file "
@@ -243,11 +252,13 @@ def _answered(
     return of_policy(open_run(target), policy)
 
 
-def _asked(config: str, policy: int | None, model: Path | None) -> Answers:
+def _asked(
+    config: str, policy: int | None, model: Path | None, overrides: Sequence[str]
+) -> Answers:
     """The answers by a config: as they are where none is missing, which takes no model."""
 
     def answered(looking: bool) -> Answers:
-        with opened(config, looking=looking) as work:
+        with opened(config, overrides, looking=looking, goes_on=False) as work:
             if model is not None:
                 return answered_by_model(work, model.resolve())
             return answered_by_policy(work, policy)

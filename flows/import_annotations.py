@@ -28,7 +28,7 @@ from opd_core.probing import ProbeResult, probe_files
 from opd_core.types import VideoOPDError
 from opd_core.video_folder import VideoFolder
 from opd_core.video_presence import MOST, is_readable, refuse_missing_folder
-from storage.files import disk_troubles
+from storage.files import disk_troubles, removed_if_refused
 
 PROBE_SECONDS = 60.0
 
@@ -119,8 +119,7 @@ def import_files(options: ImportOptions) -> ImportSummary:
     summary = ImportSummary(out, options.videos)
     with waiting("reading annotations"):
         paths = _paths(_found(reader, options.files), folder)
-    with disk_troubles(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with removed_if_refused(out.parent) as made, disk_troubles(out.parent):
         if not options.allow_missing:
             _refuse_missing(options, folder, paths)
         probes = _probe(options, folder, paths, summary)
@@ -137,14 +136,21 @@ def import_files(options: ImportOptions) -> ImportSummary:
             decisions = decide(found, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
-    if not summary.taken:
-        first = next(iter(summary.first.values()), "it holds no annotation")
-        out.unlink()
-        raise VideoOPDError(
-            f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
-            f"{options.format} ({first}); correct FORMAT or --videos, and see {report_path(out)}"
-        )
+        if not summary.taken:
+            out.unlink()
+            see = "" if made else f", and see {report_path(out)}"
+            raise VideoOPDError(
+                f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
+                f"{options.format} ({_why_nothing(summary)}); correct FORMAT or --videos{see}"
+            )
     return summary
+
+
+def _why_nothing(summary: ImportSummary) -> str:
+    """The kinds of reason, most frequent first, each with its first one."""
+    kinds = summary.left_out.most_common(3)
+    told = [f"{count:,} {kind}, the first {_short(summary.first[kind])}" for kind, count in kinds]
+    return "; ".join(told) or "it holds no annotation"
 
 
 def _found(reader: Reader, files: Iterable[Path]) -> Iterator[Found]:

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import polars as pl
 
+from flows.left_out import left_out
 from flows.prepare import Work
-from flows.read_data import changes_of_round, left_out
+from flows.read_data import changes_of_round
 from flows.round_rows import eval_examples
 from flows.summaries import RoundSummary, StageSummary
 from opd_core.metrics import grounding_metrics
+
+REASONS_TOLD = 3
 
 
 def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> RoundSummary:
@@ -27,24 +30,27 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         r1_50=found["strict_r1_50"],
         r1_70=found["strict_r1_70"],
         eval_asked=asked,
-        annotations_left_out=len(left_out(work.run)),
+        no_span=found["parse_failures"],
+        annotations_left_out=_count(work, pl.col("stage") == "import"),
         stage_seconds={s.stage: s.seconds for s in stages},
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
-            for key in ("quarantined", "stopped_early", "optimizer_restarted")
+            for key in ("stopped_early", "optimizer_restarted")
             if key in s.notes
         )
         + tuple(_unanswered(work, version, asked - found["examples"]))
         + tuple(_other_examples(work, version)),
     )
     if version == 0:
-        return summary
+        before = (pl.col("stage") == "import") | of_round(0)
+        return replace(summary, notes=(*summary.notes, *_reasons(work, before)))
     mine = pl.col("policy_version") == version - 1
     rollouts = work.run.rollouts().filter(mine)
     (sampled,) = (
         rollouts.select(
             rollouts=pl.len(),
+            without_span=pl.col("predicted_start").is_null().sum(),
             tokens=pl.col("completion_token_ids").list.len().sum(),
             engine_mismatch=pl.col("engine_mismatch").max(),
         )
@@ -77,11 +83,14 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=(
             *_changed(work, version - 1),
             *summary.notes,
+            *_reasons(work, of_round(version)),
             *_copied(work, version - 1),
             *_reuse(work, version - 1),
         ),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
+        rollouts_without_span=sampled["without_span"],
+        left_out=_count(work, of_round(version)),
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
@@ -123,6 +132,25 @@ def _other_examples(work: Work, version: int) -> Iterator[str]:
             f"examples and policy {version} {len(now):,}, {len(before & now):,} of them the same; "
             f"`videoopd evaluate CONFIG --policy {version - 1}` asks what is missing"
         )
+
+
+def of_round(version: int) -> pl.Expr:
+    """What was given up on the way to policy `version` and in its evaluation, of `quarantine`."""
+    evaluated = pl.col("stage") == "evaluate"
+    return pl.col("policy_version") == version - 1 + evaluated.cast(pl.Int64)
+
+
+def _count(work: Work, where: pl.Expr) -> int:
+    return sum(item.count for item in left_out(work.run, where))
+
+
+def _reasons(work: Work, where: pl.Expr) -> list[str]:
+    """A sentence a kind of reason, the most frequent ones."""
+    found = left_out(work.run, where)
+    lines = [f"left out: {item.line()}" for item in found[:REASONS_TOLD]]
+    if more := sum(item.count for item in found[REASONS_TOLD:]):
+        lines.append(f"left out: {more:,} for other reasons, in the table quarantine")
+    return lines
 
 
 def _copied(work: Work, version: int) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
@@ -18,11 +20,18 @@ from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
 from opd_core.types import VideoOPDError
 from opd_core.video_presence import refuse_missing_folder
-from storage import locks
-from storage.frames import FrameStore
+from storage import damage, locks
+from storage.frames import FrameStore, usage
 from storage.policies import PolicyRef
 from storage.run import Run
-from storage.run_folder import lock_file, weights_cache
+from storage.run_folder import (
+    check_place,
+    config_source,
+    lock_file,
+    remember_config,
+    removed_if_refused,
+    weights_cache,
+)
 from storage.takes import policy_version_of, round_number
 
 
@@ -111,7 +120,8 @@ class Work:
 
 
 def check_folders(config: Config, name: str) -> None:
-    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open."""
+    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if not folder.is_dir():
             raise VideoOPDError(
@@ -119,6 +129,7 @@ def check_folders(config: Config, name: str) -> None:
             )
     if not config.run.path.exists():  # later, the stages that need videos look for them
         refuse_missing_folder(config.data.videos)
+    check_place(config.run.path)
 
 
 def check_weights(config: Config) -> None:
@@ -141,17 +152,37 @@ def refuse_busy(config: Config) -> None:
 
 @contextmanager
 def opened(
-    config: str, overrides: Sequence[str] | None = None, looking: bool = False
+    config: str,
+    overrides: Sequence[str] | None = None,
+    *,
+    looking: bool = False,
+    goes_on: bool = True,
 ) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
+    The run remembers the config and the overrides that it went on with last; not those of a
+    question beside its rounds, with `goes_on=False`.
+
     Makes the run where there is none, checks that student and teacher fit, and imports the
-    annotations that are not in its tables yet. `looking`: only to see whether a stage has anything
-    to do, without what computing takes.
+    annotations that are not in its tables yet. Refused before anything is computed, it leaves no
+    folder behind. `looking`: only to see whether a stage has anything to do, without what computing
+    takes.
     """
     loaded = load_config(config, overrides or ())
     check_folders(loaded, config)
     refuse_busy(loaded)
+    with (
+        removed_if_refused(loaded.run.path),
+        damage.told([loaded.run.path]),
+        _writing(loaded, looking) as work,
+    ):
+        if goes_on or config_source(work.run.path) is None:
+            remember_config(work.run.path, Path(config), overrides or ())
+        yield work
+
+
+@contextmanager
+def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
@@ -164,9 +195,10 @@ def opened(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
     frames = nullcontext() if looking else decoding_once(loaded)
-    with run.exclusive("round"), frames:
+    with run.exclusive("round"):
         import_annotations(run, loaded)
-        yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
+        with frames:
+            yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 
 @contextmanager
@@ -178,6 +210,7 @@ def decoding_once(config: Config) -> Iterator[None]:
         return
     from opd_core.encoding import reading_through
 
+    is_new = not folder.exists()
     try:
         store = FrameStore.open(folder, int(config.frames.max_gib * 2**30))
     except VideoOPDError as error:
@@ -186,5 +219,11 @@ def decoding_once(config: Config) -> Iterator[None]:
         warnings.warn(f"no frames are kept: {error}", RuntimeWarning, stacklevel=3)
         yield
         return
-    with reading_through(store):
-        yield
+    try:
+        with reading_through(store):
+            yield
+    except VideoOPDError:
+        kept = usage(folder)
+        if is_new and (kept is None or not kept.clips):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

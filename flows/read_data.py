@@ -8,7 +8,7 @@ every annotation that its rows stand on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,10 @@ def changes_of_round(run: Run, policy_version: int) -> str | None:
     return ", ".join(said) or None
 
 
-def left_out(run: Run) -> list[str]:
-    """Why annotations of the files make no example now: a reason each."""
+def is_annotated_now(run: Run) -> Callable[[str], bool]:
+    """Whether an item that was quarantined at import stands in the annotation files still."""
     last = newest(run.read("data_changes", DataChange))
-    rows = run.quarantine().filter(pl.col("stage") == "import").select("item_id", "reason")
-    return [reason for item, reason in rows.collect().iter_rows() if not _is_removed(last, item)]
+    return lambda item_id: not _is_removed(last, item_id)
 
 
 def _read(config: Config) -> tuple[list[GroundingExample], list[QuarantinedItem]]:

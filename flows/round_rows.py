@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 import polars as pl
 
 from flows.prepare import Work
+from flows.typed_config import config_words
 from opd_core import curriculum
 from opd_core.types import (
     Draw,
@@ -53,13 +54,20 @@ def eval_examples(work: Work) -> list[GroundingExample]:
     return examples[: work.config.evaluate.max_examples]
 
 
-def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
-    """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
+def needed(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+    """As `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
     examples = drawn(work, policy)
     if not examples:
         raise VideoOPDError(
-            f"round {policy.round} has drawn no examples; run `videoopd/round`, which begins it"
+            f"round {policy.round} has drawn no examples; run `videoopd run`, or the stage draw, "
+            "which begins it"
         )
+    return examples
+
+
+def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+    """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
+    examples = needed(work, policy)
     if not curriculum.needs_predictions(work.config.focus):
         left_out = set()
     else:
@@ -178,19 +186,20 @@ def why_none(work: Work, policy: PolicyRef) -> str:
             f"others with `videoopd stage draw CONFIG --round {policy.round} --force`"
         )
     rows = [r for r in set_aside(work, policy) if r.stage in ("validate", "rollout")]
+    config = config_words(work.run)
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
-            f"`videoopd stage draw CONFIG --round {policy.round} --force`, or correct that and "
+            f"`videoopd stage draw {config} --round {policy.round} --force`, or correct that and "
             "start a new run"
         )
     if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
-        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage rollout CONFIG "
+        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage validate {config} "
         f"--round {policy.round}`, draw others with `videoopd stage draw "
-        f"CONFIG --round {policy.round} --force`, or lower the bound"
+        f"{config} --round {policy.round} --force`, or lower the bound"
     )
 
 

@@ -126,16 +126,23 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 
 @stage
-def validate(work: Work, policy: PolicyRef) -> StageSummary:
+def validate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The teacher's own answers to the drawn examples (TRPV): once an example, teacher, question.
 
-    None where the curriculum needs none; those that `teacher.cache` has are copied.
+    None where the curriculum needs none; those that `teacher.cache` has are copied. They belong to
+    no round, and a question has one seed, so there is nothing to force.
     """
+    if force:
+        raise VideoOPDError(
+            "the teacher answers an example and a question once, with one seed, so forcing it "
+            "would give the same answers; leave out force, or ask another question (another "
+            "teacher.predictions, prompt or frame rate)"
+        )
     began = time.perf_counter()
     if not curriculum.needs_predictions(work.config.focus):
         return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
     left_out = round_rows.gone(work, policy)
-    examples = [e for e in round_rows.drawn(work, policy) if e.example_id not in left_out]
+    examples = [e for e in round_rows.needed(work, policy) if e.example_id not in left_out]
     known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | round_rows.quarantined(work, policy, "validate")
     needed = [e.example_id for e in examples if e.example_id not in done]

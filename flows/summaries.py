@@ -32,9 +32,14 @@ class RoundSummary:
     r1_50: float | None
     r1_70: float | None
     """R1@m under protocol `strict`: unrounded IoU > m."""
+    no_span: float | None = None
+    """Share of the eval answers that hold no span."""
     reverse_kl: float | None = None
     """Nats a token: mean of sampling - teacher log-probs over the round's scored tokens."""
     rollouts: int | None = None
+    rollouts_without_span: int | None = None
+    left_out: int | None = None
+    """What the round gave up: examples and rollouts, by any of its stages."""
     tokens: int | None = None
     """Completion tokens sampled."""
     engine_mismatch: float | None = None

@@ -163,6 +163,7 @@ class Config(Section):
                 f"set update.tis = {fix}"
             )
         return self
+
     def _answers_are_readable(self) -> None:
         from opd_core.own_prompt import template_of, unreadable  # compiles the readers' patterns
 
@@ -211,7 +212,8 @@ def _what_counts(content: Content) -> Content:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML.
+    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML; a path in
+    them is relative to the file's folder, as those in the file (`config_paths.py`).
 
     Raises `VideoOPDError` with one sentence: the file, the key, and the fix.
     """
@@ -239,9 +241,19 @@ def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
+    (*sections, key), value, _ = parse_override(override)
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
+    data[key] = value
+
+
+def parse_override(override: str) -> tuple[list[str], Any, str]:
+    """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
     name, separator, text = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not separator or not sections or not key:
+    names = [part.strip() for part in name.split(".")]
+    if not separator or len(names) < 2 or not all(names):
         raise VideoOPDError(
             f"--set {override!r} is not section.key=value; "
             "write for example --set update.learning_rate=1e-5"
@@ -250,11 +262,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
-    data[key] = value
+    return names, value, text.strip()
 
 
 def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
@@ -289,14 +297,15 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    updates: dict[str, Section] = {}
-    for name in Config.model_fields:
-        section = getattr(config, name)
-        paths = {
-            key: (folder / value.expanduser()).resolve()
-            for key, value in section
-            if isinstance(value, Path)
-        }
-        if paths:
-            updates[name] = section.model_copy(update=paths)
-    return config.model_copy(update=updates)
+    return config.model_copy(update=_absolute(config, folder))
+
+
+def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
+    """Those of its values, sections inside it too, that hold a path; made absolute."""
+    found: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path):
+            found[name] = (folder / value.expanduser()).resolve()
+        elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
+            found[name] = value.model_copy(update=inside)
+    return found

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
-from storage.files import disk_troubles
+from storage.files import disk_troubles, make_folder
 
 _POLL_SECONDS = 0.02
 _PROBE_SECONDS = 0.1
@@ -47,8 +47,8 @@ def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
 
     Raises `InUseError` naming the holder when it does not let go in time.
     """
+    make_folder(path.parent)
     with disk_troubles(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _descriptors.add(descriptor)
     owner = os.getpid()

@@ -20,7 +20,9 @@ import pytest
 from kill_points import run_without_server
 
 from flows import stages
+from flows.outcome import REASONS_TOLD
 from flows.prepare import opened
+from flows.report import rounds_table
 from opd_core.types import VideoOPDError
 from storage.run import Run
 from storage.schemas import TABLES
@@ -284,7 +286,36 @@ def test_bad_videos_are_set_aside_and_the_rest_goes_on(mixed: Path, tmp_path: Pa
     assert counts["rollouts"] == counts["teacher_scores"] == 2 * 6 * 2
     assert counts["updates"] == 2
     assert [r.eval_examples for r in summary.rounds] == [1, 1, 1]
-    assert any("quarantined: 18" in note for note in summary.rounds[1].notes)
+    # 18 in rollout and, in each round and before, one that is to be evaluated.
+    assert [r.left_out for r in summary.rounds] == [None, 19, 1]
+    assert [r.annotations_left_out for r in summary.rounds] == [0, 0, 0]
+    assert [r.no_span for r in summary.rounds] == [1.0, 1.0, 1.0], "untrained models answer nothing"
+    assert [r.rollouts_without_span for r in summary.rounds] == [None, 12, 12]
+    left_out = [note for note in summary.rounds[1].notes if note.startswith("left out: ")]
+    assert len(left_out) == REASONS_TOLD + 1 and "other reasons" in left_out[-1]
+    printed = rows_of(rounds_table(summary.rounds[1:], 0, {"parse_failures": 1.0}))
+    assert printed["eval answers without a span"] == ["1.000", "1.000", "1.000"]
+    assert printed["rollouts without a span"] == ["", "12", "12"]
+    assert printed["left out in the round"] == ["", "19", "1"]
+    assert printed["annotations left out"] == ["", "0", "0"]
+
+
+def rows_of(table: Any) -> dict[str, list[str]]:
+    names, *columns = ([str(cell) for cell in column.cells] for column in table.columns)
+    return dict(zip(names, map(list, zip(*columns, strict=True)), strict=True))
+
+
+def test_annotations_that_are_left_out_are_counted_and_told(
+    write_config: Any, tmp_path: Path, tiny_world: Any
+) -> None:
+    bad = [line_of("a.mp4", ("backwards", 4, 2), ("b", 9, 1)), line_of("c.mp4", ("late", 90, 99))]
+    train = tmp_path / "train.jsonl"
+    annotate(train, bad)
+    train.write_text(tiny_world.train.read_text() + train.read_text())
+    summary = run_without_server(str(write_config(tmp_path, {"data.train": train})))
+    assert [r.annotations_left_out for r in summary.rounds] == [3, 3]
+    assert any(note.startswith("left out: 2 in import: the first: ") and "the span ends at 2 s"
+               in note for note in summary.rounds[0].notes), summary.rounds[0].notes  # fmt: skip
 
 
 def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
