@@ -81,7 +81,10 @@ class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
     max_video_tokens: Positive = 8192
-    """After merging; frames are resized so that a video stays below it."""
+    """After merging; frames are resized so that a video stays below it, as its processor counts:
+    very wide pictures and odd numbers of frames may cost a little more."""
+    max_frame_tokens: Positive | None = 768
+    """Of one frame, which a short video would spend all of its tokens on. None: no such cap."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""

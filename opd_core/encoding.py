@@ -15,6 +15,7 @@ from pathlib import Path
 from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
+from opd_core.frame_size import SizeRule
 from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, QuarantinedItem
@@ -35,7 +36,7 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, Codec, int, int, int], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, SizeRule], VideoReader] = {}
 _store: ClipStore | None = None
 
 
@@ -60,17 +61,12 @@ def _use(store: ClipStore | None) -> None:
         reader.store = store
 
 
-def _reader(config: Config, patch: int, merge: int, temporal: int) -> VideoReader:
+def _reader(config: Config, size_rule: SizeRule) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    key = (config.video, config.frames.codec, patch, merge, temporal)
+    key = (config.video, config.frames.codec, size_rule)
     if key not in _readers:
         _readers[key] = VideoReader(
-            config.video,
-            patch_size=patch,
-            merge_size=merge,
-            temporal_patch_size=temporal,
-            codec=config.frames.codec,
-            store=_store,
+            config.video, size_rule=size_rule, codec=config.frames.codec, store=_store
         )
     return _readers[key]
 
@@ -88,10 +84,7 @@ class ExampleEncoder:
     def __init__(self, config: Config, folder: Path) -> None:
         self._videos = config.data.videos
         self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
-        video = self.prompts.processor.video_processor
-        self._reader = _reader(
-            config, video.patch_size, video.merge_size, video.temporal_patch_size
-        )
+        self._reader = _reader(config, SizeRule.of(self.prompts.processor.video_processor))
         self.processor_hash = processor_hash(self.prompts.processor)
 
     def encode_batches(

@@ -262,10 +262,8 @@ class VLLMEngine:
                 {
                     "prompt": prompt.text,
                     "multi_modal_data": {"video": (clip.frames, clip.metadata)},
-                    # Who is who for the prefix cache: pixels at their times.
-                    "multi_modal_uuids": {
-                        "video": [f"{pixel_hash} {clip.fps} {clip.frame_indices}"]
-                    },
+                    # Who is who for the prefix cache: pixels, and all that is said of their times.
+                    "multi_modal_uuids": {"video": [f"{pixel_hash} {clip.metadata}"]},
                 }
             ]
         )
