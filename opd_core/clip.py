@@ -23,10 +23,6 @@ from opd_core.frame_size import SizeRule
 
 Codec = Literal["raw", "jpeg"]
 
-TICKS_A_SECOND = 1_000_000
-"""Of the clock in which processors are told times. Milliseconds would do for one frame's time, but
-change a digit that the model reads: at 29.97 frames a second a pair's middle is 0.25025 s, told as
-<0.3 seconds>; from 0 and 500 ms it is 0.25 s, told as <0.2 seconds>."""
 SPEC_VERSION = 2
 """Raise it when the rules change by which frames, their size or their times are chosen."""
 JPEG_QUALITY = 95
@@ -102,13 +98,19 @@ class VideoClip:
     def metadata(self) -> dict[str, Any]:
         """What Qwen's processors and vLLM want to know of a video whose frames are chosen.
 
-        They take index / fps for a frame's time and frames / (total / fps) for the sampled rate, so
-        they are told ticks of a clock: then both are right at any rate, constant or not.
+        They take index / fps for a frame's time, and frames / (total / fps) for the sampled rate.
+        Where that is not so, because the rate varies or the picture starts late, they are told
+        milliseconds as if a frame lasted one.
         """
+        if self.timestamps == tuple(index / self.fps for index in self.frame_indices):
+            fps, total, indices = self.fps, self.total_frames, list(self.frame_indices)
+        else:
+            fps, total = 1000.0, round(1000 * self.duration)
+            indices = [round(1000 * time) for time in self.timestamps]
         return {
-            "fps": TICKS_A_SECOND,
-            "total_num_frames": round(self.duration * TICKS_A_SECOND),
-            "frames_indices": [round(t * TICKS_A_SECOND) for t in self.timestamps],
+            "fps": fps,
+            "total_num_frames": total,
+            "frames_indices": indices,
             "duration": self.duration,
             "video_backend": self.decoder,
             "do_sample_frames": False,

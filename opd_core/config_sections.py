@@ -83,8 +83,9 @@ class VideoSection(Section):
     max_video_tokens: Positive = 8192
     """After merging; frames are resized so that a video stays below it, as its processor counts:
     very wide pictures and odd numbers of frames may cost a little more."""
-    max_frame_tokens: Positive | None = 768
-    """Of one frame, which a short video would spend all of its tokens on. None: no such cap."""
+    max_frame_tokens: Positive | None = None
+    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
+    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""

@@ -48,19 +48,23 @@ class SizeRule:
 
         Its budgets are counted in merged tokens: of the video, `size["longest_edge"]` of a Qwen3-VL
         processor over the pixels of a token; of a frame, what `cap_pixels_per_frame` caps. As with
-        the processor, very wide pictures and odd numbers of frames may cost more than the budget.
-        Raises ValueError for aspect ratios beyond 200.
+        the processor, very wide pictures and odd numbers of frames may cost more than the budget;
+        other than with it, the least that a cap leaves to a frame may not (a processor whose
+        `shortest_edge` is 128 tokens gives 768 frames 51,000 of a budget of 8,192). Raises
+        ValueError for aspect ratios beyond 200.
         """
         token = (self.patch_size * self.merge_size) ** 2
         longest = max_video_tokens * self.temporal_patch_size * token
-        capped = None if max_frame_tokens is None else max_frame_tokens * token
-        least = int(self.shortest_edge * LEAST_SHARE)
+        share = longest // frames
+        if max_frame_tokens is None:
+            capped = None
+        else:
+            least = int(self.shortest_edge * LEAST_SHARE)
+            capped = min(share, max(max_frame_tokens * token, least))
         import_resize_rules()
         if self.name == "qwen3_vl":
             from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-            if capped is not None:
-                longest = max(min(capped, longest // frames), least) * frames
             size: tuple[int, int] = smart_resize(
                 num_frames=frames,
                 height=height,
@@ -68,18 +72,18 @@ class SizeRule:
                 temporal_factor=self.temporal_patch_size,
                 factor=self.patch_size * self.merge_size,
                 min_pixels=self.shortest_edge,
-                max_pixels=longest,
+                max_pixels=longest if capped is None else capped * frames,
             )
             return size
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as by_frame
 
-        share = longest // frames
+        most = share if capped is None else capped
         size = by_frame(
             height,
             width,
             factor=self.patch_size * self.merge_size,
-            min_pixels=self.shortest_edge,
-            max_pixels=max(share if capped is None else min(capped, share), least),
+            min_pixels=min(self.shortest_edge, most),
+            max_pixels=most,
         )
         return size
 

@@ -109,7 +109,7 @@ def test_the_spec_names_all_that_frames_depend_on():
         "fps": 1.0,
         "max_frames": 8,
         "max_video_tokens": 99,
-        "max_frame_tokens": None,
+        "max_frame_tokens": 9,
         "decoder": "decord",
     }
     specs |= {

@@ -10,17 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from opd_core import torchvision_guard, video
 from opd_core.config_sections import VideoSection
-from opd_core.frame_selection import sample_frame_indices
 from opd_core.types import VideoOPDError
 from opd_core.video import DecoderLostError, VideoClip, VideoError, VideoReader
 from tests import video_files
@@ -55,22 +51,6 @@ def qwen_processor(max_frames: int = 768, fps: float = 2.0):
     return Qwen3VLVideoProcessor(max_frames=max_frames, fps=fps)
 
 
-@settings(max_examples=500, deadline=None)
-@given(
-    total=st.integers(2, 200_000),
-    file_fps=st.sampled_from([0.5, 8.0, 23.976, 25.0, 29.97, 30000 / 1001, 60.0])
-    | st.floats(0.1, 240),
-    fps=st.sampled_from([0.3, 1.0, 2.0, 4.0]),
-    max_frames=st.sampled_from([2, 7, 24, 768]),
-)
-def test_frames_are_those_that_qwens_own_processor_samples(total, file_fps, fps, max_frames):
-    processor, metadata = qwen_processor(max_frames, fps), SimpleNamespace()
-    metadata.total_num_frames, metadata.fps = total, file_fps
-    chosen = VideoSection(fps=fps, max_frames=max_frames)
-    expected = processor.sample_frames(metadata).tolist()
-    assert sample_frame_indices(total, file_fps, chosen) == expected
-
-
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_a_clip_tells_all_about_itself(clip_path, decoder):
     with VideoReader(TINY.model_copy(update={"decoder": decoder})) as reader:
@@ -83,9 +63,9 @@ def test_a_clip_tells_all_about_itself(clip_path, decoder):
     content = b"(24, 32, 32, 3)\n" + clip.frames.tobytes()
     assert clip.pixel_hash == hashlib.sha256(content).hexdigest()[:16]
     assert clip.metadata == {
-        "fps": 1_000_000,
-        "total_num_frames": 12_000_000,
-        "frames_indices": [125_000 * index for index in clip.frame_indices],
+        "fps": 8.0,
+        "total_num_frames": 96,
+        "frames_indices": list(clip.frame_indices),
         "duration": 12.0,
         "video_backend": decoder,
         "do_sample_frames": False,
