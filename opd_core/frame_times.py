@@ -7,7 +7,7 @@ frame stands until the next one comes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,7 +71,10 @@ def times_of_stamps(
         drift = np.abs(np.arange(count) / fps - after_first).max()
         rounding = max(TICKS_OF_ROUNDING * tick, LEAST_ROUNDING)
         if drift <= min(rounding, MAX_ROUNDING / fps) + 1e-6:
-            return times_of_rate(count, fps, offset)
+            times = times_of_rate(count, fps, offset)
+            if last_seconds > 1.5 / fps:  # the last picture stays
+                times = replace(times, duration=float(times.seconds[-1]) + last_seconds)
+            return times
     if last_seconds <= 0:
         last_seconds = float(np.median(np.diff(after_first)))
     seconds = offset + after_first

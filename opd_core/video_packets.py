@@ -161,4 +161,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, av.FFmpegError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |^\[/.*?\] ", "", lines[0]).rstrip(".")
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |\[/[^\]]*\] ", "", lines[0]).rstrip(".")

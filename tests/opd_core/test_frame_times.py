@@ -312,3 +312,10 @@ def test_the_rounding_of_stamps_is_no_variable_rate():
         assert times_of_stamps(stamps, tick, (), 0.0, None).constant
     one_lost = np.delete(np.arange(100), 50)
     assert not times_of_stamps(one_lost, 1 / 25, (25.0,), 1 / 25, None).constant
+
+
+def test_the_last_picture_stays_as_long_as_its_packet_says():
+    stamps = np.arange(100)
+    for last, duration in ((0.0, 4.0), (0.04, 4.0), (10.0, 13.96)):
+        times = times_of_stamps(stamps, 1 / 25, (25.0,), last, None)
+        assert times.constant and times.duration == pytest.approx(duration)
