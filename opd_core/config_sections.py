@@ -106,7 +106,11 @@ class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
     max_video_tokens: Positive = 8192
-    """After merging; frames are resized so that a video stays below it."""
+    """After merging; frames are resized so that a video stays below it, as its processor counts:
+    very wide pictures and odd numbers of frames may cost a little more."""
+    max_frame_tokens: Positive | None = None
+    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
+    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""

@@ -20,6 +20,7 @@ from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
 from opd_core.durations import duration_fault
+from opd_core.frame_size import SizeRule
 from opd_core.own_prompt import template_of
 from opd_core.prompt_faults import CheckedPrompts, Room, UnusableExample, first_line
 from opd_core.prompts import EncodedPrompt, PromptEncoder, VisionInput, processor_hash
@@ -42,7 +43,7 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, Codec, int, int, int], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, SizeRule], VideoReader] = {}
 _store: ClipStore | None = None
 
 
@@ -67,17 +68,12 @@ def _use(store: ClipStore | None) -> None:
         reader.store = store
 
 
-def _reader(config: Config, patch: int, merge: int, temporal: int) -> VideoReader:
+def _reader(config: Config, size_rule: SizeRule) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    key = (config.video, config.frames.codec, patch, merge, temporal)
+    key = (config.video, config.frames.codec, size_rule)
     if key not in _readers:
         _readers[key] = VideoReader(
-            config.video,
-            patch_size=patch,
-            merge_size=merge,
-            temporal_patch_size=temporal,
-            codec=config.frames.codec,
-            store=_store,
+            config.video, size_rule=size_rule, codec=config.frames.codec, store=_store
         )
     return _readers[key]
 
@@ -95,10 +91,7 @@ class ExampleEncoder:
     def __init__(self, config: Config, folder: Path) -> None:
         self._videos, self._train = config.data.videos, config.data.train
         self.prompts = PromptEncoder(folder, template_of(config.prompt).text)
-        video = self.prompts.processor.video_processor
-        self._reader = _reader(
-            config, video.patch_size, video.merge_size, video.temporal_patch_size
-        )
+        self._reader = _reader(config, SizeRule.of(self.prompts.processor.video_processor))
         self.processor_hash = processor_hash(self.prompts.processor)
         self._checked = CheckedPrompts(self.prompts)
 

@@ -23,6 +23,7 @@ from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
 from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
+from opd_core.video import VideoError
 
 TIMELENS = TEMPLATES["timelens"].text
 
@@ -110,6 +111,8 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
+            if "second_per_grid_ts" in batch:
+                check_even(clip, float(torch.as_tensor(batch["second_per_grid_ts"])[0]))
             if vision is None:
                 t, h, w = (int(n) for n in batch["video_grid_thw"][0])
                 seconds = batch.get("second_per_grid_ts")
@@ -143,6 +146,17 @@ class PromptEncoder:
     def opened_thought(self) -> str:
         """`<think>` where prompts end in it (the Thinking models' do), else nothing."""
         return THOUGHT if self.chat_text("").rstrip().endswith(THOUGHT) else ""
+
+
+def check_even(clip: VideoClip, second_per_grid: float) -> None:
+    """Raises `VideoError` where a model that is told no times, only seconds a step, would take a
+    frame to be more than a step away from where it is."""
+    if clip.unevenness > second_per_grid:
+        raise VideoError(
+            f"a frame is {clip.unevenness:.1f} s away from where this model expects it, which "
+            "counts frames as evenly spread (the picture starts late, or its frame rate varies "
+            "much); re-encode the video with a constant one"
+        )
 
 
 def load_processor(folder: Path) -> Any:

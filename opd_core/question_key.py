@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from opd_core.clip import SPEC_VERSION
 from opd_core.config import Config
 from opd_core.config_sections import EngineName
 from opd_core.own_prompt import template_of
@@ -52,7 +53,14 @@ def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest
     content = {
         "question 2": template.text,
         "parsed as": template.reader,
-        "frames": [video.fps, video.max_frames, video.max_video_tokens, video.decoder],
+        "frames": [
+            SPEC_VERSION,
+            video.fps,
+            video.max_frames,
+            video.max_video_tokens,
+            video.max_frame_tokens,
+            video.decoder,
+        ],
         "codec": config.frames.codec,
         "engine": engine,
         "dtype": (config.vllm.dtype or dtype) if engine == "vllm" else dtype,

@@ -288,7 +288,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 *_PREDICTED,
                 Column("student_iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
                 Column("frame_indices", TOKENS, "[F] Which frames of the file were seen."),
-                Column("frame_timestamps", pa.list_(FLOAT), "[F] Their times, s."),
+                Column("frame_timestamps", pa.list_(FLOAT), "[F] When each is shown, s."),
                 Column("grid_thw", TOKENS, "[3] Vision patches: time, height, width, unmerged."),
                 Column("pixel_hash", STRING, "Hash of the resized uint8 frames."),
                 Column("processor_hash", STRING, "Hash of tokenizer, template and processors."),
