@@ -512,9 +512,17 @@ def test_a_killed_engine_is_an_error_of_one_sentence(config, encoder, videos):
 def test_models_that_are_none_are_named(config, encoder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(make_model(tmp_path / "student"), broken)
+    whole = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(b"no weights")
-    with (
-        pytest.raises(VideoOPDError, match=r"vLLM cannot open .*broken"),
-        opened_vllm(config, broken, "float32", encoder, NEW_TOKENS) as child,
-    ):
+    with pytest.raises(VideoOPDError, match=r"broken/model.safetensors is not a whole"):
+        _open(config, encoder, broken)
+    (broken / "model.safetensors").write_bytes(whole)
+    described = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(described | {"architectures": ["NoSuch"]}))
+    with pytest.raises(VideoOPDError, match=r"vLLM cannot open .*broken"):
+        _open(config, encoder, broken)
+
+
+def _open(config, encoder, folder):
+    with opened_vllm(config, folder, "float32", encoder, NEW_TOKENS) as child:
         child.version  # noqa: B018  (waits for the engine)
