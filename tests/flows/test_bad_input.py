@@ -140,9 +140,12 @@ def test_nan_log_probs_never_make_a_row(
 ) -> None:
     said = refused(write_config(tmp_path, {f"{role}.path": poisoned(role), **UNIFORM}))
     assert "log-prob" in said and "nan" in said
+    if role == "student":
+        assert not (tmp_path / "run").exists(), "the first answer was refused: nothing to keep"
+        return
     counts = count(tmp_path)
     assert counts["teacher_scores"] == counts["updates"] == 0
-    assert (counts["rollouts"] == 0) == (role == "student")
+    assert counts["rollouts"] > 0
     assert all("log-prob of token 0 is nan" in r for r in quarantine(tmp_path).values())
 
 
