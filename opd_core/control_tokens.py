@@ -1,8 +1,8 @@
 """Sentences that would become something else than text: those that hold a control token.
 
 A tokenizer finds its added tokens in any text. A sentence with `<|im_end|>` ends the user's turn,
-one with `<|video_pad|>` asks for pixels that nobody has, and the processors of Qwen put the video
-where the text says `<|placeholder|>`. Such a sentence is no annotation that anybody meant.
+one with `<|video_pad|>` asks for pixels that nobody has, and some versions of Qwen's processors put
+the video where the text says `<|placeholder|>`. Nobody meant such an annotation.
 
 Where a tokenizer is at hand, its own tokens count. Without one (importing annotations), and beside
 it, everything of the form `<|...|>` does: it is how all models of this family write them.

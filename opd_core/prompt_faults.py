@@ -53,7 +53,7 @@ class CheckedPrompts:
 
     def __init__(self, prompts: PromptEncoder) -> None:
         self._prompts = prompts
-        self._control = control_tokens(prompts.tokenizer, prompts.processor.chat_template or "")
+        self._control = control_tokens(prompts.tokenizer, str(prompts.processor.chat_template))
         self._has_worked = False
 
     def check_sentence(self, query: str) -> None:

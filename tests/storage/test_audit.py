@@ -68,9 +68,9 @@ def set_last(**values):
 def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
     assert main(["audit", str(finished.run), "--deep", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("✓") == 16 and "✗" not in out
+    assert out.count("✓") == 17 and "✗" not in out
     assert out.count("equal to the last bit") == 2
-    assert "all 16 links hold" in out
+    assert "all 17 links hold" in out
 
 
 def test_a_config_from_before_a_key_came_is_what_its_name_says(copy):
