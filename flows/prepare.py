@@ -223,7 +223,6 @@ def decoding_once(config: Config) -> Iterator[None]:
         with reading_through(store):
             yield
     except VideoOPDError:
-        store.close()  # writes what it still holds
         kept = usage(folder)
         if is_new and (kept is None or not kept.clips):
             shutil.rmtree(folder, ignore_errors=True)
