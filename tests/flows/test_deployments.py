@@ -197,7 +197,8 @@ def test_a_stage_by_its_deployment(up, round_run):
 @pytest.mark.server
 def test_from_any_folder_prefect_finds_the_server_that_is_up(up, round_run, tmp_path):
     named = ("deployment", "run", "videoopd/validate", "--watch", "--watch-timeout", "200")
-    found = up._run("prefect", *named, "--param", "config=configs/tiny.toml", folder=tmp_path)
+    given = ("--param", "config=configs/tiny.toml", "--param", "round=1")
+    found = up._run("prefect", *named, *given, folder=tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr
     assert list(tmp_path.iterdir()) == []
 
