@@ -17,6 +17,7 @@ from opd_core.clip import VideoClip
 from opd_core.control_tokens import control_fault, control_tokens
 from opd_core.prompts import EncodedPrompt, PromptEncoder, VisionInput
 from opd_core.types import VideoOPDError
+from opd_core.video import VideoError
 
 PLAIN = "a person opens a door"
 
@@ -71,6 +72,8 @@ class CheckedPrompts:
             prompt = self._encode(clip, query)
         except (MemoryError, torch.OutOfMemoryError, VideoOPDError):
             raise
+        except VideoError as error:  # of a clip that this model cannot be told the times of
+            raise UnusableExample(faults.VIDEO, str(error)) from None
         except Exception as error:  # the libraries raise all kinds
             raise self._blame(clip, error) from None
         self._has_worked = True
