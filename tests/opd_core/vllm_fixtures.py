@@ -54,6 +54,7 @@ def make_config(folder: Path, world: Any, overrides: dict[str, Any] | None = Non
         "teacher.path": str(make_model(folder / "teacher", "teacher", 1)),
         "rollout.max_new_tokens": 12,
         "evaluate.max_new_tokens": 12,
+        "video.max_video_tokens": 8192,
         "vllm.kv_cache_gib": 0.125,
     }
     path = folder / "tiny.toml"
