@@ -36,7 +36,7 @@ STUDENT = ROOT / "configs" / "tiny" / "student"
 def config(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one round; 12 eval sentences by the config of the run, 20 by the one returned."""
     folder = tmp_path_factory.mktemp("evaluated")
-    settings = tiny_settings(folder / "run", tiny_world) | {"video.max_video_tokens": 12}
+    settings = tiny_settings(folder / "run", tiny_world)
     for name, count in (("first.toml", 12), ("all.toml", 20)):
         (folder / name).write_text(as_toml(settings | {"evaluate.max_examples": count}))
     run_without_server(str(folder / "first.toml"), 1)
