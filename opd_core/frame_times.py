@@ -78,7 +78,7 @@ def times_of_stamps(
     if last_seconds <= 0:
         last_seconds = float(np.median(np.diff(after_first)))
     seconds = offset + after_first
-    return FrameTimes(seconds, measured, False, float(seconds[-1]) + last_seconds)
+    return FrameTimes(seconds, measured, False, round(float(seconds[-1]) + last_seconds, 6))
 
 
 def times_of_rate(count: int, fps: float, offset: float = 0.0) -> FrameTimes:
