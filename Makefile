@@ -18,7 +18,7 @@ export VLLM_NO_USAGE_STATS := 1
 
 .PHONY: help
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: install
 install: $(STAMP)  ## make .venv and install the pinned packages (once; about 3 minutes)
@@ -41,6 +41,15 @@ demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what t
 test: lint  ## ruff, mypy, pytest (at most 15 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+.PHONY: quick
+quick: $(STAMP)  ## ruff, mypy, and the tests without servers, kills and whole rounds (90 seconds)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@failed=0; $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	  -m "not server and not kill and not slow and not world" || failed=1; \
+	wait $$types || failed=1; exit $$failed
+
 .PHONY: lint
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -58,6 +67,10 @@ down: $(STAMP)  ## stop what `make up` started
 .PHONY: bench
 bench: $(STAMP)  ## the numbers the project is measured by (long)
 	@$(BIN)/videoopd bench
+
+.PHONY: same-as
+same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)
+	@$(BIN)/python -m tests.same_as $(or $(REV),HEAD)
 
 .PHONY: clean
 clean:  ## remove the environment and caches; runs/ and worlds/ stay

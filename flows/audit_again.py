@@ -69,7 +69,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
 
 def scored(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:
     """A random share of each committed round that was scored, scored again by its teacher."""
-    from opd_core.deep_audit import loose, scored_again
+    from opd_core.deep_audit import scored_again
     from opd_core.rollout import Policy
 
     compared = []
@@ -89,13 +89,15 @@ def scored(run: Run, share: float, tolerance: float | None, generator: random.Ra
         # row, which `scores` compares; one from elsewhere is scored again, within rounding.
         computed = pl.col("reused_from").is_null()
         foreign = ~computed & ~pl.col("reused_from").str.starts_with(f"{run.run_id}/")
-        for rows, bound in ((computed, tolerance), (foreign, tolerance or loose(config))):
+        for rows, elsewhere in ((computed, False), (foreign, True)):
             kept = run.read("teacher_scores", TeacherScore, mine & rows, ("hidden_states",))
             ids = {s.rollout_id for s in kept}
             if not ids:
                 continue
             asked = grouped(run, version, [r for r in of_round if r.rollout_id in ids])
-            again = scored_again(config, teacher, asked, kept, share, generator, bound)
+            again = scored_again(
+                config, teacher, asked, kept, share, generator, tolerance, elsewhere
+            )
             _unchanged(run, again)
             compared.append(again)
     return _together(compared)

@@ -9,6 +9,7 @@ command goes on. OUT and OUT.report.jsonl appear when they are whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from opd_core.importing import Decision, Rules, decide, timelens_rows
 from opd_core.probing import ProbeResult, probe_files
 from opd_core.types import VideoOPDError
 from opd_core.video_folder import VideoFolder
-from storage.files import disk_troubles
+from opd_core.video_presence import MOST, is_readable, refuse_missing_folder
+from storage.files import disk_troubles, removed_if_refused
 
 PROBE_SECONDS = 60.0
 
@@ -43,6 +45,10 @@ class ImportOptions:
     skip_audio_queries: bool = False
     probe_seconds: float = PROBE_SECONDS
     """A video that takes longer is left out."""
+    clamp_seconds: float = 0.0
+    """Spans that end at most this long after their file are cut to its end."""
+    allow_missing: bool = False
+    """Go on where most of the videos that are named have no file."""
 
 
 @dataclass
@@ -52,6 +58,12 @@ class ImportSummary:
     taken: int = 0
     taken_videos: set[str] = field(default_factory=set)
     several_spans: int = 0
+    clamped: int = 0
+    first_clamped: str = ""
+    latest_end: float = 0.0
+    """Seconds: of all spans taken."""
+    shortest: float = math.inf
+    """Seconds: the length of the shortest video of these."""
     noted: int = 0
     first_note: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -69,10 +81,22 @@ class ImportSummary:
             return
         self.taken += 1
         self.taken_videos.add(decision.video_path or "")
-        self.several_spans += len(getattr(found, "spans", ())) > 1
+        self.several_spans += len(decision.spans) > 1
+        self.latest_end = max(self.latest_end, *(span.end for span in decision.spans))
+        if decision.probe is not None:
+            self.shortest = min(self.shortest, decision.probe.duration)
+        for annotated, taken in decision.clamped:
+            self.clamped += 1
+            cut = f"{found.place}: {annotated.end:g} s to {taken.end:g} s"
+            self.first_clamped = self.first_clamped or cut
         if decision.note:
             self.noted += 1
             self.first_note = self.first_note or f"{found.place}: {decision.note}"
+
+    @property
+    def may_be_fractions(self) -> bool:
+        """Whether no span of several goes beyond the first second of videos of many."""
+        return self.taken >= 3 and self.latest_end <= 1.0 and self.shortest >= 5.0
 
 
 def report_path(out: Path) -> Path:
@@ -95,25 +119,38 @@ def import_files(options: ImportOptions) -> ImportSummary:
     summary = ImportSummary(out, options.videos)
     with waiting("reading annotations"):
         paths = _paths(_found(reader, options.files), folder)
-    with disk_troubles(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with removed_if_refused(out.parent) as made, disk_troubles(out.parent):
+        if not options.allow_missing:
+            _refuse_missing(options, folder, paths)
         probes = _probe(options, folder, paths, summary)
+        if not options.allow_missing:  # the folder may have gone away while it was looked at
+            _refuse_missing(options, folder, paths)
         rules = Rules(
-            options.source or options.format, options.source is not None, options.skip_audio_queries
+            options.source or options.format,
+            options.source is not None,
+            options.skip_audio_queries,
+            options.clamp_seconds,
         )
         with _published(out) as rows, _published(report_path(out)) as report:
             found = _found(reader, options.files)
             decisions = decide(found, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
-    if not summary.taken:
-        first = next(iter(summary.first.values()), "it holds no annotation")
-        out.unlink()
-        raise VideoOPDError(
-            f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
-            f"{options.format} ({first}); correct FORMAT or --videos, and see {report_path(out)}"
-        )
+        if not summary.taken:
+            out.unlink()
+            see = "" if made else f", and see {report_path(out)}"
+            raise VideoOPDError(
+                f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
+                f"{options.format} ({_why_nothing(summary)}); correct FORMAT or --videos{see}"
+            )
     return summary
+
+
+def _why_nothing(summary: ImportSummary) -> str:
+    """The kinds of reason, most frequent first, each with its first one."""
+    kinds = summary.left_out.most_common(3)
+    told = [f"{count:,} {kind}, the first {_short(summary.first[kind])}" for kind, count in kinds]
+    return "; ".join(told) or "it holds no annotation"
 
 
 def _found(reader: Reader, files: Iterable[Path]) -> Iterator[Found]:
@@ -127,6 +164,21 @@ def _paths(annotations: Iterable[Found], folder: VideoFolder) -> dict[str, str |
         if found.video is not None and found.video not in paths:
             paths[found.video] = folder.find(found.video)
     return paths
+
+
+def _refuse_missing(
+    options: ImportOptions, folder: VideoFolder, paths: dict[str, str | None]
+) -> None:
+    """Where most videos are missing, the folder is wrong, not the annotations."""
+    refuse_missing_folder(folder.path, "--videos")
+    readable = {path: is_readable(folder.path / path) for path in paths.values() if path}
+    missing = [name for name, path in paths.items() if path is None or not readable[path]]
+    if MOST * len(paths) < len(missing) < len(paths):  # of none at all, nothing can be taken
+        raise VideoOPDError(
+            f"{len(missing):,} of the {len(paths):,} videos that are named have no file in "
+            f"{folder.path} ({folder.why_not(missing[0])}); mount it, correct --videos or "
+            "FORMAT, or give --allow-missing to take the annotations of the others"
+        )
 
 
 def _probe(
@@ -184,6 +236,13 @@ def print_summary(summary: ImportSummary) -> None:
         print(
             f"note      {summary.several_spans:>7,} sentences have several spans; all are kept in "
             "the file, and a run counts the one that an answer fits best"
+        )
+    if summary.clamped:
+        print(f"clamped   {summary.clamped:>7,} spans, the first {summary.first_clamped}")
+    if summary.may_be_fractions:
+        print(
+            f"careful           all spans end by {summary.latest_end:g} s, in videos of "
+            f"{summary.shortest:.0f} s and more: if they are fractions, write them in seconds"
         )
     if summary.noted:
         print(

@@ -120,6 +120,9 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
     name = Path(config["data"]["eval"]).stem
     for protocol, metric, key in _keys():
         for item in found[-1:] if found and found[-1].policy_version else []:
+            value = item.group.metrics[key].value
+            if value is None:  # rows from before the protocol was kept
+                continue
             yield EvalResult(
                 task_type=TASK,
                 task_name=TASK_NAME,
@@ -128,7 +131,7 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
                 dataset_split="eval",
                 metric_type=metric,
                 metric_name=f"{METRICS[metric]} ({protocol})",
-                metric_value=round(item.group.metrics[key].value, 4),
+                metric_value=round(value, 4),
                 metric_args={"protocol": protocol, "examples": item.group.examples},
             )
 
@@ -136,8 +139,8 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
 def _keys() -> Iterator[tuple[str, str, str]]:
     for protocol in PROTOCOLS:
         for metric in METRICS:
-            if (key := f"{protocol}_{metric}") in PER_EXAMPLE:
-                yield protocol, metric, key
+            if (key := f"{protocol.name}_{metric}") in PER_EXAMPLE:
+                yield protocol.name, metric, key
 
 
 def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 Engines go wrong silently: another resize, another normalisation, positions counted otherwise, and
 all that shows is a policy that learns slowly. So every batch of every engine passes a gate that
-compares what the engine answered with what we asked, and once a stage the tokens of one example are
-scored by the trainer's own forward.
+compares what the engine answered with what we asked, and once a stage the tokens of an example and
+of some others are scored by the trainer's own forward, packed otherwise than they were sampled.
 
 An example that fails goes to `quarantine`. When all examples of a batch fail, the engine is at
 fault and not the examples: the stage stops.
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from opd_core.agreement import bound_for
 from opd_core.config import Config
-from opd_core.sampling import Engine, Sample, SeenPrompt, pixel_sample
+from opd_core.sampling import Engine, Refused, Sample, SeenPrompt, pixel_sample
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
 
 if TYPE_CHECKING:
     from opd_core.encoding import EncodedExample, ExampleEncoder
+    from opd_core.positions import PositionRule
+    from opd_core.prefix_tree import Pack, PrefixTree
     from opd_core.tree_model import TreeModel
 
 PIXEL_TOLERANCE = 2**-6
@@ -34,8 +37,9 @@ TIMESTAMP = re.compile(r"<\d+(?:\.\d+)? seconds>")
 
 @dataclass(frozen=True, slots=True)
 class ProbedToken:
-    """The token of the probe on which engine and trainer are furthest apart."""
+    """What engine and trainer say of a token of an answer."""
 
+    example: str
     sample: int
     position: int
     token_id: int
@@ -50,8 +54,11 @@ class ProbedToken:
 class Gate:
     """Compares the answers to a batch with its questions."""
 
-    def __init__(self, tokenizer: Any, max_new_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, max_new_tokens: int, positions: PositionRule | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._positions = positions
         self._max_new_tokens = max_new_tokens
         self._size = max(tokenizer.get_vocab().values()) + 1
         self._excluded = frozenset(excluded_token_ids(tokenizer, self._size))
@@ -60,7 +67,7 @@ class Gate:
         self,
         engine: str,
         items: Sequence[EncodedExample],
-        answers: Mapping[Hashable, Sequence[Sample]],
+        answers: Mapping[Hashable, Sequence[Sample] | Refused],
     ) -> dict[str, str]:
         """example id -> why its answers cannot be kept.
 
@@ -68,7 +75,11 @@ class Gate:
         """
         faults: dict[str, str] = {}
         for item in items:
-            for index, sample in enumerate(answers[item.example.example_id]):
+            given = answers[item.example.example_id]
+            if isinstance(given, Refused):
+                faults[item.example.example_id] = given.reason
+                continue
+            for index, sample in enumerate(given):
                 if fault := self.fault(item, sample):
                     faults[item.example.example_id] = f"answer {index}: {fault}"
                     break
@@ -94,6 +105,18 @@ class Gate:
             return self._token_fault(ours.token_ids, seen.token_ids)
         if tuple(seen.grid_thw) != tuple(ours.vision.grid_thw):
             return f"the engine's grid is {seen.grid_thw}, ours {ours.vision.grid_thw}"
+        if seen.second_per_grid != ours.vision.second_per_grid:
+            return (
+                f"the engine counts {seen.second_per_grid} seconds per grid, "
+                f"we {ours.vision.second_per_grid}"
+            )
+        if self._positions is not None:
+            position = self._positions.answer_position(ours.token_ids, ours.vision)
+            if seen.answer_position != position:
+                return (
+                    f"the engine puts the answer at position {seen.answer_position}, we at "
+                    f"{position}"
+                )
         if seen.pixel_hash is not None and seen.pixel_hash != item.clip.pixel_hash:
             return f"the engine's frames are {seen.pixel_hash}, ours {item.clip.pixel_hash}"
         expected = pixel_sample(ours.vision.patches)
@@ -146,56 +169,120 @@ def probe_engine(
     engine: Engine,
     item: EncodedExample,
     answers: Mapping[Hashable, Sequence[Sample]],
+    company: Sequence[EncodedExample] = (),
 ) -> dict[tuple[str, int], float]:
-    """(example id, sample index) -> largest |trainer - engine| log-prob of its tokens.
+    """(example id, sample index) -> largest |trainer - engine| log-prob of its tokens, of `item`.
 
-    Raises `VideoOPDError` above `rollout.max_engine_mismatch`. The HF engine brings the trainer's
-    model along; for another one it is loaded, used and dropped.
+    `company` are other examples of the batch that was sampled, among which `item` is asked in
+    another order; `answers` has theirs too. Raises `VideoOPDError` when a token of any of them is
+    further off than `rollout.max_engine_mismatch`, or what rounding can do where that is not given
+    (`agreement.py`). The HF engine brings the trainer's weights along; for another one they are
+    loaded, used and dropped.
     """
     from opd_core.tree_model import TreeModel, choose_device, load_model
 
-    example = item.example.example_id
-    model = getattr(engine, "model", None)
-    if not isinstance(model, TreeModel):
-        loaded = load_model(folder, dtype, choose_device(config.machine.device))
-        model = TreeModel(loaded, encoder.prompts.tokenizer)
-    worst = probe(model, item, answers[example])
-    bound = config.rollout.max_engine_mismatch
-    for token in worst:
-        if not token.difference <= bound:
-            raise VideoOPDError(
-                f"token {token.position} ({token.token_id}) of answer {token.sample} to example "
-                f"{example} has log-prob {token.engine:.6f} from the engine {engine.name!r} and "
-                f"{token.trainer:.6f} from the trainer, further apart than "
-                f"rollout.max_engine_mismatch = {bound}; compare their dtype and processor, or "
-                "set the engine to 'hf'"
-            )
-    return {(example, token.sample): token.difference for token in worst}
+    device = choose_device(config.machine.device)
+    loaded = getattr(engine, "model", None)
+    weights = loaded.model if isinstance(loaded, TreeModel) else load_model(folder, dtype, device)
+    # A tree model of its own: what the engine's has kept of prompts may be what is wrong.
+    model = TreeModel(weights, encoder.prompts.tokenizer)
+    tokens = asked_again(
+        model, item, answers, other_company(item, company), config.update.max_tokens_per_pack
+    )
+    theirs = (engine.name == "vllm" and config.vllm.dtype) or dtype
+    bound = bound_for(config.rollout.max_engine_mismatch, (theirs, dtype), device.type)
+    worst = max(tokens, key=_badness)
+    found = (
+        f"token {worst.position} ({worst.token_id}) of answer {worst.sample} to example "
+        f"{worst.example} has log-prob {worst.engine:.6f} from the engine {engine.name!r} and "
+        f"{worst.trainer:.6f} from the trainer"
+    )
+    mend = "compare their dtype and processor, or set the engine to 'hf'"
+    if not worst.difference <= bound.largest:
+        raise VideoOPDError(
+            f"{found}, further apart than rollout.max_engine_mismatch = {bound.largest} "
+            f"({bound.reason}); {mend}"
+        )
+    if fault := bound.mean_fault([token.difference for token in tokens]):
+        raise VideoOPDError(
+            f"{found}, and the mean difference of {len(tokens)} tokens is {fault[0]:.4f}, above "
+            f"{fault[1]:.4f} ({bound.reason}); {mend}, or set rollout.max_engine_mismatch, which "
+            "then counts alone"
+        )
+    measured: dict[tuple[str, int], float] = {}
+    for token in tokens:
+        if token.example == item.example.example_id:
+            key = (token.example, token.sample)
+            measured[key] = max(measured.get(key, 0.0), token.difference)
+    return measured
+
+
+def other_company(
+    item: EncodedExample, batch: Sequence[EncodedExample]
+) -> list[list[EncodedExample]]:
+    """`item` and others of its batch, as no sampler asks: the batch's last other video first, and
+    the sentences of each video from the last to the first."""
+    own = [i for i in batch if i.prompt.vision is item.prompt.vision and i is not item]
+    others = [i for i in batch if i.prompt.vision is not item.prompt.vision]
+    last = [i for i in others if i.prompt.vision is others[-1].prompt.vision]
+    return [video[::-1] for video in (last, [item, *own]) if video]
 
 
 def probe(model: TreeModel, item: EncodedExample, samples: Sequence[Sample]) -> list[ProbedToken]:
-    """The worst token of each sample, by one forward pass over all of them."""
+    """The worst token of each answer to one example."""
+    tokens = asked_again(model, item, {item.example.example_id: samples}, [[item]])
+    return [
+        max((t for t in tokens if t.sample == index), key=_badness) for index in range(len(samples))
+    ]
+
+
+def asked_again(
+    model: TreeModel,
+    item: EncodedExample,
+    answers: Mapping[Hashable, Sequence[Sample]],
+    videos: Sequence[Sequence[EncodedExample]],
+    max_tokens: int = 16384,
+) -> list[ProbedToken]:
+    """Every token of the answers to the examples of `videos`, which hold `item`: in the trees of
+    those videos, the last answer first, and of the first answer to `item` once more by itself, as
+    one plain sequence. So that an error of the packing shows, also one that sampler and trainer
+    have in common."""
+    from opd_core.prefix_tree import fill, grow, pack
+    from opd_core.prompts import shared_vision
+
+    def tree(items: Sequence[EncodedExample], count: int | None = None) -> PrefixTree:
+        return grow(
+            [i.prompt.token_ids for i in items],
+            [
+                [((i.example.example_id, n), s.token_ids)
+                 for n, s in reversed(list(enumerate(answers[i.example.example_id][:count])))]
+                for i in items
+            ],
+            shared_vision([i.prompt for i in items]),
+        )  # fmt: skip
+
+    trees = [tree(items) for items in videos]
+    packs = [*fill(trees, max_tokens), [tree([item], 1)]]
+    return [token for group in packs for token in _compared(model, pack(group), answers)]
+
+
+def _badness(token: ProbedToken) -> tuple[bool, float]:
+    """A difference that is no number is the worst of all."""
+    return math.isnan(token.difference), token.difference
+
+
+def _compared(
+    model: TreeModel, packed: Pack, answers: Mapping[Hashable, Sequence[Sample]]
+) -> Iterator[ProbedToken]:
     import torch
 
-    from opd_core.prefix_tree import grow, pack
-
-    tree = grow(
-        [item.prompt.token_ids],
-        [[(index, sample.token_ids) for index, sample in enumerate(samples)]],
-        item.prompt.vision,
-    )
-    trainer: dict[int, list[float]] = {}
     with torch.inference_mode():
-        for keys, token_ids_C, logprobs_CV in model.completion_distributions(pack([tree])):
+        for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
             chosen = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0].tolist()
             for key in keys:
-                index = int(str(key))
-                length = len(samples[index].token_ids)
-                trainer[index], chosen = chosen[:length], chosen[length:]
-    worst: list[ProbedToken] = []
-    for index, sample in enumerate(samples):
-        pairs = zip(sample.token_ids, sample.logprobs, trainer[index], strict=True)
-        tokens = [ProbedToken(index, p, *rest) for p, rest in enumerate(pairs)]
-        # A difference that is no number is the worst of all.
-        worst.append(max(tokens, key=lambda t: (math.isnan(t.difference), t.difference)))
-    return worst
+                example, index = cast(tuple[str, int], key)
+                sample = answers[example][index]
+                trainer, chosen = chosen[: len(sample.token_ids)], chosen[len(sample.token_ids) :]
+                pairs = zip(sample.token_ids, sample.logprobs, trainer, strict=True)
+                for position, values in enumerate(pairs):
+                    yield ProbedToken(example, index, position, *values)

@@ -1,4 +1,4 @@
-"""What every annotation reader asks of a value: is it text, a number, a list, a span?
+"""What every annotation reader asks of a value: is it text, an object, a path, a span?
 
 Files come from anywhere, so nothing is believed and nothing is repaired: a value that is not what
 it should be is a `BadAnnotationError`, whose text is the reason that the user gets to see.
@@ -7,18 +7,31 @@ it should be is a `BadAnnotationError`, whose text is the reason that the user g
 from __future__ import annotations
 
 import json
-import math
-from pathlib import PurePosixPath
+import re
+from functools import lru_cache
 from typing import Any
 
 from opd_core.types import Span
+from opd_core.video_names import NamedPath
 
 END_TOLERANCE_SECONDS = 0.5
 """Durations are rounded in the wild: a span may end this much after its video, and stays as is."""
 
 
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
+
+
 class BadAnnotationError(Exception):
     """The reason, one sentence."""
+
+
+class BadSpanError(BadAnnotationError):
+    """A span that is none of its video's."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        """In two or three words, by which such spans are counted."""
 
 
 def parse_json(data: bytes, what: str = "the line") -> Any:
@@ -26,7 +39,7 @@ def parse_json(data: bytes, what: str = "the line") -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise BadAnnotationError(f"{what} is not UTF-8") from None
+        raise BadAnnotationError(f"{what} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise BadAnnotationError(f"{what} is not JSON: {error.msg}") from None
     except (ValueError, RecursionError):
@@ -40,25 +53,6 @@ def as_object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def get(record: dict[str, Any], key: str) -> Any:
-    if key not in record:
-        raise BadAnnotationError(f"the key {key!r} is missing")
-    return record[key]
-
-
-def get_list(record: dict[str, Any], key: str) -> list[Any]:
-    value = get(record, key)
-    if not isinstance(value, list):
-        raise BadAnnotationError(f"{key!r} is not a list")
-    if not value:
-        raise BadAnnotationError(f"{key!r} is empty")
-    return value
-
-
-def get_text(record: dict[str, Any], key: str) -> str:
-    return as_text(get(record, key), repr(key))
-
-
 def as_text(value: Any, what: str) -> str:
     """Stripped, not empty, and encodable."""
     if not isinstance(value, str):
@@ -66,45 +60,36 @@ def as_text(value: Any, what: str) -> str:
     value = value.strip()
     if not value:
         raise BadAnnotationError(f"{what} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value) or "\0" in value:
+    if _NO_TEXT.search(value):
         raise BadAnnotationError(f"{what} holds characters that are no text")
     return value
 
 
-def relative_path(record: dict[str, Any], key: str) -> str:
-    value = get_text(record, key)
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise BadAnnotationError(f"{key!r} leads out of the videos folder; make it relative")
-    return value
-
-
-def get_duration(record: dict[str, Any]) -> float:
-    duration = as_number(get(record, "duration"), "'duration'")
-    if duration <= 0:
-        raise BadAnnotationError(f"'duration' is {duration:g} s")
-    return duration
-
-
-def as_number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadAnnotationError(f"{what} is not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise BadAnnotationError(f"{what} is not a finite number")
-    return number
+@lru_cache(maxsize=1024)  # all sentences of a video ask
+def relative_path(name: str) -> str:
+    """A file below the folder of videos, `/` between its parts. Raises where it leads out."""
+    path = NamedPath.of(name)
+    if path.is_absolute or ".." in path.parts:
+        raise BadAnnotationError(f"{name!r} leads out of the videos folder; make it relative")
+    return "/".join(path.parts) if path.is_windows else name
 
 
 def check_span(span: Span, duration: float) -> Span:
-    """The span itself. Raises where it is empty, reversed, or not inside its video."""
+    """The span itself. Raises `BadSpanError` where it is reversed, empty, negative, or ends after
+    its video."""
     start, end = span
     if end <= start:
-        raise BadAnnotationError(f"the span ends at {end:g} s, not after its start at {start:g} s")
-    if start < 0 or end > duration + END_TOLERANCE_SECONDS:
-        raise BadAnnotationError(
-            f"the span {start:g} - {end:g} s lies outside of the video's {duration:g} s"
+        kind = "reversed" if end < start else "empty"
+        raise BadSpanError(
+            f"{kind} span",
+            f"the span {start:g} - {end:g} s is {kind}: it ends at {end:g} s, not after its start "
+            f"at {start:g} s",
         )
+    outside = f"lies outside of the video's {duration:g} s"
+    if start < 0:
+        raise BadSpanError(
+            "negative span", f"the span {start:g} - {end:g} s is negative: it {outside}"
+        )
+    if end > duration + END_TOLERANCE_SECONDS:
+        raise BadSpanError("span outside of its video", f"the span {start:g} - {end:g} s {outside}")
     return span

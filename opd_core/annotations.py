@@ -4,7 +4,8 @@ One bad line of a hundred thousand must not end an import, and must not be lost 
 a `QuarantinedItem` with its place and what is wrong with it. Nothing is repaired: a clipped or
 swapped span would be an annotation that nobody made.
 
-A line: `{"source", "video_path", "duration", "events": [{"query", "span": [[start, end]]}]}`.
+A line: `{"source", "video_path", "duration", "events": [{"query", "span": [[start, end]]}]}`. It is
+read as `videoopd import` reads it (`formats/rows.py`); a run needs the source and the duration too.
 An event with several spans is true several times: one example, with all of them.
 """
 
@@ -12,26 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from opd_core.annotation_fields import (
-    BadAnnotationError,
-    as_number,
-    as_object,
-    check_span,
-    get_duration,
-    get_list,
-    get_text,
-    parse_json,
-    relative_path,
-)
-from opd_core.types import (
-    GroundingExample,
-    QuarantinedItem,
-    Span,
-    VideoOPDError,
-    make_example_id,
-)
+from opd_core.annotation_fields import BadAnnotationError, check_span, relative_path
+from opd_core.control_tokens import control_fault
+from opd_core.faults import ANNOTATION
+from opd_core.formats.found import Annotated, Found, LeftOut, OfVideo
+from opd_core.formats.opening import check_readable
+from opd_core.formats.rows import read_rows
+from opd_core.types import GroundingExample, QuarantinedItem, make_example_id
 
 
 def read_timelens(path: Path, split: str) -> Iterator[GroundingExample | QuarantinedItem]:
@@ -41,85 +30,65 @@ def read_timelens(path: Path, split: str) -> Iterator[GroundingExample | Quarant
     twice is an example once. Raises `VideoOPDError` at once where the file cannot be opened.
     """
     path = Path(path)
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise VideoOPDError(
-            f"there is no annotation file {path}; correct data.{split}, or make the file first"
-        ) from None
-    except OSError as error:
-        raise VideoOPDError(
-            f"{path} cannot be read ({error.strerror}); point data.{split} at a JSONL file"
-        ) from None
-    return _read(file, path.name, split)
+    check_readable(path, fix=f"correct data.{split}, or make the file first")
+    return _examples(read_rows(path, _check_for_a_run), split)
 
 
-def _read(file: BinaryIO, name: str, split: str) -> Iterator[GroundingExample | QuarantinedItem]:
+def _check_for_a_run(of: OfVideo) -> None:
+    relative_path(of.video)
+    if of.source is None:
+        raise BadAnnotationError("the key 'source' is missing")
+    if of.duration is None:
+        raise BadAnnotationError("the key 'duration' is missing")
+    if of.duration <= 0:
+        raise BadAnnotationError(f"'duration' is {of.duration:g} s")
+
+
+def _examples(
+    annotations: Iterator[Found], split: str
+) -> Iterator[GroundingExample | QuarantinedItem]:
     first_seen: dict[str, str] = {}
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{name}:{number}"
-            video_path = None
-            try:
-                record = as_object(parse_json(line), "the line")
-                video_path = relative_path(record, "video_path")
-                source = get_text(record, "source")
-                duration = get_duration(record)
-                events = get_list(record, "events")
-            except BadAnnotationError as error:
-                yield _quarantined(place, video_path, error)
-                continue
-            for index, event in enumerate(events):
-                event_place = f"{place}#{index}"
-                try:
-                    example = _example(event, video_path, duration, source, split)
-                    if example.example_id in first_seen:
-                        raise BadAnnotationError(
-                            f"is the same annotation as {first_seen[example.example_id]}"
-                        )
-                except BadAnnotationError as error:
-                    yield _quarantined(event_place, video_path, error)
-                    continue
-                first_seen[example.example_id] = event_place
-                yield example
+    for found in annotations:
+        if isinstance(found, LeftOut):
+            yield _quarantined(found, found.reason)
+            continue
+        try:
+            example = _example(found, split)
+            if example.example_id in first_seen:
+                raise BadAnnotationError(
+                    f"is the same annotation as {first_seen[example.example_id]}"
+                )
+        except BadAnnotationError as error:
+            yield _quarantined(found, str(error))
+            continue
+        first_seen[example.example_id] = found.place
+        yield example
 
 
-def _example(
-    event: Any, video_path: str, duration: float, source: str, split: str
-) -> GroundingExample:
-    event = as_object(event, "the event")
-    query = get_text(event, "query")
-    span, *others = _spans(event, duration)
+def _example(found: Annotated, split: str) -> GroundingExample:
+    assert found.source is not None and found.duration is not None  # `_check_for_a_run`
+    video_path = relative_path(found.video)
+    if fault := control_fault(found.query):
+        raise BadAnnotationError(fault)
+    span, *others = (check_span(span, found.duration) for span in found.spans)
     return GroundingExample(
-        example_id=make_example_id(video_path, query, span, *others),
+        example_id=make_example_id(video_path, found.query, span, *others),
         video_path=video_path,
-        duration=duration,
-        query=query,
+        duration=found.duration,
+        query=found.query,
         span=span,
-        source=source,
+        source=found.source,
         split=split,
         other_spans=tuple(tuple(other) for other in others),
     )
 
 
-def _spans(event: dict[str, Any], duration: float) -> list[Span]:
-    """One or more, in the file's order, each once."""
-    spans = []
-    for pair in get_list(event, "span"):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadAnnotationError("'span' is not of the form [[start, end]]")
-        start, end = (as_number(value, "a span's end") for value in pair)
-        spans.append(check_span(Span(start, end), duration))
-    return list(dict.fromkeys(spans))
-
-
-def _quarantined(place: str, video_path: str | None, error: Exception) -> QuarantinedItem:
+def _quarantined(found: Found, reason: str) -> QuarantinedItem:
     return QuarantinedItem(
-        item_id=place,
+        item_id=found.place,
         stage="import",
-        video_path=video_path,
-        reason=str(error),
+        video_path=found.video,
+        reason=reason,
         policy_version=None,
+        kind=ANNOTATION,
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from opd_core.agreement import EXACT, Bound, bound_for, sampler_dtype
 from opd_core.config import Config
 from opd_core.encoding import ExampleEncoder, cut_at_videos
 from opd_core.engines.hf import HFEngine
@@ -29,8 +30,8 @@ from opd_core.types import (
 
 Scored = tuple[GroundingExample, Sequence[Rollout]]
 
-SEEN = ("processor_hash", "frame_indices", "frame_timestamps", "grid_thw", "pixel_hash",
-        "prompt_token_ids")  # fmt: skip
+SEEN = ("processor_hash", "frame_indices", "frame_timestamps", "grid_thw", "second_per_grid",
+        "pixel_hash", "prompt_token_ids")  # fmt: skip
 """What a rollout remembers of its prompt."""
 
 
@@ -70,6 +71,7 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
                 "frame_indices": tuple(item.clip.frame_indices),
                 "frame_timestamps": tuple(item.clip.timestamps),
                 "grid_thw": tuple(item.prompt.vision.grid_thw),
+                "second_per_grid": item.prompt.vision.second_per_grid,
                 "pixel_hash": item.clip.pixel_hash,
                 "prompt_token_ids": tuple(item.prompt.token_ids),
             }
@@ -110,9 +112,15 @@ def sampled_again(
         for e, _ in rows if e.example_id not in wanted for i in range(count)
     }  # fmt: skip
     stream = sample_rollouts(config, policy, [e for e, _ in rows], done)
-    again = chain.from_iterable(batch.records for batch in stream)
-    pairs = [(kept[now.rollout_id], now) for now in again if now.rollout_id in kept]
-    largest, tokens, first = 0.0, 0, None
+    pairs = []
+    for batch in stream:
+        for lost in batch.quarantined:
+            if mine := [r for r in kept.values() if r.example_id == lost.item_id]:
+                return _lost(mine[0].rollout_id, lost.reason)
+        pairs += [(kept[now.rollout_id], now) for now in batch.records if now.rollout_id in kept]
+    apart: list[float] = []
+    bound = Bound(tolerance) if tolerance else EXACT
+    tokens, first = 0, None
     for was, now in pairs:
         tokens += len(was.completion_token_ids)
         for name in ("seed", "completion_token_ids", "text"):
@@ -120,9 +128,8 @@ def sampled_again(
                 first = Difference(was.rollout_id, name, _plain(was, name), _plain(now, name))
         if first is None:
             values = (was.sampling_logprobs or (), now.sampling_logprobs or ())
-            worst, first = _logprobs(was.rollout_id, "sampling_logprobs", *values, tolerance or 0.0)
-            largest = max(largest, worst)
-    return Comparison(len(pairs), tokens, not tolerance, largest, first)
+            first = _logprobs(was.rollout_id, "sampling_logprobs", *values, bound, apart)
+    return Comparison(len(pairs), tokens, not tolerance, max(apart, default=0.0), first)
 
 
 def scored_again(
@@ -133,33 +140,38 @@ def scored_again(
     share: float,
     generator: random.Random,
     tolerance: float | None = None,
+    elsewhere: bool = False,
 ) -> Comparison:
-    """Scores again `share` of the batches of a round (at least one)."""
+    """Scores again `share` of the batches of a round (at least one).
+
+    `elsewhere`: the scores were computed in other forward passes than this round's.
+    """
     set_threads(config.machine.threads)
     answers = {example.example_id: r for example, r in rows}
     batches = list(cut_at_videos([example for example, _ in rows], VIDEOS_PER_BATCH))
     chosen = _share(batches, share, generator)
     exact = config.teacher.engine == "hf" and _exact(config, config.teacher.dtype)
-    bound = tolerance if tolerance is not None else 0.0 if exact else loose(config)
+    same = exact and not elsewhere
+    bound = Bound(tolerance) if tolerance is not None else EXACT if same else _rounding(config)
     kept = {score.rollout_id: score for score in scores}
     together = [e for batch in chosen for e in batch]
     same_cut = list(cut_at_videos(together, VIDEOS_PER_BATCH)) == chosen
-    largest, rollouts, tokens = 0.0, 0, 0
+    apart: list[float] = []
+    rollouts = 0
     for part in [together] if same_cut else chosen:
         work = [(e, answers[e.example_id]) for e in part]
         for batch in score_rollouts(config, teacher, work):
             for lost in batch.quarantined:
                 difference = Difference(lost.item_id, "video", "readable", lost.reason)
-                return Comparison(rollouts, tokens, not bound, largest, difference)
+                return _compared(rollouts, apart, bound, difference)
             for now in batch.records:
                 was = kept[now.rollout_id]
                 values = (was.teacher_logprobs, now.teacher_logprobs)
-                worst, found = _logprobs(was.rollout_id, "teacher_logprobs", *values, bound)
-                largest = max(largest, worst)
+                found = _logprobs(was.rollout_id, "teacher_logprobs", *values, bound, apart)
+                rollouts += 1
                 if found:
-                    return Comparison(rollouts, tokens, not bound, largest, found)
-                rollouts, tokens = rollouts + 1, tokens + len(was.teacher_logprobs)
-    return Comparison(rollouts, tokens, not bound, largest, None)
+                    return _compared(rollouts, apart, bound, found)
+    return _compared(rollouts, apart, bound, _mean(bound, apart, scores, "teacher_logprobs"))
 
 
 def _student_again(
@@ -171,21 +183,29 @@ def _student_again(
         update={"teacher_topk": 0, "teacher_entropy": False, "hidden_states": False}
     )
     as_teacher = config.model_copy(update={"teacher": teacher, "score": score})
-    bound = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
+    given = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
+    dtypes = {sampler_dtype(config, r.engine) for _, rows_ in rows for r in rows_}
+    device = choose_device(config.machine.device).type
+    bound = bound_for(given, sorted({*dtypes, config.student.dtype}), device)
     kept = {r.rollout_id: r for _, answers in rows for r in answers}
     work = [(e, answers) for e, answers in rows if answers]
-    largest, tokens = 0.0, 0
+    apart: list[float] = []
     for batch in score_rollouts(as_teacher, policy, work):
+        for lost in batch.quarantined:
+            return _lost(lost.item_id, lost.reason)
         for now in batch.records:
             was = kept[now.rollout_id]
             if was.sampling_logprobs is None:
                 continue
             values = (was.sampling_logprobs, now.teacher_logprobs)
-            worst, found = _logprobs(was.rollout_id, "sampling_logprobs", *values, bound)
-            largest, tokens = max(largest, worst), tokens + len(was.sampling_logprobs)
-            if found:
-                return Comparison(len(kept), tokens, False, largest, found)
-    return Comparison(len(kept), tokens, False, largest, None)
+            if found := _logprobs(was.rollout_id, "sampling_logprobs", *values, bound, apart):
+                return _compared(len(kept), apart, bound, found)
+    found = _mean(bound, apart, list(kept.values()), "sampling_logprobs")
+    return _compared(len(kept), apart, bound, found)
+
+
+def _lost(item_id: str, reason: str) -> Comparison:
+    return Comparison(0, 0, False, 0.0, Difference(item_id, "video", "readable", reason))
 
 
 def _share(
@@ -201,9 +221,11 @@ def _exact(config: Config, dtype: str) -> bool:
     return dtype == "float32" and choose_device(config.machine.device).type == "cpu"
 
 
-def loose(config: Config) -> float:
-    """Nats: what kernels and batches may make of a teacher's log-prob in its precision."""
-    return 1e-3 if config.teacher.dtype == "float32" else 0.25
+def _rounding(config: Config) -> Bound:
+    """What kernels and batches may make of a teacher's log-prob in its precision."""
+    dtype = config.teacher.dtype
+    served = (config.teacher.engine == "vllm" and config.vllm.dtype) or dtype
+    return bound_for(None, (dtype, served), choose_device(config.machine.device).type)
 
 
 def _unlike(rollout: Rollout, now: dict[str, object]) -> Iterator[Difference]:
@@ -219,12 +241,35 @@ def _plain(rollout: Rollout, name: str) -> object:
 
 
 def _logprobs(
-    rollout_id: str, what: str, was: Sequence[float], now: Sequence[float], tolerance: float
-) -> tuple[float, Difference | None]:
+    rollout_id: str,
+    what: str,
+    was: Sequence[float],
+    now: Sequence[float],
+    bound: Bound,
+    apart: list[float],
+) -> Difference | None:
+    """The first token that is beyond the bound; all differences are added to `apart`."""
     if len(was) != len(now):
-        return 0.0, Difference(rollout_id, f"number of {what}", len(was), len(now))
-    worst = max((abs(a - b) for a, b in zip(was, now, strict=True)), default=0.0)
+        return Difference(rollout_id, f"number of {what}", len(was), len(now))
+    apart.extend(abs(a - b) for a, b in zip(was, now, strict=True))
     for position, (a, b) in enumerate(zip(was, now, strict=True)):
-        if not abs(a - b) <= tolerance:
-            return worst, Difference(rollout_id, f"{what}[{position}]", a, b)
-    return worst, None
+        if not abs(a - b) <= bound.largest:
+            return Difference(rollout_id, f"{what}[{position}]", a, b)
+    return None
+
+
+def _mean(
+    bound: Bound, apart: Sequence[float], rows: Sequence[Rollout | TeacherScore], what: str
+) -> Difference | None:
+    fault = bound.mean_fault(apart)
+    if fault is None:
+        return None
+    name = f"mean difference of {what}, {len(apart)} tokens from here on,"
+    return Difference(rows[0].rollout_id, name, f"at most {fault[1]:.4f}", round(fault[0], 4))
+
+
+def _compared(
+    rollouts: int, apart: Sequence[float], bound: Bound, found: Difference | None
+) -> Comparison:
+    largest = max(apart, default=0.0)
+    return Comparison(rollouts, len(apart), bound.largest == 0.0, largest, found)

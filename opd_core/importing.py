@@ -1,7 +1,8 @@
 """Which annotations are taken: found ones against the files they speak of.
 
-Pure: the caller reads the annotations and has looked at the files. Nothing is repaired; what is not
-taken has a `kind`, by which reasons are counted, and a reason in a sentence.
+Pure: the caller reads the annotations and has looked at the files. Nothing is repaired, but for
+spans that end late where the user allows that (`Rules.clamp_seconds`); what is not taken has a
+`kind`, by which reasons are counted, and a reason in a sentence.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from opd_core.annotation_fields import BadAnnotationError, check_span
+from opd_core.annotation_fields import BadSpanError, check_span
 from opd_core.audio_queries import audio_word
+from opd_core.control_tokens import control_fault
+from opd_core.durations import TOLERANCE_SECONDS, duration_fault
 from opd_core.formats.found import Annotated, Found, LeftOut
 from opd_core.probing import Probe, ProbeResult, Unusable
 from opd_core.types import Span, make_example_id
 
-DURATION_TOLERANCE_SECONDS = 1.0
-"""An annotated duration further off than this is told; the file's own is what counts."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,18 @@ class Decision:
     kind: str | None
     """Of the reason, for counting; None where it was taken."""
     reason: str | None
+    spans: tuple[Span, ...] = ()
+    """Of one that was taken: as found, or cut to the end of the file."""
     note: str | None = None
     """What is odd about one that was taken."""
+
+    @property
+    def clamped(self) -> list[tuple[Span, Span]]:
+        """(as annotated, as taken) of each span that was cut."""
+        if not self.taken or not isinstance(self.found, Annotated):
+            return []
+        pairs = zip(self.found.spans, self.spans, strict=True)
+        return [(found, taken) for found, taken in pairs if found != taken]
 
     @property
     def taken(self) -> bool:
@@ -46,7 +58,10 @@ class Decision:
         row |= {"kind": self.kind, "reason": self.reason} if not self.taken else {}
         row |= {"video": self.found.video, "video_path": self.video_path}
         if isinstance(self.found, Annotated):
-            row |= {"query": self.found.query, "spans": [list(s) for s in self.found.spans]}
+            spans = self.spans if self.taken else self.found.spans
+            row |= {"query": self.found.query, "spans": [list(span) for span in spans]}
+        if self.clamped:
+            row["clamped"] = [{"annotated": list(a), "taken": list(t)} for a, t in self.clamped]
         return row | ({"note": self.note} if self.note else {})
 
 
@@ -56,6 +71,8 @@ class Rules:
     """Of annotations that name none."""
     override_source: bool = False
     skip_audio_queries: bool = False
+    clamp_seconds: float = 0.0
+    """A span that ends at most this long after its file is cut to the file's end."""
 
 
 class _LeftOutError(Exception):
@@ -85,11 +102,11 @@ def decide(
         if isinstance(found, Annotated) and found.source and not rules.override_source:
             source = found.source
         try:
-            note = _check(found, path, probe, rules, first_seen, why_no_file)
+            spans, note = _check(found, path, probe, rules, first_seen, why_no_file)
         except _LeftOutError as error:
             yield Decision(found, source, path, usable, error.kind, str(error))
         else:
-            yield Decision(found, source, path, usable, None, None, note)
+            yield Decision(found, source, path, usable, None, None, spans, note)
 
 
 def _check(
@@ -99,9 +116,12 @@ def _check(
     rules: Rules,
     first_seen: dict[str, str],
     why_no_file: Callable[[str], str],
-) -> str | None:
+) -> tuple[tuple[Span, ...], str | None]:
+    """The spans that are taken, and a note. Raises `_LeftOutError`."""
     if isinstance(found, LeftOut):
         raise _LeftOutError("not of this format", found.reason)
+    if fault := control_fault(found.query):
+        raise _LeftOutError("control token", fault)
     if rules.skip_audio_queries and (word := audio_word(found.query)):
         raise _LeftOutError("audio query", f"the query is about sound ({word!r})")
     if path is None:
@@ -109,19 +129,30 @@ def _check(
     if probe is None or isinstance(probe, Unusable):
         reason = "nobody has looked at it" if probe is None else probe.reason
         raise _LeftOutError("unusable video", f"{path}: {reason}")
-    for span in found.spans:
-        try:
-            check_span(span, probe.duration)
-        except BadAnnotationError as error:
-            raise _LeftOutError("span outside of its video", str(error)) from None
-    example_id = make_example_id(path, found.query, *found.spans)
+    if found.duration and (fault := duration_fault(found.duration, probe.duration)):
+        raise _LeftOutError("another duration", f"{path}: {fault}")
+    spans = tuple(_checked(span, probe.duration, rules.clamp_seconds) for span in found.spans)
+    example_id = make_example_id(path, found.query, *dict.fromkeys(spans))
     if example_id in first_seen:
         raise _LeftOutError("said twice", f"is the same annotation as {first_seen[example_id]}")
     first_seen[example_id] = found.place
     off = abs((found.duration or probe.duration) - probe.duration)
-    if off <= DURATION_TOLERANCE_SECONDS:
-        return None
-    return f"annotated for {found.duration:g} s, the file has {probe.duration:.2f} s"
+    if off <= TOLERANCE_SECONDS:  # further off, in a long video, it is told; the file's own counts
+        return spans, None
+    return spans, f"annotated for {found.duration:g} s, the file has {probe.duration:.2f} s"
+
+
+def _checked(span: Span, duration: float, clamp_seconds: float) -> Span:
+    late = span.end - duration
+    if clamp_seconds and 0 < late <= clamp_seconds + _ROUNDING and 0 <= span.start < duration:
+        return Span(span.start, duration)
+    try:
+        return check_span(span, duration)
+    except BadSpanError as error:
+        reason = str(error)
+        if late > 0 and 0 <= span.start < duration:
+            reason += f", {late:.2f} s too late; --clamp SECONDS would cut it to the end"
+        raise _LeftOutError(error.kind, reason) from None
 
 
 def timelens_rows(decisions: Iterable[Decision]) -> Iterator[dict[str, Any]]:
@@ -138,16 +169,17 @@ def timelens_rows(decisions: Iterable[Decision]) -> Iterator[dict[str, Any]]:
             "source": source,
             "video_path": path,
             "duration": probe.duration,
-            "events": [_event(member.found) for member in members],
+            "events": [_event(member) for member in members],
             "fps": probe.fps,
             "codec": probe.codec,
             "sha256": probe.sha256,
         }
 
 
-def _event(found: Found) -> dict[str, Any]:
-    assert isinstance(found, Annotated)
-    return {"query": found.query, "span": [_plain(span) for span in found.spans]}
+def _event(decision: Decision) -> dict[str, Any]:
+    assert isinstance(decision.found, Annotated)
+    spans = [_plain(span) for span in dict.fromkeys(decision.spans)]
+    return {"query": decision.found.query, "span": spans}
 
 
 def _plain(span: Span) -> list[float]:

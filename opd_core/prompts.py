@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.answer_reader import THOUGHT
 from opd_core.clip import VideoClip
-from opd_core.templates import TEMPLATES
+from opd_core.positions import PositionRule
+from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
+from opd_core.video import VideoError
 
 TIMELENS = TEMPLATES["timelens"].text
 
@@ -30,8 +35,14 @@ class VisionInput:
     patches: Tensor
     """[patches, channels * temporal * patch * patch] normalised pixels."""
     grid_thw: tuple[int, int, int]
-    second_per_grid: float
-    """Seconds between vision tokens in time (Qwen2.5-VL's positions need it)."""
+    second_per_grid: float | None
+    """Seconds between vision tokens in time, which Qwen2.5-VL's positions count: the processor's
+    `second_per_grid_ts`. None where the processor has none, because times are in the prompt.
+
+    It is temporal_patch_size / sampled fps, the sampled fps being frames seen / total_num_frames *
+    fps of the clip's metadata, in float32: frames / duration, whatever the unit in which the
+    metadata count (frames of the file; or milliseconds, where fps = 1000 and total_num_frames is
+    the duration in milliseconds). vLLM asks the same processor with the same metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +55,21 @@ class EncodedPrompt:
     """with these frames."""
 
 
+def shared_vision(prompts: Sequence[EncodedPrompt]) -> VisionInput:
+    """The one clip of prompts that share a tree's root. Raises ValueError when they are of several:
+    equal tokens and an equal grid do not make them the same clip."""
+    vision = prompts[0].vision
+    if any(prompt.vision is not vision for prompt in prompts):
+        raise ValueError("prompts of several clips cannot share one prefix")
+    return vision
+
+
 class PromptEncoder:
     """Encodes prompts with the processor of one checkpoint folder."""
 
     def __init__(self, folder: Path, template: str = TIMELENS) -> None:
         self.processor = load_processor(folder)
-        self._folder = folder
+        self.folder = folder
         self._template = template
 
     @property
@@ -59,13 +79,21 @@ class PromptEncoder:
     @property
     def max_positions(self) -> int:
         """Tokens that the checkpoint's model has positions for."""
+        return int(self._model_config.get_text_config().max_position_embeddings)
+
+    @property
+    def positions(self) -> PositionRule:
+        """Where the checkpoint's model puts the tokens of a prompt."""
+        return PositionRule.of(self._model_config)
+
+    @cached_property
+    def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        folder = self._folder
+        folder = self.folder
         if (adapter := folder / "adapter_config.json").exists():
             folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return int(config.get_text_config().max_position_embeddings)
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""
@@ -83,11 +111,16 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
+            if "second_per_grid_ts" in batch:
+                check_even(clip, float(torch.as_tensor(batch["second_per_grid_ts"])[0]))
             if vision is None:
                 t, h, w = (int(n) for n in batch["video_grid_thw"][0])
-                temporal = self.processor.video_processor.temporal_patch_size
-                step = clip.timestamps[1] - clip.timestamps[0] if len(clip.timestamps) > 1 else 0.5
-                vision = VisionInput(batch["pixel_values_videos"], (t, h, w), step * temporal)
+                seconds = batch.get("second_per_grid_ts")
+                vision = VisionInput(
+                    batch["pixel_values_videos"],
+                    (t, h, w),
+                    None if seconds is None else float(torch.as_tensor(seconds)[0]),
+                )
             token_ids = tuple(batch["input_ids"][0].tolist())
             prompts.append(EncodedPrompt(token_ids, vision, text, clip))
         return prompts
@@ -96,7 +129,7 @@ class PromptEncoder:
         """The chat with one video placeholder, up to where the assistant begins."""
         content = [
             {"type": "video"},
-            {"type": "text", "text": self._template.format(query=query)},
+            {"type": "text", "text": ask(self._template, query)},
         ]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -104,8 +137,26 @@ class PromptEncoder:
         return text
 
     def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        """An answer as text, with the thought's tag where the chat template has opened one for it:
+        else a thought that was cut off would look like an answer."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text.strip()
+        return (self.opened_thought + text).strip()
+
+    @cached_property
+    def opened_thought(self) -> str:
+        """`<think>` where prompts end in it (the Thinking models' do), else nothing."""
+        return THOUGHT if self.chat_text("").rstrip().endswith(THOUGHT) else ""
+
+
+def check_even(clip: VideoClip, second_per_grid: float) -> None:
+    """Raises `VideoError` where a model that is told no times, only seconds a step, would take a
+    frame to be more than a step away from where it is."""
+    if clip.unevenness > second_per_grid:
+        raise VideoError(
+            f"a frame is {clip.unevenness:.1f} s away from where this model expects it, which "
+            "counts frames as evenly spread (the picture starts late, or its frame rate varies "
+            "much); re-encode the video with a constant one"
+        )
 
 
 def load_processor(folder: Path) -> Any:

@@ -24,11 +24,13 @@ def content_hash(scorer: str, teacher_hash: str, rollout: Rollout) -> str:
         digest.update(f"{len(text)} {text}\n".encode())
     for kind, numbers in (
         ("q", rollout.grid_thw),
-        ("d", rollout.frame_timestamps),  # Qwen2.5-VL's positions count in seconds
+        ("d", rollout.frame_timestamps),
         ("q", rollout.prompt_token_ids),
         ("q", rollout.completion_token_ids),
     ):
         packed = array(kind, numbers)
         digest.update(f"{len(packed)} ".encode())
         digest.update(packed.tobytes())
+    if rollout.second_per_grid is not None:  # Qwen2.5-VL's positions count in it
+        digest.update(b"second_per_grid " + array("d", [rollout.second_per_grid]).tobytes())
     return digest.hexdigest()[:32]

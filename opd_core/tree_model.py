@@ -1,8 +1,8 @@
 """A Hugging Face video-language model that runs prefix trees.
 
-One class for student and teacher: it loads a checkpoint folder, computes positions with the model's
-own rope index, runs packed trees, and gives log-probabilities of completions. Only completion rows
-go through `lm_head`, in chunks; a [B, T, V] tensor never exists.
+One class for student and teacher: it loads a checkpoint folder, runs packed trees at the positions
+of `positions.py`, and gives log-probabilities of completions. Only completion rows go through
+`lm_head`, in chunks; a [B, T, V] tensor never exists.
 
 Shape suffixes: N packed tokens, C completion tokens of a pack, D hidden size, V vocabulary.
 """
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from opd_core import token_count
+from opd_core.positions import PositionRule
 from opd_core.prefix_tree import Pack, PrefixTree
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
-
-SUPPORTED = ("qwen3_vl", "qwen2_5_vl")
 
 
 class TreeModel:
@@ -31,12 +30,7 @@ class TreeModel:
     def __init__(self, model: Any, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
         from opd_core import tree_attention
 
-        kind = model.config.model_type
-        if kind not in SUPPORTED:
-            raise VideoOPDError(
-                f"prefix trees do not know how to continue positions in {kind!r}; "
-                f"use a checkpoint of {' or '.join(SUPPORTED)}"
-            )
+        self.positions = PositionRule.of(model.config)
         tree_attention.register()
         self.model = model
         self.rows_per_chunk = rows_per_chunk
@@ -46,7 +40,7 @@ class TreeModel:
         vocab_size = model.config.text_config.vocab_size
         self.excluded_ids = excluded_token_ids(tokenizer, vocab_size)
         self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
-        self._prompt_positions: dict[tuple[Any, ...], np.ndarray] = {}
+        self._prompt_positions: dict[tuple[object, ...], np.ndarray] = {}
 
     @property
     def device(self) -> torch.device:
@@ -120,35 +114,17 @@ class TreeModel:
                 keys, rows = [], 0
 
     def prompt_positions(self, tree: PrefixTree, segment: int) -> np.ndarray:
-        """[3, n + 1] positions of a prompt segment, and of the text that follows it.
-
-        The model's own rope index of the whole path, so nothing of it is written again here.
-        """
+        """[3, n + 1] positions of a prompt segment, and of the text that follows it."""
         path = tree.path(segment)
-        vision = tree.vision
         token_ids = tuple(t for i in path for t in tree.segments[i].token_ids)
-        cached = self._prompt_positions.get((token_ids, vision.grid_thw))
+        key = self.positions.key(token_ids, tree.vision)
+        cached = self._prompt_positions.get(key)
         if cached is None:
-            cached = self._rope_index(token_ids, vision)
+            cached = self.positions.positions(token_ids, tree.vision)
             if len(self._prompt_positions) > 4096:
                 self._prompt_positions.clear()
-            self._prompt_positions[(token_ids, vision.grid_thw)] = cached
+            self._prompt_positions[key] = cached
         return cached[:, len(token_ids) - len(tree.segments[segment].token_ids) :]
-
-    def _rope_index(self, token_ids: tuple[int, ...], vision: Any) -> np.ndarray:
-        config = self.model.config
-        followed = torch.tensor([[*token_ids, 0]])
-        kinds = torch.zeros_like(followed)
-        kinds[followed == config.image_token_id] = 1
-        kinds[followed == config.video_token_id] = 2
-        positions, _ = self.model.model.get_rope_index(
-            followed,
-            mm_token_type_ids=kinds,
-            video_grid_thw=torch.tensor([vision.grid_thw]),
-            second_per_grid_ts=[vision.second_per_grid],
-        )
-        result: np.ndarray = positions[:, 0].numpy()
-        return result
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -2,7 +2,7 @@
 
 Data sets name videos as they please: `cosmo_cap/a.mp4` (TimeLens), `AO8RW` (Charades-STA),
 `v_bXdq2zI1Ms0` (ActivityNet), a path of the machine on which they were made. Only an unambiguous
-answer counts: a wrong video is worse than none.
+answer counts: a wrong video is worse than none. `video_names.py` takes names apart.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from urllib.parse import unquote
 
 from opd_core.types import VideoOPDError
+from opd_core.video_names import NamedPath
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".3gp")
 
@@ -26,24 +28,32 @@ class VideoFolder:
     def find(self, name: str) -> str | None:
         """The file's path relative to the folder, `/` between its parts; None where there is none.
 
-        A path with folders is taken as it stands; an absolute one, of another machine, by the
-        longest end of it that is there; a bare name or id anywhere in the folder, if there is
-        exactly one such file.
+        A path with folders is taken as it stands, or from the folder's own name on; an absolute
+        one, of another machine, by the longest end of it that is there; a bare name or id anywhere
+        in the folder, if there is exactly one such file. Windows' paths are read as POSIX' are.
         """
-        parts = PurePosixPath(name).parts
+        found = self._find(name)
+        return self._find(unquote(name)) if found is None and "%" in name else found
+
+    def _find(self, name: str) -> str | None:
+        path = NamedPath.of(name)
+        parts = path.parts
         if not parts or ".." in parts:
             return None
-        if parts[0] == "/":
-            ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
-            return next((end for end in ends if self._is_file(end)), None)
-        whole = "/".join(parts)
-        for candidate in (whole, *(whole + suffix for suffix in SUFFIXES)):
-            if self._is_file(candidate):
-                return candidate
-        if len(parts) > 1:
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        if not path.is_absolute:
+            ends = [ends[0], *(ends[n] for n in range(1, len(parts)) if self._ends_in(parts[:n]))]
+        suffixes = ("",) if name.lower().endswith(SUFFIXES) else ("", *SUFFIXES)
+        candidates = (end + suffix for end in ends for suffix in suffixes)
+        if found := next((name for name in candidates if self._is_file(name)), None):
+            return found
+        if len(parts) > 1 or path.is_absolute:
             return None
-        found = self._by_name.get(name, ())
-        return found[0] if len(found) == 1 else None
+        named = self._by_name.get(parts[0], ())
+        return named[0] if len(named) == 1 else None
+
+    def _ends_in(self, folders: tuple[str, ...]) -> bool:
+        return self.path.resolve().parts[-len(folders) :] == folders
 
     def why_not(self, name: str) -> str:
         """What to tell a user about a name for which `find` gives None."""

@@ -212,6 +212,10 @@ def appended(run: Run) -> Checked:
                 if began := history.rows_at(folder, name, 1):
                     raise BrokenLink.at(where, "the number of rows it was made with", began, 0)
                 continue
+            if commit.operation == history.MIGRATED and history.only_absent_columns(
+                folder, name, commit.version
+            ):
+                continue
             if commit.operation not in history.GROWN:
                 raise BrokenLink.at(where, "the operation", commit.operation, "Append")
             owner = commit.properties.get("run_id")

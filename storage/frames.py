@@ -1,44 +1,56 @@
 """The frame store: the resized frames of videos, decoded once for all stages and processes.
 
-    format.json   clips.lance/   one row a clip: whose video, which frame spec, its bytes (a blob)
-    files.jsonl   used.log       hashes of video files; when each clip was last used
-    .locks/                      who is writing now
+    format.json    clips/ab/<video>-<spec>    one file a clip; its mtime says when it was last used
+    files.jsonl    hashes of video files
 
 It is a cache. Whatever is missing, spoilt or cannot be written costs another decode and nothing
-else, so nobody waits for it: readers take no lock, and a writer that finds another one at work
-keeps its clips for the next time. What the bytes mean, and whether they are still what was put, is
-for `opd_core/clip.py` to say.
-
-Lance keeps what was deleted or rewritten for its older versions. Nobody reads these here, so the
-writer removes them at once; a reader that was about to read one opens the newest and asks again.
+else. So there is no lock: a clip is written aside and renamed, a reader finds all of it or nothing,
+and whoever has written a twentieth of the bound removes what was not used for longest. What the
+bytes mean, and whether they are still what was put, is for `opd_core/clip.py` to say.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import threading
 import time
+import uuid
 import warnings
-from collections import OrderedDict
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from opd_core.types import VideoOPDError
-from storage import clip_index, clip_table, eviction, locks
-from storage.clip_table import FORMAT, FORMAT_FILE, NewClip
-from storage.files import disk_troubles
-from storage.last_use import LastUse
+from storage.files import disk_troubles, write_json
 from storage.video_hashes import VideoHashes
 
-FLUSH_CLIPS = 32
-FLUSH_BYTES = 64 << 20
-FLUSH_SECONDS = 5.0
-"""Clips are written together; what is not written yet is all that a killed process loses."""
-KEEP_BYTES = 256 << 20
-"""Clips that wait for another process to finish writing; the oldest are given up."""
-CLOSE_SECONDS = 10.0
-"""How long `close` waits for another writer."""
+FORMAT = 2
+FORMAT_FILE = "format.json"
+CLIPS = "clips"
+_OLDER = ("clips.lance", "used.log", ".locks")
+"""What format 1 left in the folder."""
+
+EVICT_ABOVE, EVICT_TO = 0.9, 0.75
+"""Shares of the bound. What is above is for what several processes write between two looks,"""
+LOOK_EVERY = 0.05
+"""each after it has written this share."""
+ABANDONED_SECONDS = 600.0
+"""A file that is still aside after so long was left by a process that was killed."""
+
+
+class Usage(NamedTuple):
+    """What a store holds."""
+
+    videos: int
+    """Different ones, by content."""
+    clips: int
+    """Videos times frame specs."""
+    bytes: int
+    """Of its folder."""
 
 
 class FrameStore:
@@ -46,43 +58,48 @@ class FrameStore:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
+        self._clips = folder / CLIPS
         self._max_bytes = max_bytes
         self._hashes = VideoHashes(folder / "files.jsonl")
-        self._last_use = LastUse(folder / "used.log")
-        self._guard = threading.RLock()
-        """Guards all below; never held while waiting for another process, but in `close`."""
         self._asked: dict[Path, str] = {}
         """Content of the file when it was asked for: what is put must be made of the same."""
-        self._waiting: OrderedDict[str, NewClip] = OrderedDict()
-        self._waiting_since = 0.0
-        self._spoilt: set[str] = set()
+        self._unseen = max_bytes
+        """Bytes written since the last look at how much there is; the first put looks."""
+        self._guard = threading.Lock()
         self._writable = True
-        self._index = clip_index.newest(self.folder)
 
     @classmethod
     def open(cls, folder: Path, max_bytes: int) -> Self:
-        """The store in `folder`, made where there is none.
+        """The store in `folder`, made where there is none; an older format's begins anew.
 
         Raises `VideoOPDError` when the folder holds something else or cannot be written.
         """
-        if not (folder / FORMAT_FILE).exists():
-            clip_table.create(folder)
+        file = folder / FORMAT_FILE
+        if not file.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise VideoOPDError(
+                f"{folder} is there already and no frame store; set frames.path to a new or empty"
+                " folder"
+            )
         try:
-            found = json.loads((folder / FORMAT_FILE).read_text())["frame_store"]
+            found = json.loads(file.read_text())["frame_store"] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError):
-            found = None
-        if found != FORMAT:
+            found = "unknown"
+        if found not in (None, 1, FORMAT):
             raise VideoOPDError(
                 f"{folder} is no frame store of this program (format {found}, not {FORMAT}); remove"
                 " the folder, which is only a cache, or set frames.path to another"
             )
-        try:
-            return cls(folder, max_bytes)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise VideoOPDError(
-                f"the frame store {folder} is damaged ({_first_line(error)}); remove the folder,"
-                " which is only a cache, and run the same command again"
-            ) from None
+        with disk_troubles(folder):
+            (folder / CLIPS).mkdir(parents=True, exist_ok=True)
+            for name in _OLDER if found == 1 else ():
+                left = folder / name
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            if found != FORMAT:
+                created = datetime.now(UTC).isoformat()
+                write_json(file, {"frame_store": FORMAT, "created_at": created})
+        store = cls(folder, max_bytes)
+        store._hashes.tidy()
+        return store
 
     # --- what opd_core/clip.py calls a ClipStore -----------------------------------------------
 
@@ -92,172 +109,109 @@ class FrameStore:
             video_hash = self._hashes.of(path)
         except OSError:
             return None  # who decodes it says what is wrong
-        key = _key(video_hash, spec)
-        with self._guard:
-            self._asked[path] = video_hash
-            if key in self._waiting:
-                return self._waiting[key].payload
-            if key in self._spoilt:
-                return None
-            payload = self._read(key)
-        if payload is not None:
-            self._last_use.note(key)
+        self._asked[path] = video_hash
+        file = self._file(video_hash, spec)
+        try:
+            payload = file.read_bytes()
+        except OSError:
+            return None
+        try:
+            os.utime(file)
+        except OSError:
+            pass  # evicted meanwhile, or a store on a read-only disk: it can be read, too
         return payload
 
     def put(self, path: Path, spec: str, payload: bytes) -> None:
         """Keep this, made from the file that the latest `get` of `path` did not have."""
-        asked = self._asked.get(path)
         try:
             video_hash = self._hashes.of(path)
         except OSError:
             return
-        if video_hash != asked or len(payload) > eviction.EVICT_TO * self._max_bytes:
+        if (
+            not self._writable
+            or video_hash != self._asked.get(path)
+            or len(payload) > EVICT_TO * self._max_bytes
+        ):
             return
-        key = _key(video_hash, spec)
-        row = {
-            "key": key,
-            "video_hash": video_hash,
-            "spec": spec,
-            "path": str(path).encode(errors="replace").decode(),
-            "bytes": len(payload),
-            "stored_at": time.time_ns(),
-        }
-        with self._guard:
-            if not self._writable:
-                return
-            if not self._waiting:
-                self._waiting_since = time.monotonic()
-            self._waiting[key] = NewClip(row, payload)
-            size = self._waiting_bytes()
-            if (
-                len(self._waiting) >= FLUSH_CLIPS
-                or size >= FLUSH_BYTES
-                or time.monotonic() - self._waiting_since >= FLUSH_SECONDS
-            ):
-                self.flush()
-            while self._waiting_bytes() > KEEP_BYTES:
-                self._waiting.popitem(last=False)
+        try:
+            with disk_troubles(self.folder):
+                self._make_room(len(payload))
+                self._write(self._file(video_hash, spec), payload)
+        except (VideoOPDError, OSError) as error:
+            self._stop_writing(error)
 
     def discard(self, path: Path, spec: str) -> None:
         """What `get` gave is spoilt: forget it, and take the next `put` in its place."""
-        with self._guard:
-            if path in self._asked:
-                key = _key(self._asked[path], spec)
-                self._spoilt.add(key)
-                self._waiting.pop(key, None)
+        if path in self._asked:
+            _remove(self._file(self._asked[path], spec))
 
-    # --- for who opened it ---------------------------------------------------------------------
+    def _file(self, video_hash: str, spec: str) -> Path:
+        spec_hash = hashlib.sha256(spec.encode()).hexdigest()[:16]
+        return self._clips / video_hash[:2] / f"{video_hash[:32]}-{spec_hash}"
 
-    def flush(self, wait_seconds: float = 0.0) -> bool:
-        """Write what is waiting; False when another process is writing for longer than that."""
-        with self._guard:
-            if not self._waiting or not self._writable:
-                return True
-            try:
-                lock = self.folder / ".locks" / "frames.lock"
-                with disk_troubles(self.folder), locks.held(lock, "frames", wait_seconds):
-                    self._write_or_start_over()
-            except locks.InUseError:
-                return False
-            except VideoOPDError as error:
-                self._stop_writing(str(error))
-            except (OSError, ValueError, RuntimeError) as error:
-                self._stop_writing(f"{self.folder} cannot be written: {_first_line(error)}")
-            return True
-
-    def close(self) -> None:
-        """Write what is waiting. The store may be used afterwards."""
-        if not self.flush(CLOSE_SECONDS):
-            with self._guard:
-                self._waiting.clear()
-
-    def __len__(self) -> int:
-        """Clips that are written."""
-        with self._guard:
-            self._refresh()
-            return len(self._index.rows)
-
-    # --- reading -------------------------------------------------------------------------------
-
-    def _read(self, key: str) -> bytes | None:
-        for _ in range(3):
-            try:
-                if key not in self._index.rows:
-                    self._refresh()
-                kept = self._index.rows.get(key)
-                if kept is None:
-                    return None
-                files = self._index.dataset.take_blobs("clip", addresses=[kept.address])
-                if files and files[0] is not None:
-                    payload: bytes = files[0].readall()
-                    if len(payload) == kept.bytes:
-                        return payload
-            except (OSError, ValueError, RuntimeError):
-                pass  # cleared away under us, or damaged
-            before = self._index.version
-            try:
-                self._refresh()
-            except (OSError, ValueError, RuntimeError):
-                return None
-            if self._index.version == before:
-                break
-        self._spoilt.add(key)
-        return None
-
-    def _refresh(self) -> None:
-        self._index = clip_index.newest(self.folder, self._index)
-
-    # --- writing; under the lock ---------------------------------------------------------------
-
-    def _write_or_start_over(self) -> None:
+    def _write(self, file: Path, payload: bytes) -> None:
+        file.parent.mkdir(exist_ok=True)
+        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
         try:
-            with disk_troubles(self.folder):
-                return self._write()
-        except (OSError, ValueError, RuntimeError) as error:  # a file of the table is damaged
-            reason = _first_line(error)
-        clip_table.empty(self.folder)
-        self._index = clip_index.newest(self.folder)
-        self._write()
-        warnings.warn(
-            f"the frame store {self.folder} was damaged ({reason}) and begins anew",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+            aside.write_bytes(payload)
+            aside.replace(file)
+        finally:
+            _remove(aside)
 
-    def _write(self) -> None:
-        self._refresh()
-        rows = self._index.rows
-        gone = {key for key in self._spoilt if key in rows}
-        fresh = [w for key, w in self._waiting.items() if key not in rows or key in gone]
-        needed = sum(len(w.payload) for w in fresh)
-        left = {key: kept for key, kept in rows.items() if key not in gone}
-        evicted = eviction.oldest(left, self._last_use.times, needed, self._max_bytes)
-        if gone or evicted:
-            names = ", ".join(f"'{key}'" for key in sorted(gone | evicted))  # hexadecimal digits
-            self._index.dataset.delete(f"key IN ({names})")
-        if fresh:
-            clip_table.add(self.folder, fresh)
-        self._spoilt -= gone | {w.row["key"] for w in fresh}
-        self._waiting.clear()
-        mean = max(1, self._index.bytes // max(1, len(self._index.rows)))
-        if eviction.clear_up(clip_table.newest(self.folder), mean, bool(evicted)):
-            self._last_use.tidy(self._index.rows)
-            self._hashes.tidy()
-        self._refresh()
+    def _make_room(self, needed: int) -> None:
+        with self._guard:
+            self._unseen += needed
+            if self._unseen <= LOOK_EVERY * self._max_bytes:
+                return
+            self._unseen = needed
+            clips = sorted(_files(self._clips), key=lambda found: found[1].st_mtime_ns)
+            size = needed + sum(status.st_size for _, status in clips)
+            evicting = size > EVICT_ABOVE * self._max_bytes
+            for entry, status in clips:
+                aside = entry.name.startswith(".")
+                abandoned = aside and time.time() - status.st_mtime > ABANDONED_SECONDS
+                too_much = evicting and not aside and size > EVICT_TO * self._max_bytes
+                if abandoned or too_much:
+                    _remove(Path(entry.path))
+                    size -= status.st_size
 
-    def _waiting_bytes(self) -> int:
-        return sum(len(w.payload) for w in self._waiting.values())
-
-    def _stop_writing(self, reason: str) -> None:
+    def _stop_writing(self, error: BaseException) -> None:
         """A cache that cannot be written is no reason to stop a stage; silence is none either."""
-        self._writable = False
-        self._waiting.clear()
-        warnings.warn(f"no more frames are kept: {reason}", RuntimeWarning, stacklevel=3)
+        with self._guard:
+            if not self._writable:
+                return
+            self._writable = False
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"no more frames are kept: {first_line}", RuntimeWarning, stacklevel=3)
 
 
-def _key(video_hash: str, spec: str) -> str:
-    return hashlib.sha256(f"{video_hash}\n{spec}".encode()).hexdigest()[:32]
+def usage(folder: Path) -> Usage | None:
+    """What the store in `folder` holds; None where there is none."""
+    if not (folder / FORMAT_FILE).exists():
+        return None
+    size = sum(status.st_size for _, status in _files(folder))
+    clips = [entry.name for entry, _ in _files(folder / CLIPS) if not entry.name.startswith(".")]
+    return Usage(len({name.partition("-")[0] for name in clips}), len(clips), size)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """The files below a folder; what goes away meanwhile is left out."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path))
+            else:
+                yield entry, entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        pass  # of a read-only disk

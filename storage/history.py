@@ -22,6 +22,8 @@ MADE, GROWN = "Overwrite", {"Append", "Rewrite", "BaseOperation", "CreateIndex"}
 
 `BaseOperation` is one that pylance has no class for, such as a compaction that reserves fragment
 numbers; all that change rows (Update, Delete, Merge, Overwrite, Restore, ...) have theirs."""
+MIGRATED = "Merge"
+"""Of columns, where `only_absent_columns` says that they hold nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,27 @@ def is_ours(commit: Commit, run_id: str) -> bool:
     if commit.operation == "Append":
         return commit.properties.get("run_id") == run_id
     return commit.operation in GROWN
+
+
+def only_absent_columns(folder: Path, name: str, version: int) -> bool:
+    """Whether a version differs from the one before by columns without a value, and nothing else:
+    what `older_formats.migrate` does."""
+    dataset = _dataset(folder, name)
+    try:
+        before, after = dataset.checkout_version(version - 1), dataset.checkout_version(version)
+    except (ValueError, OSError):  # cleared away: a migration of ours keeps both under a tag
+        return False
+    kept = set(before.schema.names) <= set(after.schema.names)
+    return kept and _files(before) == _files(after)
+
+
+def _files(dataset: lance.LanceDataset) -> list[tuple[str, tuple[int, ...]]]:
+    """(path, the ids of its columns) of each data file."""
+    return [
+        (file.path, tuple(file.fields))
+        for fragment in dataset.get_fragments()
+        for file in fragment.data_files()
+    ]
 
 
 def rows_at(folder: Path, name: str, version: int) -> int:

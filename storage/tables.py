@@ -9,7 +9,6 @@ Lance is not fork-safe: start worker processes with `spawn`.
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import pyarrow as pa
 
 from opd_core.types import VideoOPDError
-from storage import locks
-from storage.files import disk_troubles, sync_folder, write_json
+from storage import locks, older_formats
+from storage.files import disk_troubles, make_folder, sync_folder, write_json
+from storage.older_formats import FORMAT_FILE
 from storage.provenance import Provenance, git_commit
 from storage.records import from_rows, to_table
 from storage.schemas import SCHEMA_VERSION, TABLES, TableSpec
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Record = TypeVar("Record")
 Key = str | int | tuple[Any, ...]
 
-FORMAT_FILE = "format.json"
 LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
 ROWS_PER_FRAGMENT = 1024
@@ -44,8 +43,9 @@ so a compaction that rewrote the table each round would cost disk in the square 
 class Tables:
     """The tables of one run, in `folder`. Use `create` once and `open` afterwards."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, format: int = SCHEMA_VERSION) -> None:
         self.folder = folder
+        self.format = format
 
     @classmethod
     def create(cls, folder: Path) -> Self:
@@ -60,7 +60,7 @@ class Tables:
         aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex}")
         try:
             with disk_troubles(folder.parent):
-                aside.mkdir(parents=True)
+                make_folder(aside)
                 for spec in TABLES.values():
                     lance.write_dataset(
                         spec.schema.empty_table(), aside / f"{spec.name}.lance", mode="create"
@@ -86,26 +86,11 @@ class Tables:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The tables in `folder`. Raises `VideoOPDError` when they are of another format."""
-        try:
-            content = json.loads((folder / FORMAT_FILE).read_text())
-            version = int(content["schema_version"])
-        except FileNotFoundError:
-            raise VideoOPDError(
-                f"{folder} holds no tables ({FORMAT_FILE} is missing);"
-                " give the folder of a run, or create one with `videoopd`"
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise VideoOPDError(
-                f"{folder / FORMAT_FILE} is damaged; restore it from a copy of the run"
-            ) from None
-        if version != SCHEMA_VERSION:
-            raise VideoOPDError(
-                f"the tables in {folder} have format {version} and this program reads format"
-                f" {SCHEMA_VERSION}; use the program that wrote them (commit"
-                f" {content.get('git_commit')}), or start a new run in another folder"
-            )
-        return cls(folder)
+        """The tables in `folder`. Raises `VideoOPDError` when they are of a newer format.
+
+        Those of an older one are read, what they have not as null, and not written.
+        """
+        return cls(folder, older_formats.format_of(folder))
 
     def scan(self, name: str, version: int | str | None = None) -> pl.LazyFrame:
         """The table as a polars LazyFrame, at a version number or tag (None: as it is now).
@@ -114,7 +99,9 @@ class Tables:
         """
         import polars as pl
 
-        return pl.scan_pyarrow_dataset(self._dataset(name, version))
+        dataset, spec = self._dataset(name, version), _spec(name)
+        missing = older_formats.absent(spec, dataset.schema) or []
+        return older_formats.with_nulls(pl.scan_pyarrow_dataset(dataset), spec, missing)
 
     def read(
         self,
@@ -156,6 +143,7 @@ class Tables:
         spec = _spec(name)
         if spec.writer not in (None, provenance.stage):
             raise ValueError(f"{name} is written by {spec.writer!r}, not {provenance.stage!r}")
+        older_formats.refuse_to_write(self.folder, self.format)
         if not records:
             return 0
         rows = to_table(spec, records)
@@ -164,7 +152,7 @@ class Tables:
             fresh = _without_known(rows, dataset, spec.key, provenance.take)
             if fresh.num_rows:
                 lance.write_dataset(
-                    _stamped(fresh, spec, provenance),
+                    _stamped(fresh, spec, provenance).select(dataset.schema.names),
                     dataset,
                     mode="append",
                     transaction_properties=provenance.transaction_properties(),
@@ -227,9 +215,11 @@ class Tables:
             raise VideoOPDError(
                 f"{what} {self.folder} is missing; restore it from a copy of the run"
             ) from None
-        if not dataset.schema.equals(spec.schema, check_metadata=False):
+        missing = older_formats.absent(spec, dataset.schema)
+        # A tag that is older than a migration has the columns of its day.
+        if missing is None or (missing and version is None and self.format == SCHEMA_VERSION):
             raise VideoOPDError(
-                f"the columns of {uri} are not those of format {SCHEMA_VERSION}; use the program"
+                f"the columns of {uri} are not those of format {self.format}; use the program"
                 " that wrote them, or start a new run in another folder"
             )
         return dataset

@@ -52,7 +52,7 @@ class VideoHashes:
         return digest
 
     def tidy(self) -> None:
-        """Rewrite a file that has grown large; for the holder of the store's lock."""
+        """Rewrite a file that has grown large; a line added meanwhile costs one more hashing."""
         with self._guard:
             if not self._path.exists() or self._path.stat().st_size < REWRITE_ABOVE_BYTES:
                 return

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from opd_core.prefix_tree import Pack, PrefixTree, fill, grow, pack
+from opd_core.prompts import shared_vision
 from opd_core.sampling import (
     Request,
     Sample,
@@ -48,7 +49,11 @@ class HFEngine:
     ) -> dict[Hashable, list[Sample]]:
         requests = [request for video in videos for request in video]
         trees = [
-            grow([r.prompt.token_ids for r in video], [[] for _ in video], video[0].prompt.vision)
+            grow(
+                [r.prompt.token_ids for r in video],
+                [[] for _ in video],
+                shared_vision([r.prompt for r in video]),
+            )
             for video in videos
         ]
         prefixes: list[_Prefix] = []
@@ -73,7 +78,13 @@ class HFEngine:
                 }
                 following = int(self.model.prompt_positions(tree, s)[0, -1])
                 token_ids = tuple(packed.token_ids_N[rows.cpu().numpy()].tolist())
-                seen = SeenPrompt(token_ids, tree.vision.grid_thw, pixels)
+                seen = SeenPrompt(
+                    token_ids,
+                    tree.vision.grid_thw,
+                    pixels,
+                    second_per_grid=tree.vision.second_per_grid,
+                    answer_position=following,
+                )
                 prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]], seen))
         return prefixes
 

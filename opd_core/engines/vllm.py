@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
 from opd_core.engines.checkpoints import end_token_ids, merge_adapter
-from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
+from opd_core.sampling import Refused, Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
 from opd_core.weight_files import ADAPTER_CONFIG
@@ -77,6 +77,16 @@ class Scored:
     """[T, K], likeliest first; K = 0 where none were asked for."""
     topk_logprobs: tuple[tuple[float, ...], ...]
     prompt: SeenPrompt
+
+
+class _Asked(NamedTuple):
+    """A request that vLLM has taken."""
+
+    name: str
+    key: Hashable
+    seen: SeenPrompt
+    length: int = 0
+    """Tokens of the completion, where one is scored."""
 
 
 class VLLMEngine:
@@ -127,6 +137,10 @@ class VLLMEngine:
         kv_cache_gib = section.kv_cache_gib
         if self._on_cpu:
             options["block_size"] = PREFIX_BLOCK_ON_CPU
+            # A prompt that is prefilled in parts turns back the generator of its seed, which
+            # torch's CPU generators cannot do: a batch with much to prefill would crash.
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(self._settings.max_model_len, 8192)
             kv_cache_gib = kv_cache_gib or 1.0
         if kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
@@ -168,34 +182,58 @@ class VLLMEngine:
 
     def sample(
         self, prompts: Iterable[Sequence[VLLMPrompt]], params: SamplingParams
-    ) -> dict[Hashable, list[Sample]]:
-        """Answers by key; the prompts of one inner sequence share a video."""
+    ) -> dict[Hashable, list[Sample] | Refused]:
+        """Answers by key; the prompts of one inner sequence share a video.
+
+        `Refused` with the reason for a prompt on which vLLM raises: it costs that prompt alone.
+        """
         import vllm
 
-        asked: dict[str, tuple[Hashable, SeenPrompt]] = {}
-        for video in prompts:
-            for prompt in video:
-                rendered, seen = self._render(prompt, params.max_new_tokens)
-                for seed in prompt.seeds:
-                    name = self._add(
-                        rendered,
-                        vllm.SamplingParams(
-                            seed=seed,
-                            temperature=0.0 if params.greedy else params.temperature,
-                            top_p=1.0 if params.greedy else params.top_p,
-                            top_k=0 if params.greedy else params.top_k,
-                            max_tokens=params.max_new_tokens,
-                            stop_token_ids=sorted(self._end_ids),
-                            logprobs=0,
-                            detokenize=False,
-                        ),
-                    )
-                    asked[name] = (prompt.key, seen)
+        def ask(prompt: VLLMPrompt) -> list[_Asked]:
+            rendered, seen = self._render(prompt, params.max_new_tokens)
+            each = (
+                vllm.SamplingParams(
+                    seed=seed,
+                    temperature=0.0 if params.greedy else params.temperature,
+                    top_p=1.0 if params.greedy else params.top_p,
+                    top_k=0 if params.greedy else params.top_k,
+                    max_tokens=params.max_new_tokens,
+                    stop_token_ids=sorted(self._end_ids),
+                    logprobs=0,
+                    detokenize=False,
+                )
+                for seed in prompt.seeds
+            )
+            return [_Asked(self._add(rendered, wanted), prompt.key, seen) for wanted in each]
+
+        asked, refused = self._ask_each(prompts, ask)
         outputs = self._run()
         answers: dict[Hashable, list[Sample]] = {}
-        for name, (key, seen) in asked.items():
-            answers.setdefault(key, []).append(self._sample(outputs[name], seen))
-        return answers
+        for one in asked:
+            found = self._sample(outputs[one.name], one.seen)
+            answers.setdefault(one.key, []).append(found)
+        return {**answers, **refused}
+
+    def _ask_each(
+        self,
+        prompts: Iterable[Sequence[VLLMPrompt]],
+        ask: Callable[[VLLMPrompt], list[_Asked]],
+    ) -> tuple[list[_Asked], dict[Hashable, Refused]]:
+        """What was handed over to vLLM, and the prompts that it would not take."""
+        asked: list[_Asked] = []
+        refused: dict[Hashable, Refused] = {}
+        for prompt in (prompt for video in prompts for prompt in video):
+            before = len(self._asked)
+            try:
+                asked += ask(prompt)
+            except MemoryError:
+                raise
+            except Exception as error:  # of its processor, or of ours; vLLM raises all kinds
+                self._llm.llm_engine.abort_request(self._asked[before:])
+                del self._asked[before:]
+                told = isinstance(error, VideoOPDError)
+                refused[prompt.key] = Refused(str(error) if told else _first_line(error))
+        return asked, refused
 
     def _sample(self, output: Any, seen: SeenPrompt) -> Sample:
         (answer,) = output.outputs
@@ -205,38 +243,46 @@ class VLLMEngine:
         )
         # vLLM says `length` where an end token is also the last one there is room for.
         ended = bool(token_ids) and token_ids[-1] in self._end_ids
-        used = SeenPrompt(
-            tuple(output.prompt_token_ids), seen.grid_thw, seen.pixels, seen.pixel_hash
-        )
+        used = replace(seen, token_ids=tuple(output.prompt_token_ids))
         return Sample(token_ids, logprobs, "stop" if ended else str(answer.finish_reason), used)
 
     def score(
         self, prompts: Iterable[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored]]:
+    ) -> dict[Hashable, list[Scored] | Refused]:
         """Log-probs of each prompt's completions: a prefill of prompt and completion each, of which
-        vLLM projects every row onto the vocabulary."""
+        vLLM projects every row onto the vocabulary. `Refused` as in `sample`."""
         import vllm
 
         topk = min(topk, self._possible)
-        asked: dict[str, tuple[Hashable, SeenPrompt, int]] = {}
-        for video in prompts:
-            for prompt in video:
-                rendered, seen = self._render(prompt, max(map(len, prompt.completions)) + 1)
-                for completion in prompt.completions:
-                    tokens = [*rendered["prompt_token_ids"], *completion]
-                    name = self._add(
-                        {**rendered, "prompt_token_ids": tokens},
-                        vllm.SamplingParams(
-                            temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
-                        ),
-                    )
-                    asked[name] = (prompt.key, seen, len(completion))
+
+        def ask(prompt: VLLMPrompt) -> list[_Asked]:
+            rendered, seen = self._render(prompt, max(map(len, prompt.completions)) + 1)
+            wanted = vllm.SamplingParams(
+                temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
+            )
+            return [
+                _Asked(
+                    self._add(
+                        {
+                            **rendered,
+                            "prompt_token_ids": [*rendered["prompt_token_ids"], *completion],
+                        },
+                        wanted,
+                    ),
+                    prompt.key,
+                    seen,
+                    len(completion),
+                )
+                for completion in prompt.completions
+            ]
+
+        asked, refused = self._ask_each(prompts, ask)
         outputs = self._run()
         scores: dict[Hashable, list[Scored]] = {}
-        for name, (key, seen, length) in asked.items():
+        for name, key, seen, length in asked:
             output = outputs[name]
             tokens = list(output.prompt_token_ids)
-            used = SeenPrompt(tuple(tokens[:-length]), seen.grid_thw, seen.pixels, seen.pixel_hash)
+            used = replace(seen, token_ids=tuple(tokens[:-length]))
             rows = output.prompt_logprobs[-length:]
             own = tuple(at[token].logprob for token, at in zip(tokens[-length:], rows, strict=True))
             top = [sorted(at.items(), key=lambda entry: -entry[1].logprob)[:topk] for at in rows]
@@ -248,7 +294,7 @@ class VLLMEngine:
                     used,
                 )
             )
-        return scores
+        return {**scores, **refused}
 
     def _render(self, prompt: VLLMPrompt, new_tokens: int) -> tuple[dict[str, Any], SeenPrompt]:
         """The prompt as vLLM's own processor makes it, and the evidence of what that is."""
@@ -259,10 +305,8 @@ class VLLMEngine:
                 {
                     "prompt": prompt.text,
                     "multi_modal_data": {"video": (clip.frames, clip.metadata)},
-                    # Who is who for the prefix cache: pixels at their times.
-                    "multi_modal_uuids": {
-                        "video": [f"{pixel_hash} {clip.fps} {clip.frame_indices}"]
-                    },
+                    # Who is who for the prefix cache: pixels, and all that is said of their times.
+                    "multi_modal_uuids": {"video": [f"{pixel_hash} {clip.metadata}"]},
                 }
             ]
         )
@@ -279,7 +323,13 @@ class VLLMEngine:
         patches = video["pixel_values_videos"].data
         rows = patches[sample_rows(len(patches))]
         normalised = self._llm.collective_rpc("normalise", args=(rows,))[0]
-        return rendered, SeenPrompt(tokens, (t, h, w), pixel_sample(normalised), pixel_hash)
+        (placed,) = rendered["mm_placeholders"]["video"]
+        grid = type(video)({k: v for k, v in video.items() if k != "pixel_values_videos"})
+        position = self._llm.collective_rpc("answer_position", args=(tokens, grid, placed))[0]
+        seconds = video["second_per_grid_ts"].data.item() if "second_per_grid_ts" in video else None
+        return rendered, SeenPrompt(
+            tokens, (t, h, w), pixel_sample(normalised), pixel_hash, seconds, position
+        )
 
     def _add(self, rendered: dict[str, Any], params: Any) -> str:
         name = str(self._next_id)
@@ -345,6 +395,14 @@ class WorkerTools:
             return patches.float().cpu()
         result: Tensor = norm(patches.to(visual.device), torch.float32)
         return result.reshape(patches.shape).float().cpu()
+
+    def answer_position(self, token_ids: tuple[int, ...], grid: Any, placed: Any) -> int:
+        """Where vLLM's own rule puts the token after a prompt with one video."""
+        from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+        feature = MultiModalFeatureSpec(grid, "video", "", placed)
+        _, delta = self.get_model().get_mrope_input_positions(list(token_ids), [feature])
+        return len(token_ids) + int(delta)
 
     @torch.inference_mode()
     def compare_weights(self, folder: str) -> tuple[dict[str, int], str | None]:

@@ -2,38 +2,24 @@
 
 TimeLens-Bench        {vid: {"duration", "spans": [[s, e], ...], "queries": [...]}}
 ActivityNet Captions  {vid: {"duration", "timestamps": [[s, e], ...], "sentences": [...]}}
+a list a video        {vid: [{"sentence", "timestamp": [s, e]}, ...]}
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from opd_core.annotation_fields import BadAnnotationError, as_object, get
-from opd_core.formats.found import Found, LeftOut, annotated, attempt, json_of_videos, paired
+from opd_core.annotation_fields import BadAnnotationError
+from opd_core.formats.containers import json_of_videos
+from opd_core.formats.found import Found, LeftOut
+from opd_core.formats.rows import found_in_row
 
 
-def _read(path: Path, spans: str, queries: str) -> Iterator[Found]:
+def read_by_video(path: Path) -> Iterator[Found]:
     try:
         for place, video, value in json_of_videos(path):
-            try:
-                record = as_object(value, "the video's entry")
-                pairs = paired(get(record, spans), get(record, queries), (spans, queries))
-            except BadAnnotationError as error:
-                yield LeftOut(place, video, str(error))
-                continue
-            for index, (span, query) in enumerate(pairs):
-                at = f"{place}#{index}"
-                build = partial(annotated, at, video, query, span, duration=record.get("duration"))
-                yield attempt(at, video, build)
+            row = {"events": value} if isinstance(value, list) else value
+            yield from found_in_row(place, row, "the video's entry", video=video)
     except BadAnnotationError as error:
         yield LeftOut(path.name, None, str(error))
-
-
-def read_timelens_bench(path: Path) -> Iterator[Found]:
-    return _read(path, "spans", "queries")
-
-
-def read_activitynet(path: Path) -> Iterator[Found]:
-    return _read(path, "timestamps", "sentences")

@@ -1,20 +1,23 @@
-"""The formats by name: what `videoopd import FORMAT` knows."""
+"""The formats by name: what `videoopd import FORMAT` knows.
+
+Four names are one reader: what the data sets' own words promise, and any mixture of them.
+"""
 
 from __future__ import annotations
 
-from opd_core.formats.by_line import read_plain_jsonl, read_qvhighlights, read_timelens_100k
-from opd_core.formats.by_video import read_activitynet, read_timelens_bench
-from opd_core.formats.chat import read_chat_rows
+from opd_core.formats.by_video import read_by_video
+from opd_core.formats.charades import read_charades_sta
+from opd_core.formats.csv_table import read_csv
 from opd_core.formats.found import Reader
-from opd_core.formats.text import read_charades_sta, read_csv
+from opd_core.formats.rows import read_rows
 
 READERS: dict[str, Reader] = {
-    "timelens-100k": read_timelens_100k,
-    "timelens-bench": read_timelens_bench,
+    "timelens-100k": read_rows,
+    "timelens-bench": read_by_video,
     "charades-sta": read_charades_sta,
-    "activitynet": read_activitynet,
-    "qvhighlights": read_qvhighlights,
-    "video-opd": read_chat_rows,
+    "activitynet": read_by_video,
+    "qvhighlights": read_rows,
+    "video-opd": read_rows,
     "csv": read_csv,
-    "jsonl": read_plain_jsonl,
+    "jsonl": read_rows,
 }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,37 @@ def test_sentences_of_a_video_that_stand_together_make_one_row(videos, tmp_path)
     assert (summary.taken, len(summary.taken_videos)) == (4, 2)
 
 
-def test_a_wrong_annotated_duration_is_told_and_the_files_own_is_written(videos, tmp_path):
-    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2) | {"duration": 30})
+def test_an_annotation_of_another_cut_is_left_out(videos, tmp_path):
+    lines = [plain("a", 1, 2) | {"duration": 30}, plain("a", 2, 3) | {"duration": 6.9}]
+    file = write_lines(tmp_path / "in.jsonl", *lines)
     out = tmp_path / "out.jsonl"
-    assert import_files(ImportOptions("jsonl", [file], videos, out)).noted == 1
-    assert rows(out)[0]["duration"] == 6.0
-    assert rows(report_path(out))[0]["note"] == "annotated for 30 s, the file has 6.00 s"
+    assert import_files(ImportOptions("jsonl", [file], videos, out)).taken == 1
+    assert rows(out)[0]["duration"] == 6.0 and rows(out)[0]["events"][0]["span"] == [[2, 3]]
+    (first, second) = rows(report_path(out))
+    assert first["kind"] == "another duration" and second["taken"]
+    assert "annotated for a video of 30 s and the file has 6 s" in first["reason"]
+
+
+def test_a_sentence_with_a_control_token_is_left_out(videos, tmp_path):
+    tokens = ["<|video_pad|>", "<|im_end|>", "<|placeholder|>"]
+    lines = [plain("a", 1, 2, f"a red ball{token}") for token in tokens]
+    file = write_lines(tmp_path / "in.jsonl", *lines, plain("a", 1, 2, "a ball, <3 and |x|"))
+    out = tmp_path / "out.jsonl"
+    assert import_files(ImportOptions("jsonl", [file], videos, out)).taken == 1
+    for row, token in zip(rows(report_path(out)), tokens, strict=False):
+        assert row["kind"] == "control token" and repr(token) in row["reason"]
+
+
+def test_most_videos_missing_is_one_sentence_and_no_file(videos, tmp_path, capsys):
+    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2), plain("x", 1, 2), plain("y", 1, 2))
+    out = tmp_path / "out.jsonl"
+    command = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "2 of the 3 videos that are named have no file" in told and "'x'" in told
+    assert not out.exists() and not report_path(out).exists()
+    assert cli.main([*command, "--allow-missing"]) == 0
+    assert len(rows(out)) == 1
 
 
 def test_a_second_import_looks_at_nothing_and_a_changed_file_is_looked_at_again(videos, tmp_path):
@@ -166,6 +192,32 @@ def test_nothing_taken_is_one_sentence_and_no_file(videos, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "nothing could be taken" in told and "'nowhere'" in told and told.count("\n") == 1
     assert not out.exists() and report_path(out).exists()
+
+
+def test_the_command_cuts_what_ends_late_where_that_is_asked_for(videos, tmp_path, capsys):
+    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 6.8), plain("a", 3, 2))
+    out = tmp_path / "out.jsonl"
+    words = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
+    assert cli.main(words) == 2
+    assert "--clamp" in rows(report_path(out))[0]["reason"]
+    assert cli.main([*words, "--clamp", "1"]) == 0
+    assert "1 spans, the first in.jsonl:1: 6.8 s to 6 s" in capsys.readouterr().out
+    taken, reversed_one = rows(report_path(out))
+    assert taken["clamped"] == [{"annotated": [1, 6.8], "taken": [1, 6]}]
+    assert reversed_one["kind"] == "reversed span"
+    assert rows(out)[0]["events"] == [{"query": "a dog runs", "span": [[1, 6]]}]
+    for wrong in ("-1", "nan", "inf", "much"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*words, "--clamp", wrong])
+
+
+def test_spans_that_look_like_fractions_are_told(videos, tmp_path, capsys):
+    lines = [plain("a", n / 10, n / 10 + 0.2, f"query {n}") for n in range(8)]
+    options = ImportOptions("jsonl", [], videos, tmp_path / "out.jsonl")
+    for extra, told in (([], True), ([plain("a", 1, 2)], False)):
+        file = write_lines(tmp_path / "in.jsonl", *lines, *extra)
+        import_annotations.print_summary(import_files(replace(options, files=[file])))
+        assert ("if they are fractions" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("wrong", ["videos", "out", "file"])

@@ -205,7 +205,8 @@ def test_the_steps_are_on_policy_and_counted_over_the_run(run: Run) -> None:
     wanted = [1e-4 * w * c for w, c in zip(warm, cool, strict=True)]
     assert rates == pytest.approx(wanted), "warmup over the run, cooldown in each round"
     for number, u in enumerate(updates, start=1):
-        assert u.max_logprob_mismatch <= 1e-4
+        assert u.mean_logprob_mismatch <= u.max_logprob_mismatch <= 1e-4
+        assert (u.logprob_bound, u.mean_logprob_bound) == (1e-3, None)
         assert u.stopped_early is None
         assert (u.rollouts, u.objective) == (12, "exact_reverse_kl")
         first = u.steps[0]
@@ -337,25 +338,31 @@ def test_rollouts_of_another_policy_are_refused(write_config: Any, tmp_path: Pat
         assert work.policy().version == 0
 
 
-def test_a_student_that_is_not_the_sampler_is_refused(write_config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "shift", "bound"),
+    [(["update.max_logprob_mismatch=0.01"], 0.02, r"= 0\.01 \(as the config says"),
+     ([], 5e-3, r"= 0\.001 \(more than rounding in float32")],
+)  # fmt: skip
+def test_a_student_that_is_not_the_sampler_is_refused(
+    write_config: Any, tmp_path: Path, given: list[str], shift: float, bound: str
+) -> None:
     """The right hash beside log-probs of something else: the first step notices."""
-    with opened(str(write_config(tmp_path)), ["update.max_logprob_mismatch=0.01"]) as work:
+    with opened(str(write_config(tmp_path)), given) as work:
         begin(work, ["draw", "validate", "rollout"])
         one = rows(work.run, "rollouts")[0]
         shifted = replace(
             one,
             rollout_id=make_rollout_id(0, one.example_id, 9),
             sample_index=9,
-            sampling_logprobs=[p - 0.02 for p in one.sampling_logprobs],
+            sampling_logprobs=[p - shift for p in one.sampling_logprobs],
         )
         work.run.append("rollouts", [shifted], policy_version=0)
         # 20 rollouts of 10 examples; the shifted one has to be in the first step
         work = replace(work, config=load_config(
-            tmp_path / "config.toml",
-            ["update.max_logprob_mismatch=0.01", "update.examples_per_step=10", "focus.top_k=10"],
+            tmp_path / "config.toml", [*given, "update.examples_per_step=10", "focus.top_k=10"]
         ))  # fmt: skip
         begin(work, ["score", "focus"])
-        with pytest.raises(VideoOPDError, match="max_logprob_mismatch = 0.01"):
+        with pytest.raises(VideoOPDError, match=f"max_logprob_mismatch {bound}"):
             begin(work, ["update"])
         assert work.policy().version == 0
 

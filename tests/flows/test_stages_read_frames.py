@@ -18,7 +18,7 @@ from opd_core.encoding import forget_decoded
 from opd_core.types import VideoOPDError
 from opd_core.video import VideoReader
 from storage import video_hashes
-from storage.clip_index import usage
+from storage.frames import usage
 from storage.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from opd_core import rollout as rollouts
+from opd_core.agreement import bound_for
 from opd_core.alignment import Gate, probe, probe_engine
 from opd_core.config import load_config
-from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample
+from opd_core.encoding import ExampleEncoder
+from opd_core.engines.hf import HFEngine
+from opd_core.positions import PositionRule
+from opd_core.prefix_tree import Pack
+from opd_core.sampling import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
+from opd_core.tree_model import TreeModel
 from opd_core.types import VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, read_examples
 
@@ -24,8 +30,6 @@ def config(tmp_path_factory, tiny_world):
 
 @pytest.fixture(scope="module")
 def encoder(config):
-    from opd_core.encoding import ExampleEncoder
-
     return ExampleEncoder(config, config.student.path)
 
 
@@ -133,15 +137,11 @@ def test_one_bad_example_is_set_aside_and_all_bad_ones_stop_the_stage(gate, item
 
 @pytest.fixture(scope="module")
 def engine(config, encoder):
-    from opd_core.engines.hf import HFEngine
-
     return HFEngine.load(config.student.path, encoder.prompts.tokenizer, "float32", "cpu")
 
 
 @pytest.fixture(scope="module")
 def answers(engine, items):
-    from opd_core.sampling import Request
-
     item = items[0]
     request = Request(item.example.example_id, item.prompt, (1, 2, 3))
     return engine.sample([[request]], SamplingParams(NEW_TOKENS))
@@ -169,7 +169,156 @@ def test_the_probe_names_example_token_and_both_values(
     text = str(error.value)
     assert text.startswith(f"token 2 ({samples[1].token_ids[2]}) of answer 1 to example {name}")
     assert f"{wrong:.6f} from the engine 'hf' and {right:.4f}" in text
-    assert "rollout.max_engine_mismatch = 0.5" in text
+    assert "rollout.max_engine_mismatch = 0.001 (more than rounding in float32 on a CPU" in text
+
+
+def test_the_default_bounds_follow_the_arithmetic():
+    exact = bound_for(None, ("float32", "float32"), "cpu")
+    assert (exact.largest, exact.mean) == (1e-3, None)
+    coarse = bound_for(None, ("float32", "bfloat16"), "cpu")
+    assert coarse.largest > 1.95, "an honest token of the shipped teacher"
+    # Honest means are below 0.01; a third more seconds per grid gives 0.066.
+    assert coarse.mean_fault([0.009] * 100 + [1.9]) is None
+    assert coarse.mean_fault([0.066] * 200) and coarse.mean_fault([float("nan")])
+    assert bound_for(None, ("float32", "float32"), "cuda").largest > 2.1e-3
+    given = bound_for(0.25, ("bfloat16", "bfloat16"), "cpu")
+    assert given.largest == 0.25 and given.mean_fault([0.2] * 1000) is None
+
+
+@pytest.fixture(scope="module")
+def batch(config, encoder):
+    """Eight sentences of several videos."""
+    (batch,) = encoder.encode_batches([read_examples(config, 8)], "test", 0)
+    assert len(batch.videos) > 2 and any(len(video) > 1 for video in batch.videos)
+    return batch.videos
+
+
+def ask_engine(engine, videos):
+    asked = [[Request(i.example.example_id, i.prompt, (1, 2, 3)) for i in v] for v in videos]
+    return engine.sample(asked, SamplingParams(NEW_TOKENS))
+
+
+def probe_batch(config, encoder, engine, videos, answers):
+    items = [item for video in videos for item in video]
+    folder = config.student.path
+    return probe_engine(config, folder, "float32", encoder, engine, items[0], answers, items)
+
+
+def test_the_probe_asks_in_another_order_and_packing(config, encoder, engine, batch, monkeypatch):
+    answers = ask_engine(engine, batch)
+    packs = []
+    run = TreeModel.completion_distributions
+    monkeypatch.setattr(
+        TreeModel,
+        "completion_distributions",
+        lambda self, packed, layout=None: packs.append((self, packed)) or run(self, packed, layout),
+    )
+    found = probe_batch(config, encoder, engine, batch, answers)
+    first = batch[0][0].example.example_id
+    assert set(found) == {(first, n) for n in range(3)} and max(found.values()) < 1e-5
+    (model, together), (_, alone) = packs
+    assert model is not engine.model, "nothing that the engine has kept is used"
+    assert len(together.trees) == 2 and together.trees[0].vision is batch[-1][0].prompt.vision
+    names = list(dict.fromkeys(key for key, _ in together.completions))
+    assert names == [
+        i.example.example_id for video in (batch[-1], batch[0]) for i in reversed(video)
+    ]
+    assert [n for key, n in together.completions if key == first] == [2, 1, 0]
+    assert list(alone.completions) == [(first, 0)] and len(alone.trees[0].segments) == 2
+
+
+def test_a_difference_of_5e_3_is_caught(config, encoder, engine, batch):
+    """In any answer that the probe asks for again: of the example, its video, another video."""
+    answers = ask_engine(engine, batch)
+    assert probe_batch(config, encoder, engine, batch, answers)
+    for item in (batch[0][0], batch[0][-1], batch[-1][0]):
+        name = item.example.example_id
+        samples = list(answers[name])
+        logprobs = [samples[2].logprobs[0] - 5e-3, *samples[2].logprobs[1:]]
+        samples[2] = replace(samples[2], logprobs=tuple(logprobs))
+        with pytest.raises(VideoOPDError, match=rf"of answer 2 to example {name} .* = 0\.001 "):
+            probe_batch(config, encoder, engine, batch, {**answers, name: samples})
+
+
+def shifted_in_later_trees(self, prompt_positions):
+    """A packing fault: what follows the first tree stands one position late, time alone."""
+    found = POSITIONS(self, prompt_positions)
+    if len(self.starts) > 1:
+        found[0, self.starts[1][0] :] *= 2
+    return found
+
+
+POSITIONS = Pack.positions
+
+
+def test_a_fault_of_packing_is_caught_whoever_has_it(config, encoder, engine, batch, monkeypatch):
+    """The same faulty code samples and trains; only the packing differs."""
+    monkeypatch.setattr(Pack, "positions", shifted_in_later_trees)
+    answers = ask_engine(engine, batch)
+    with pytest.raises(VideoOPDError, match="further apart than rollout.max_engine_mismatch"):
+        probe_batch(config, encoder, engine, batch, answers)
+
+
+def test_positions_that_the_engine_kept_are_not_the_probes(config, encoder, engine, batch):
+    """A stale cache is in the sampler and nowhere else."""
+    kept = engine.model._prompt_positions
+    ask_engine(engine, batch)
+    for key in list(kept):
+        kept[key] = kept[key] * 2
+    answers = ask_engine(engine, batch)
+    kept.clear()
+    with pytest.raises(VideoOPDError, match="further apart than rollout.max_engine_mismatch"):
+        probe_batch(config, encoder, engine, batch, answers)
+
+
+def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
+    """A third more seconds per grid, in the sampler alone: no token is far off, most are a bit."""
+    config = make_config(tmp_path, tiny_world, {"student.dtype": "bfloat16"}, "qwen2_5_vl")
+    encoder = ExampleEncoder(config, config.student.path)
+    (found,) = encoder.encode_batches([read_examples(config, 8)], "test", 0)
+    items = [item for video in found.videos for item in video]
+    folder, tokenizer = config.student.path, encoder.prompts.tokenizer
+
+    def ask():
+        engine = HFEngine.load(folder, tokenizer, "bfloat16", "cpu")
+        asked = [[Request(i.example.example_id, i.prompt, tuple(range(8))) for i in v]
+                 for v in found.videos]  # fmt: skip
+        return engine, engine.sample(asked, SamplingParams(24))
+
+    def check(engine, answers):
+        return probe_engine(config, folder, "bfloat16", encoder, engine, items[0], answers, items)
+
+    assert max(check(*ask()).values()) > 1e-3
+    right = PositionRule.positions
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            PositionRule,
+            "positions",
+            lambda self, tokens, vision: right(
+                self, tokens, replace(vision, second_per_grid=vision.second_per_grid * 4 / 3)
+            ),
+        )
+        engine, answers = ask()
+    with pytest.raises(VideoOPDError, match="mean difference .*more than rounding in bfloat16"):
+        check(engine, answers)
+
+
+def test_other_seconds_or_positions_are_refused(encoder, items):
+    item = items[0]
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    place = encoder.prompts.positions.answer_position(item.prompt.token_ids, item.prompt.vision)
+    assert gate.prompt_fault(item, seen(item, answer_position=place)) is None
+    fault = gate.prompt_fault(item, seen(item, answer_position=place - 1))
+    assert fault == f"the engine puts the answer at position {place - 1}, we at {place}"
+    assert "position None" in gate.prompt_fault(item, seen(item))
+    fault = gate.prompt_fault(item, seen(item, answer_position=place, second_per_grid=1.5))
+    assert fault == "the engine counts 1.5 seconds per grid, we None"
+
+
+def test_engines_say_where_their_answer_stands(encoder, engine, batch):
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    items = [item for video in batch for item in video]
+    assert gate.check("hf", items, ask_engine(engine, batch)) == {}
 
 
 def test_rows_of_the_probe_carry_the_difference(config):

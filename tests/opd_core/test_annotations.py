@@ -63,7 +63,7 @@ def test_one_example_an_event(tmp_path):
         (b"[" * 100_000, "train.jsonl:1", "beyond any annotation"),
         (b'{"duration": ' + b"9" * 5000 + b"}", "train.jsonl:1", "beyond any annotation"),
         ([1, 2], "train.jsonl:1", "not a JSON object"),
-        ({**GOOD, "video_path": None}, "train.jsonl:1", "'video_path' is not text"),
+        ({**GOOD, "video_path": None}, "train.jsonl:1", "the row names no video"),
         ({k: v for k, v in GOOD.items() if k != "duration"}, "train.jsonl:1", "'duration' is miss"),
         (good(duration=0), "train.jsonl:1", "'duration' is 0 s"),
         (good(duration=float("nan")), "train.jsonl:1", "'duration' is not a finite number"),
@@ -73,17 +73,34 @@ def test_one_example_an_event(tmp_path):
         (good(video_path="/etc/a.mp4"), "train.jsonl:1", "leads out of the videos folder"),
         (good(video_path="a/../../b.mp4"), "train.jsonl:1", "leads out of the videos folder"),
         (good(events=["x"]), "train.jsonl:1#0", "the event is not a JSON object"),
-        (event(query="  "), "train.jsonl:1#0", "'query' is empty"),
+        (event(query="  "), "train.jsonl:1#0", "the query is empty"),
         (event(query="\ud800"), "train.jsonl:1#0", "no text"),
-        (event(span=[[4, 4]]), "train.jsonl:1#0", "ends at 4 s, not after its start at 4 s"),
-        (event(span=[[5, 4]]), "train.jsonl:1#0", "ends at 4 s, not after its start at 5 s"),
-        (event(span=[[-1, 4]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
+        (
+            event(span=[[4, 4]]),
+            "train.jsonl:1#0",
+            "is empty: it ends at 4 s, not after its start at 4 s",
+        ),
+        (
+            event(span=[[5, 4]]),
+            "train.jsonl:1#0",
+            "is reversed: it ends at 4 s, not after its start at 5 s",
+        ),
+        (
+            event(span=[[-1, 4]]),
+            "train.jsonl:1#0",
+            "is negative: it lies outside of the video's 30.5 s",
+        ),
         (event(span=[[1, 31.5]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
         (event(span=[[1, float("nan")]]), "train.jsonl:1#0", "not a finite number"),
-        (event(span=[1, 4]), "train.jsonl:1#0", "[[start, end]]"),
+        (event(span=[1, 4, 5]), "train.jsonl:1#0", "not of the form [start, end]"),
         (event(span=[[1, 2], [9, 40]]), "train.jsonl:1#0", "outside of the video's 30.5 s"),
-        (event(span=[[1, 4, 5]]), "train.jsonl:1#0", "[[start, end]]"),
-        (event(span=[["1", "4"]]), "train.jsonl:1#0", "not a number"),
+        (event(span=[[1, 4, 5]]), "train.jsonl:1#0", "[[start, end], ...]"),
+        (event(span=[["1", "4%"]]), "train.jsonl:1#0", "not a number of seconds ('4%')"),
+        (event(span=[]), "train.jsonl:1#0", "the row has no span"),
+        ({k: v for k, v in GOOD.items() if k != "source"}, "train.jsonl:1", "'source' is missing"),
+        (good(video_path="C:\\data\\a.mp4"), "train.jsonl:1", "leads out of the videos folder"),
+        (good(video_path="..\\a.mp4"), "train.jsonl:1", "leads out of the videos folder"),
+        (good(video_start=30.0), "train.jsonl:1", "a cut-out of its video"),
     ],
 )
 def test_a_bad_annotation_is_quarantined_and_the_rest_goes_on(tmp_path, line, place, reason):
@@ -122,6 +139,19 @@ def test_a_rounded_duration_is_tolerated_and_nothing_is_clipped(tmp_path):
     end = 30.5 + END_TOLERANCE_SECONDS
     (item,) = read(tmp_path, event(span=[[29, end]]))
     assert item.span == Span(29.0, end) and item.duration == 30.5
+
+
+def test_a_run_reads_what_import_reads(tmp_path):
+    """One reader: times as text, a single pair, Windows' separators, an array."""
+    (whole,) = read(tmp_path, event(query="q", span=[[1.5, 62.5]]) | {"duration": 70})
+    forms = (
+        event(query=" q ", span=["1.5", "1:02.5"]) | {"duration": "1:10", "video_path": "a\\b.mp4"},
+        event(query="q", span="1.5 to 62.5") | {"duration": "70 s"},
+        [event(query="q", span=[{"start": 1.5, "end": 62.5}]) | {"duration": 70}],
+        {"dataset": "cosmo_cap", "video": "a/b.mp4", "duration": 70, "sentence": "q",
+         "timestamp": [1.5, 62.5]},
+    )  # fmt: skip
+    assert [read(tmp_path, form) for form in forms] == [[whole]] * len(forms)
 
 
 def test_blank_lines_a_byte_order_mark_and_windows_line_ends(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 from opd_core.clip import VideoClip, frame_spec, pack, unpack
 from opd_core.config_sections import VideoSection
+from opd_core.frame_size import SizeRule
 from opd_core.video import VideoError, VideoReader
-from storage import clip_table, frames, video_hashes
-from storage.frames import FrameStore
+from storage import video_hashes
+from storage.frames import FrameStore, usage
 from tests import video_files
 
 TINY = VideoSection(max_frames=24, max_video_tokens=48)
@@ -23,7 +25,8 @@ MIB = 1 << 20
 @pytest.fixture
 def clip() -> VideoClip:
     pictures = np.stack([video_files.picture(i) for i in range(4)])
-    return VideoClip.of(pictures, (0, 3, 6, 9), 8.0, 10, "pyav")
+    times = (0.5, 0.71, 1.0, 11.0)
+    return VideoClip.of(pictures, (0, 3, 6, 9), 8.0, 10, "pyav", timestamps=times, duration=12.0)
 
 
 @pytest.fixture
@@ -56,8 +59,6 @@ def read(paths: list[Path], store: FrameStore | None, codec: str = "raw") -> lis
     """By a new reader, as in a process of its own."""
     with VideoReader(TINY, codec=codec, store=store) as reader:
         clips = [reader.read(path) for path in paths]
-    if store is not None:
-        store.close()
     return clips
 
 
@@ -98,16 +99,23 @@ def test_spoilt_bytes_are_noticed(clip, codec):
 
 
 def test_the_spec_names_all_that_frames_depend_on():
-    sizes = {"patch": 16, "merge": 2, "temporal": 2, "min_frames": 4}
-    specs = {frame_spec(TINY, "raw", **sizes), frame_spec(TINY, "jpeg", **sizes)}
-    specs |= {frame_spec(TINY, "raw", **sizes | {name: 8}) for name in sizes}
-    changes = {"fps": 1.0, "max_frames": 8, "max_video_tokens": 99, "decoder": "decord"}
-    specs |= {
-        frame_spec(TINY.model_copy(update={k: v}), "raw", **sizes) for k, v in changes.items()
+    rule = SizeRule()
+    rules = [SizeRule("qwen2_vl"), *(replace(rule, **{f: 8}) for f in SizeRule.__slots__[1:])]
+    specs = {frame_spec(TINY, "raw", rule, 4), frame_spec(TINY, "jpeg", rule, 4)}
+    specs |= {frame_spec(TINY, "raw", rule, 8), *(frame_spec(TINY, "raw", r, 4) for r in rules)}
+    changes = {
+        "fps": 1.0,
+        "max_frames": 8,
+        "max_video_tokens": 99,
+        "max_frame_tokens": 9,
+        "decoder": "decord",
     }
-    assert len(specs) == 2 + len(sizes) + len(changes)
+    specs |= {
+        frame_spec(TINY.model_copy(update={k: v}), "raw", rule, 4) for k, v in changes.items()
+    }
+    assert len(specs) == 3 + len(rules) + len(changes)
     other = TINY.model_copy(update={"cached_videos": 3, "decode_timeout_seconds": 1.0})
-    assert frame_spec(other, "raw", **sizes) in specs
+    assert frame_spec(other, "raw", rule, 4) in specs
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
@@ -120,40 +128,38 @@ def test_the_second_reader_decodes_nothing_and_sees_the_same(paths, store, decod
     assert len(decoded) == 12
     for clips in (first, second):
         assert all(same(a, b) for a, b in zip(clips, without, strict=True))
-    assert len(store) == 6
+    assert usage(store.folder).clips == 6
 
 
 def test_raw_and_jpeg_are_kept_apart(paths, store):
     raw, jpeg = read(paths, store)[0], read(paths, store, "jpeg")[0]
     assert raw.pixel_hash != jpeg.pixel_hash
-    assert len(store) == 12
+    assert usage(store.folder).clips == 12
 
 
 def test_evicted_videos_are_decoded_again_to_the_same_pixels(paths, tmp_path, decoded, monkeypatch):
     monkeypatch.setattr(video_hashes, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(frames, "FLUSH_CLIPS", 1)
     without = read(paths, None)
     bound = 3 * without[0].frames.nbytes * 10 // 9
     store = FrameStore.open(tmp_path / "frames", bound)
     for _ in range(3):
         clips = read(paths, store)
         assert all(same(a, b) for a, b in zip(clips, without, strict=True))
-        assert 0 < len(store) < 6
+        assert 0 < usage(store.folder).clips < 6
     assert len(decoded) > 6 + 6
 
 
-def test_a_spoilt_row_is_decoded_again_and_replaced(paths, store, decoded):
+def test_a_spoilt_clip_is_decoded_again_and_replaced(paths, store, decoded):
     without = read(paths, store)
     marks = [clip.frames.tobytes()[-64:] for clip in without]
     hit = 0
-    for file in (store.folder / clip_table.TABLE / "data").rglob("*"):
-        if file.is_file():
-            data = bytearray(file.read_bytes())
-            for mark in marks[:2]:
-                if (at := data.find(mark)) >= 0:
-                    data[at + 5] ^= 0xFF
-                    hit += 1
-            file.write_bytes(data)
+    for file in (store.folder / "clips").rglob("*-*"):
+        data = bytearray(file.read_bytes())
+        for mark in marks[:2]:
+            if (at := data.find(mark)) >= 0:
+                data[at + 5] ^= 0xFF
+                hit += 1
+        file.write_bytes(data)
     assert hit == len(set(marks[:2])) == 2
     decoded.clear()
     for expected in (["0.mp4", "1.mp4"], []):
@@ -170,7 +176,7 @@ def test_errors_are_not_kept(tmp_path, store, decoded):
             read([bad], store)
     with pytest.raises(VideoError, match="no file"):
         read([tmp_path / "missing.mp4"], store)
-    assert len(store) == 0
+    assert usage(store.folder).clips == 0
     assert decoded == ["bad.mp4", "bad.mp4"]
 
 

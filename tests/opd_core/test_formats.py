@@ -127,12 +127,12 @@ def test_csv_without_a_header_with_a_quoted_comma_and_more_columns():
         ("csv", "a,1,2\n", "has 3 cells and not 4"),
         ("csv", b"a,1,2,\xff\n", "no text"),
         ("csv", "a,1,2," + "x" * 200_000 + "\n", "no CSV"),
-        ("qvhighlights", [{"vid": "a", "query": "q", "duration": 9}], "'relevant_windows' is miss"),
+        ("qvhighlights", [{"vid": "a", "query": "q", "duration": 9}], "the row has no span"),
         ("timelens-bench", "[1]", "not one JSON object"),
         ("timelens-bench", "{", "not JSON"),
         ("jsonl", [{"video": "a", "start": 1, "query": "q"}], "'end' is missing"),
-        ("jsonl", [{"video": "a", "start": "1", "end": 2, "query": "q"}], "not a number"),
-        ("video-opd", [{"videos": ["a"]}], "no chat"),
+        ("jsonl", [{"video": "a", "start": "1 %", "end": 2, "query": "q"}], "not a num"),
+        ("video-opd", [{"videos": ["a"]}], "the row has no sentence"),
         ("video-opd", b"PAR1 and then nothing", "cannot be read from row 1 on"),
     ],
 )
@@ -191,12 +191,31 @@ KEYS = (
     "source", "video_path", "duration", "events", "query", "span", "vid", "relevant_windows",
     "video", "start", "end", "messages", "videos", "solution", "role", "content", "spans",
     "queries", "timestamps", "sentences", "type", "text", "conversations", "prompt",
+    "reward_model", "ground_truth", "extra_info", "timestamp", "sentence", "video_start", "data",
+    "annotations", "answer", "question", "path", "start_frame", "source",
 )  # fmt: skip
 
 
 def nearly() -> st.SearchStrategy[object]:
     """JSON whose keys are those that the readers look for, at any depth."""
-    texts = st.sampled_from(["user", "a.mp4", QUESTION, ANSWER, "{", "<answer>1 to 2", "text"])
+    texts = st.sampled_from(
+        [
+            "user",
+            "a.mp4",
+            QUESTION,
+            ANSWER,
+            "{",
+            "<answer>1 to 2",
+            "text",
+            "1.0 to 2.5",
+            "00:01",
+            "[1, 2]",
+            "[[1, 2], {",
+            "<video>",
+            "C:\\a.mp4",
+            "",
+        ]
+    )
     leaves = st.none() | st.floats() | st.integers() | texts | st.text(max_size=6)
     return st.recursive(
         leaves,

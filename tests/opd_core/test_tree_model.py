@@ -1,7 +1,8 @@
 """One forward pass over trees equals one pass a sequence by plain transformers, and its gradients.
 
 For Qwen3-VL and Qwen2.5-VL of random weights, in float32 on the CPU. The reference calls the
-models as anyone would: input ids, pixels, token types, no mask and no positions of ours.
+models as anyone would: input ids, pixels, token types, no mask; with positions counted by hand,
+because transformers' own continue text inside a Qwen2.5-VL video.
 """
 
 import copy
@@ -16,6 +17,7 @@ from opd_core.prompts import EncodedPrompt, VisionInput
 from opd_core.sampling import Request, SamplingParams, draw_tokens, uniforms
 from opd_core.tree_model import TreeModel
 from opd_core.types import VideoOPDError
+from tests.opd_core.positions_by_hand import by_hand
 
 VIDEO, IMAGE, START, END, EOS = 90, 91, 92, 93, 2
 VOCABULARY = 96
@@ -143,17 +145,29 @@ def by_key(model: TreeModel, packed: Pack, layout=None) -> dict:
     return found
 
 
-def separately(model, prompt, vision, completion, excluded) -> torch.Tensor:
-    whole = torch.tensor([[*prompt, *completion]])
+def plain_logits(model, token_ids, vision) -> torch.Tensor:
+    """[T, V]"""
+    whole = torch.tensor([token_ids])
+    vision_config = model.config.vision_config
+    places = by_hand(
+        [t == VIDEO for t in token_ids],
+        vision.grid_thw,
+        vision.second_per_grid,
+        vision_config.tokens_per_second if model.config.model_type == "qwen2_5_vl" else None,
+    )
     output = model(
         input_ids=whole,
         pixel_values_videos=vision.patches,
         video_grid_thw=torch.tensor([vision.grid_thw]),
         mm_token_type_ids=(whole == VIDEO).int() * 2,
-        second_per_grid_ts=[vision.second_per_grid],
+        position_ids=torch.tensor(places[:-1]).T[:, None],
         use_cache=False,
     )
-    logits = output.logits[0, len(prompt) - 1 : -1]
+    return output.logits[0]
+
+
+def separately(model, prompt, vision, completion, excluded) -> torch.Tensor:
+    logits = plain_logits(model, [*prompt, *completion], vision)[len(prompt) - 1 : -1]
     logits[:, list(excluded)] = -torch.inf
     return logits.log_softmax(1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
@@ -299,14 +313,7 @@ def test_greedy_is_the_likeliest_token_of_plain_generate(models):
     prompt, vision = request.prompt.token_ids, request.prompt.vision
     written: list[int] = []
     for _ in range(len(sample.token_ids)):
-        whole = torch.tensor([[*prompt, *written]])
-        logits = plain(
-            input_ids=whole,
-            pixel_values_videos=vision.patches,
-            video_grid_thw=torch.tensor([vision.grid_thw]),
-            mm_token_type_ids=(whole == VIDEO).int() * 2,
-            second_per_grid_ts=[vision.second_per_grid],
-        ).logits[0, -1]
+        logits = plain_logits(plain, [*prompt, *written], vision)[-1]
         logits[list(tree_model.excluded_ids)] = -torch.inf
         written.append(int(logits.argmax()))
     assert list(sample.token_ids) == written

@@ -170,7 +170,7 @@ def test_another_format_says_what_to_do(tables):
     file = tables.folder / "format.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
     with pytest.raises(
-        VideoOPDError, match=f"format 99 and this program reads format {SCHEMA_VERSION}; use"
+        VideoOPDError, match=f"format 99 and this program reads format {SCHEMA_VERSION} and older"
     ):
         Tables.open(tables.folder)
 
