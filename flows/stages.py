@@ -297,7 +297,6 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             f"({round_rows.reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
-    kept = work.run.selections().filter(round_rows.of_round(policy)).select("rollout_id").collect()
     if not set(chosen["rollout_id"]) <= set(kept["rollout_id"]):
         work.about_to_work()
     begin(work.run, "focus", policy.version, force)
