@@ -69,13 +69,13 @@ def test_the_truth_is_trained_as_it_is_annotated(write_config: Any, tmp_path: Pa
 
 
 def test_a_round_in_words_of_its_own(write_config: Any, tmp_path: Path) -> None:
-    own = {
-        "prompt.text": "When does '{query}' happen? Say: from START to END.",
-        "prompt.reader": r"from (?P<start>\S+) to (?P<end>\S+)",
-        "prompt.answer": "from {start:.1f} to {end:.1f}",
-    }
-    settings = {**EVERYTHING, "update.objective": "sft", **CASES["sft"], **own}
-    run_without_server(str(write_config(tmp_path, settings)), 1)
+    own = [
+        "prompt.text=When does '{query}' happen? Say: from START to END.",
+        r"prompt.reader=from (?P<start>\S+) to (?P<end>\S+)",
+        "prompt.answer=from {start:.1f} to {end:.1f}",
+    ]
+    settings = {**EVERYTHING, "update.objective": "sft", **CASES["sft"]}
+    run_without_server(str(write_config(tmp_path, settings)), 1, own)
     run = Run.open(tmp_path / "run")
     rows = run.trajectories().select("text", "predicted_start", "predicted_end", "student_iou")
     for text, start, end, iou in rows.collect().iter_rows():
