@@ -203,7 +203,7 @@ def appended(run: Run) -> Checked:
     last = max(policy_hashes(run))
     newest = last if run.is_finished(last) else last - 1
     expected = [run.round_tag(number) for number in range(1, newest + 1)]
-    for name in TABLES:
+    for name in run.tables.names:
         commits = list(history.commits(folder, name))
         cleaned += commits[-1].version - len(commits)
         for commit in commits:
@@ -212,7 +212,7 @@ def appended(run: Run) -> Checked:
                 if began := history.rows_at(folder, name, 1):
                     raise BrokenLink.at(where, "the number of rows it was made with", began, 0)
                 continue
-            if commit.operation == history.MIGRATED and history.only_absent_columns(
+            if commit.operation in history.MIGRATED and history.only_absent_columns(
                 folder, name, commit.version
             ):
                 continue
@@ -237,7 +237,8 @@ def attempts(run: Run) -> Checked:
     current = max(policy_hashes(run))
     seen: set[str] = set()
     notes: list[str] = []
-    for name, spec in TABLES.items():
+    for name in run.tables.names:
+        spec = TABLES[name]
         columns = {column.name for column in spec.columns}
         frame, every = run.scan(name), run.scan(name, superseded=True)
         foreign = every.filter(pl.col("run_id") != run.run_id).select(*spec.key, "run_id").head(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
+from storage.schemas import RETIRED
 
 if TYPE_CHECKING:
     import lance
@@ -22,8 +23,8 @@ MADE, GROWN = "Overwrite", {"Append", "Rewrite", "BaseOperation", "CreateIndex"}
 
 `BaseOperation` is one that pylance has no class for, such as a compaction that reserves fragment
 numbers; all that change rows (Update, Delete, Merge, Overwrite, Restore, ...) have theirs."""
-MIGRATED = "Merge"
-"""Of columns, where `only_absent_columns` says that they hold nothing."""
+MIGRATED = {"Merge", "Project"}
+"""Columns that came or went, where `only_absent_columns` says that no value did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,15 @@ def is_ours(commit: Commit, run_id: str) -> bool:
 
 
 def only_absent_columns(folder: Path, name: str, version: int) -> bool:
-    """Whether a version differs from the one before by columns without a value, and nothing else:
-    what `older_formats.migrate` does."""
+    """Whether a version differs from the one before by columns without a value or by retired ones,
+    and nothing else: what `older_formats.migrate` does."""
     dataset = _dataset(folder, name)
     try:
         before, after = dataset.checkout_version(version - 1), dataset.checkout_version(version)
     except (ValueError, OSError):  # cleared away: a migration of ours keeps both under a tag
         return False
-    kept = set(before.schema.names) <= set(after.schema.names)
-    return kept and _files(before) == _files(after)
+    gone = set(before.schema.names) - set(after.schema.names)
+    return gone <= set(RETIRED.get(name, ())) and _files(before) == _files(after)
 
 
 def _files(dataset: lance.LanceDataset) -> list[tuple[str, tuple[int, ...]]]:

@@ -9,6 +9,8 @@ that nothing else changed.
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ import pyarrow as pa
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import disk_troubles, write_json
-from storage.schemas import SCHEMA_VERSION, TABLES, Column, TableSpec
+from storage.schemas import RETIRED, SCHEMA_VERSION, TABLES, Column, TableSpec
 
 if TYPE_CHECKING:
     import lance
@@ -54,13 +56,18 @@ def format_of(folder: Path) -> int:
 def absent(spec: TableSpec, schema: pa.Schema) -> list[Column] | None:
     """The optional columns of `spec` that a table has not; None where it differs in more."""
     wanted = {column.name: column for column in spec.columns}
-    if not set(schema.names) <= set(wanted):
+    here = {f.name: f.type for f in schema if f.name not in RETIRED.get(spec.name, ())}
+    if any(name not in wanted or type != wanted[name].type for name, type in here.items()):
         return None
-    for field in schema:
-        if field.type != wanted[field.name].type:
-            return None
-    missing = [column for name, column in wanted.items() if name not in schema.names]
+    missing = [column for name, column in wanted.items() if name not in here]
     return missing if all(column.optional for column in missing) else None
+
+
+def nothing(spec: TableSpec) -> lance.LanceDataset:
+    """Stands for a table that came after the run's format: without a row."""
+    import lance
+
+    return lance.write_dataset(spec.schema.empty_table(), f"memory://{uuid.uuid4().hex}")
 
 
 def with_nulls(frame: pl.LazyFrame, spec: TableSpec, missing: list[Column]) -> pl.LazyFrame:
@@ -85,7 +92,8 @@ def refuse_to_write(folder: Path, version: int) -> None:
 
 
 def migrate(folder: Path) -> dict[str, list[str]]:
-    """Brings the tables in `folder` up to SCHEMA_VERSION: table -> the columns it was given.
+    """Brings the tables in `folder` up to SCHEMA_VERSION: table -> the columns it was given (of a
+    table that is new, all).
 
     No row is written or moved. Killed at any moment, it goes on when it is called again. Call it as
     the run's only writer. Raises `VideoOPDError` for tables that are not of an older format.
@@ -96,9 +104,14 @@ def migrate(folder: Path) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     if version == SCHEMA_VERSION:
         return given
+    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     for name, spec in TABLES.items():
         lock = locks.held(folder / ".locks" / f"{name}.lock", "migrate", 120.0)
         with disk_troubles(folder), lock:
+            if not (folder / f"{name}.lance").exists():
+                _create(folder, spec, rounds)
+                given[name] = [column.name for column in spec.columns]
+                continue
             dataset = lance.dataset(folder / f"{name}.lance")
             missing = absent(spec, dataset.schema)
             if missing is None:
@@ -106,19 +119,43 @@ def migrate(folder: Path) -> dict[str, list[str]]:
                     f"{name}.lance in {folder} has other columns than formats {version} to"
                     f" {SCHEMA_VERSION}; use the program that wrote it"
                 )
-            before, after = f"format-{version}", f"format-{SCHEMA_VERSION}"
+            retired = [c for c in RETIRED.get(name, ()) if c in dataset.schema.names]
+            if missing or retired:
+                _tag(dataset, f"format-{version}")
+            if retired:
+                dataset.drop_columns(retired)
+                dataset = lance.dataset(folder / f"{name}.lance")
             if missing:
-                _tag(dataset, before)
                 dataset.add_columns([column.field for column in missing])
                 dataset = lance.dataset(folder / f"{name}.lance")
                 given[name] = [column.name for column in missing]
-            _tag(dataset, after)
+            _tag(dataset, f"format-{SCHEMA_VERSION}")
     content = json.loads((folder / FORMAT_FILE).read_text())
     step = {"from": version, "at": datetime.now(UTC).isoformat()}
     content["migrations"] = [*content.get("migrations", []), step]
     with disk_troubles(folder):
         write_json(folder / FORMAT_FILE, {**content, "schema_version": SCHEMA_VERSION})
     return given
+
+
+def _create(folder: Path, spec: TableSpec, rounds: list[str]) -> None:
+    """An empty table, whole or not at all; it was as empty when each of the rounds was finished."""
+    import lance
+
+    aside = folder / f".{spec.name}.creating-{uuid.uuid4().hex}"
+    try:
+        dataset = lance.write_dataset(spec.schema.empty_table(), aside, mode="create")
+        for tag in rounds:
+            _tag(dataset, tag)
+        aside.rename(folder / f"{spec.name}.lance")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tags(table: Path) -> list[str]:
+    import lance
+
+    return list(lance.dataset(table).tags.list())
 
 
 def _tag(dataset: lance.LanceDataset, tag: str) -> None:

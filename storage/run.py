@@ -103,7 +103,7 @@ class Run:
     def is_finished(self, version: int) -> bool:
         """Whether `finish_round` has tagged every table with policy `version` as it is now."""
         tag = self.round_tag(version)
-        return all(tag in history.tags(self.tables.folder, name) for name in TABLES)
+        return all(tag in history.tags(self.tables.folder, name) for name in self.tables.names)
 
     def round_tag(self, version: int) -> str:
         """`round-3`; `round-3.1` where the update that makes policy 3 was run again."""
@@ -112,7 +112,8 @@ class Run:
 
     def _finished(self) -> dict[int, str]:
         """round -> its newest tag that every table has, in order."""
-        tags = set.intersection(*(set(history.tags(self.tables.folder, n)) for n in TABLES))
+        folder = self.tables.folder
+        tags = set.intersection(*(set(history.tags(folder, n)) for n in self.tables.names))
         found = [
             (int(match[1]), int(match[2] or 0), tag)
             for tag in tags

@@ -152,6 +152,12 @@ _GREEDY_ANSWER = (
 )
 
 
+RETIRED: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("evaluations", "model_evaluations"), ("iou_rounded",)
+)
+"""Columns that older formats had. They stay in the versions of their day, and are not read."""
+
+
 def _by_name(specs: Iterable[TableSpec]) -> dict[str, TableSpec]:
     return {spec.name: spec for spec in specs}
 

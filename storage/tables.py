@@ -46,6 +46,10 @@ class Tables:
     def __init__(self, folder: Path, format: int = SCHEMA_VERSION) -> None:
         self.folder = folder
         self.format = format
+        self.names = tuple(TABLES)
+        """The tables that are on disk: all, but in a run of an older format."""
+        if format < SCHEMA_VERSION:
+            self.names = tuple(n for n in TABLES if (folder / f"{n}.lance").exists())
 
     @classmethod
     def create(cls, folder: Path) -> Self:
@@ -205,6 +209,8 @@ class Tables:
         import lance
 
         spec = _spec(name)
+        if name not in self.names:
+            return older_formats.nothing(spec)
         uri = self.folder / f"{name}.lance"
         try:
             dataset = lance.dataset(uri, version=version)

@@ -1,4 +1,4 @@
-"""`audit`, `rescore`: what computes again from what is stored."""
+"""`audit`, `rescore`, `migrate`: what is done with what is stored."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def register(commands: Commands) -> None:
         help="the round that made policy K (default: every round that kept hidden states)",
     )  # fmt: skip
 
+    parser = add(
+        commands, "migrate", migrate, "bring a run of an older format up, so that it can go on"
+    )
+    parser.add_argument("run", metavar="RUN", help=RUN)
+
 
 def audit(options: argparse.Namespace) -> int:
     from flows.ask import print_audit
@@ -53,3 +58,18 @@ def rescore(options: argparse.Namespace) -> None:
     config = load_config(path) if path.is_file() else None
     with opening() as open_run:
         rescore_run(open_run(options.run), options.round, config)
+
+
+def migrate(options: argparse.Namespace) -> None:
+    from flows.commands.targets import opening
+
+    with opening() as open_run:
+        run = open_run(options.run)
+        before, given = run.tables.format, run.migrate()
+    if before == run.tables.format:
+        print(f"{run.path} is of format {before} already; nothing was changed")
+        return
+    columns = sum(map(len, given.values()))
+    print(
+        f"{run.path}: format {before} -> {run.tables.format}, {columns} columns added, no row moved"
+    )

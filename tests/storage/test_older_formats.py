@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -11,10 +12,11 @@ import pyarrow as pa
 import pytest
 from storage_factories import PROVENANCE, new_run, one_of_each, rollout
 
+from flows.cli import main
 from opd_core.types import Rollout, Update, VideoOPDError
 from storage import history
 from storage.run import Run
-from storage.schemas import SCHEMA_VERSION, TABLES
+from storage.schemas import RETIRED, SCHEMA_VERSION, TABLES
 from storage.tables import Tables
 
 OLDER = SCHEMA_VERSION - 1
@@ -22,11 +24,21 @@ LATER = {"rollouts": ["engine_mismatch"], "updates": ["max_logprob_mismatch", "s
 """Optional columns that the older program did not know."""
 
 
-def set_back(tables: Path, without: dict[str, list[str]] = LATER) -> None:
-    """Makes the tables those of a program without some columns; their rows stay."""
-    for name, columns in without.items():
+NEW_TABLE = "data_changes"
+"""A table that it did not know."""
+
+
+def set_back(tables: Path) -> None:
+    """Makes the tables those of a program without some columns and a table, and with a column that
+    is read no more; their rows stay."""
+    shutil.rmtree(tables / f"{NEW_TABLE}.lance")
+    for name in {*LATER, *RETIRED}:
         uri = tables / f"{name}.lance"
-        rows = lance.dataset(uri).to_table().drop_columns(columns)
+        rows = lance.dataset(uri).to_table().drop_columns(LATER.get(name, []))
+        for column in RETIRED.get(name, ()):
+            rows = rows.append_column(
+                pa.field(column, pa.float64(), nullable=False), pa.array([0.5] * rows.num_rows)
+            )
         shutil.rmtree(uri)
         lance.write_dataset(rows.slice(0, 0), uri, mode="create")
         if rows.num_rows:
@@ -54,6 +66,9 @@ def test_an_older_run_is_read_and_what_it_has_not_is_null(older):
     assert frame.columns == TABLES["rollouts"].schema.names
     assert frame.schema["engine_mismatch"].is_float()
     assert run.trajectories().collect().height == 1
+    assert run.scan(NEW_TABLE).collect().columns == TABLES[NEW_TABLE].schema.names
+    assert run.scan(NEW_TABLE).collect().is_empty()
+    assert run.evaluations().collect().columns == TABLES["evaluations"].schema.names
 
 
 def test_an_older_run_is_not_written_before_it_is_brought_up(older, tmp_path):
@@ -69,15 +84,28 @@ def test_migrate_gives_the_columns_and_moves_no_row(older, tmp_path):
         name: lance.dataset(folder / f"{name}.lance").to_table().to_pylist() for name in LATER
     }
     run = Run.open(older.path)
-    assert run.migrate() == LATER
+    new = {NEW_TABLE: TABLES[NEW_TABLE].schema.names}
+    assert run.migrate() == LATER | new
     assert run.migrate() == {}
+    assert set(lance.dataset(folder / "evaluations.lance").schema.names) == set(
+        TABLES["evaluations"].schema.names
+    )
     for name, columns in LATER.items():
         rows = lance.dataset(folder / f"{name}.lance").to_table().to_pylist()
         assert rows == [row | dict.fromkeys(columns) for row in before[name]]
     again = new_run(tmp_path)
+    one = one_of_each()["evaluations"]
+    assert again.append("evaluations", [replace(one, policy_version=7)], stage="evaluate") == 1
     assert again.append("rollouts", [rollout(1, engine_mismatch=0.25)]) == 1
     assert [r.engine_mismatch for r in again.read("rollouts", Rollout)] == [None, 0.25]
     assert again.scan("rollouts").collect().columns == TABLES["rollouts"].schema.names
+
+
+def test_the_command(older, capsys):
+    assert main(["migrate", str(older.path)]) == 0
+    assert f"format {OLDER} -> {SCHEMA_VERSION}" in capsys.readouterr().out
+    assert main(["migrate", str(older.path)]) == 0
+    assert "nothing was changed" in capsys.readouterr().out
 
 
 def test_a_tag_from_before_is_read_after(older):
@@ -86,6 +114,18 @@ def test_a_tag_from_before_is_read_after(older):
     run.migrate()
     (row,) = run.tables.read("rollouts", Rollout, version=tag)
     assert row.engine_mismatch is None
+
+
+def test_finished_rounds_are_finished_before_and_after(older):
+    tags = {f"round-{number}" for number in (1, 2)}
+    for table in older.tables.folder.glob("*.lance"):
+        for tag in tags:
+            lance.dataset(table).tags.create(tag, 1)
+    assert Run.open(older.path).finished_rounds() == [1, 2]
+    Run.open(older.path, round=1)
+    Run.open(older.path).migrate()
+    assert Run.open(older.path).finished_rounds() == [1, 2]
+    assert Run.open(older.path, round=2).scan(NEW_TABLE).collect().is_empty()
 
 
 def test_a_killed_migration_goes_on(older, monkeypatch):
@@ -101,6 +141,11 @@ def test_a_killed_migration_goes_on(older, monkeypatch):
 def test_the_audit_knows_a_migration_from_a_change_of_values(older):
     folder = older.tables.folder
     Run.open(older.path).migrate()
+    newest = lance.dataset(folder / "evaluations.lance").version
+    assert history.commit(lance.dataset(folder / "evaluations.lance"), newest).operation in (
+        "Project", "Merge"
+    )  # fmt: skip
+    assert history.only_absent_columns(folder, "evaluations", newest)
     newest = lance.dataset(folder / "rollouts.lance").version
     assert history.commit(lance.dataset(folder / "rollouts.lance"), newest).operation == "Merge"
     assert history.only_absent_columns(folder, "rollouts", newest)
