@@ -53,6 +53,15 @@ def format_of(folder: Path) -> int:
     return version
 
 
+def older_rows_end(folder: Path) -> datetime | None:
+    """Rows written before it are of an older format, and an older program read their answers; None
+    where there are none such."""
+    if format_of(folder) < SCHEMA_VERSION:
+        return datetime.now(UTC)
+    steps = json.loads((folder / FORMAT_FILE).read_text()).get("migrations", [])
+    return datetime.fromisoformat(steps[-1]["at"]) if steps else None
+
+
 def absent(spec: TableSpec, schema: pa.Schema) -> list[Column] | None:
     """The optional columns of `spec` that a table has not; None where it differs in more."""
     wanted = {column.name: column for column in spec.columns}

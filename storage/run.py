@@ -156,6 +156,10 @@ class Run:
         self.tables = Tables.open(self.tables.folder)
         return given
 
+    def older_rows_end(self) -> datetime | None:
+        """Rows written before it are of an older format; None where there are none such."""
+        return older_formats.older_rows_end(self.tables.folder)
+
     # --- policies ------------------------------------------------------------------------------
 
     def check_base(self) -> None:

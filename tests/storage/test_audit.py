@@ -17,6 +17,7 @@ from opd_core.config import config_hash
 from opd_core.types import Span, make_example_id
 from storage.audit import BrokenLink
 from storage.run import Run
+from storage.schemas import SCHEMA_VERSION
 
 WEIGHTS = "checkpoints hold the weights that were committed"
 CHAIN = "each policy names its parent"
@@ -424,3 +425,17 @@ def test_deep_finds_a_score_that_the_teacher_did_not_give(copy):
 
     rewrite(copy, "teacher_scores", change)
     assert "teacher_logprobs[" in broken(copy, Depth(0.0, 0.1))["scored again"]
+
+
+def test_answers_that_an_older_format_read_otherwise_are_counted(copy):
+    """Its program is not here to read them again; what it made of the spans is held all the same."""
+    rewrite(copy, "rollouts", set_last(text="[1, 2]"))
+    file = copy / "tables" / "format.json"
+    content = json.loads(file.read_text())
+    later = {"migrations": [{"from": SCHEMA_VERSION - 1, "at": "2100-01-01T00:00:00+00:00"}]}
+    file.write_text(json.dumps(content | later))
+    verdicts = {v.link: v for v in audit(Run.open(copy), STORED)}
+    assert verdicts[ANSWERS].broken is None
+    assert "1 that a program of an older format read" in verdicts[ANSWERS].checked.notes[0]
+    rewrite(copy, "rollouts", set_last(student_iou=0.123))
+    assert "student_iou is 0.123" in broken(copy)[ANSWERS]
