@@ -428,7 +428,7 @@ def test_deep_finds_a_score_that_the_teacher_did_not_give(copy):
 
 
 def test_answers_that_an_older_format_read_otherwise_are_counted(copy):
-    """Its program is not here to read them again; what it made of the spans is held all the same."""
+    """Its program is not here to read them again; what it made of the spans is held."""
     rewrite(copy, "rollouts", set_last(text="[1, 2]"))
     file = copy / "tables" / "format.json"
     content = json.loads(file.read_text())
