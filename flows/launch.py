@@ -155,5 +155,6 @@ def _print_done(stage: str, done: StageSummary) -> None:
         f"; {key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
         else f"; {key.replace('_', ' ')} {value}"
         for key, value in done.notes.items()
+        if not key.endswith(("_low", "_high"))
     )  # fmt: skip
     print(f"{stage} of round {round_number(stage, done.policy_version)}: {done.rows:,} rows{notes}")

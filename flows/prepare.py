@@ -137,11 +137,11 @@ def check_weights(config: Config) -> None:
 
     What the run has hashed, and nothing has touched since, was looked at before.
     """
-    from opd_core.checkpoint import check_checkpoint
-
     known = weights_cache(config.run.path)
     for folder in (config.student.path, config.teacher.path):
         if known.get(folder) is None:
+            from opd_core.checkpoint import check_checkpoint
+
             check_checkpoint(folder)
 
 

@@ -176,9 +176,10 @@ def test_a_processor_that_fails_on_everything_is_one_sentence_and_no_row(
         patch.setattr(PromptEncoder, "encode", failing("", TypeError("unexpected keyword 'fps'")))
         with pytest.raises(VideoOPDError, match="fails on every example .TypeError: unexpected"):
             run_without_server(str(config))
-    assert reasons(tmp_path / "run") == {}
+    assert not (tmp_path / "run").exists(), "nothing was computed"
     run_without_server(str(config))
     assert Run.open(tmp_path / "run").current_policy().version == 1
+    assert reasons(tmp_path / "run") == {}
 
 
 def test_a_video_on_which_the_processor_fails_costs_its_sentences(

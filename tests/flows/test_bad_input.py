@@ -239,7 +239,7 @@ def test_bad_annotations_are_set_aside_and_the_rest_goes_on(
 def test_no_usable_annotation_is_an_error(write_config: Any, tmp_path: Path) -> None:
     train = annotate(tmp_path / "train.jsonl", [line_of("a.mp4", ("backwards", 4, 2))])
     said = refused(write_config(tmp_path, {"data.train": train}))
-    assert f"{train} holds no usable example" in said and "the span ends at 2 s" in said
+    assert f"{train} holds no usable example" in said and "it ends at 2 s, not after" in said
 
 
 # --- videos -------------------------------------------------------------------------------------
@@ -293,8 +293,8 @@ def test_bad_videos_are_set_aside_and_the_rest_goes_on(mixed: Path, tmp_path: Pa
     assert counts["rollouts"] == counts["teacher_scores"] == 2 * 6 * 2
     assert counts["updates"] == 2
     assert [r.eval_examples for r in summary.rounds] == [1, 1, 1]
-    # 18 in rollout and, in each round and before, one that is to be evaluated.
-    assert [r.left_out for r in summary.rounds] == [None, 19, 1]
+    # 18 in rollout, of them the 2 of the missing file again, and in each round one to be evaluated.
+    assert [r.left_out for r in summary.rounds] == [None, 19, 3]
     assert [r.annotations_left_out for r in summary.rounds] == [0, 0, 0]
     assert [r.no_span for r in summary.rounds] == [1.0, 1.0, 1.0], "untrained models answer nothing"
     assert [r.rollouts_without_span for r in summary.rounds] == [None, 12, 12]
@@ -303,7 +303,7 @@ def test_bad_videos_are_set_aside_and_the_rest_goes_on(mixed: Path, tmp_path: Pa
     printed = rows_of(rounds_table(summary.rounds[1:], 0, {"parse_failures": 1.0}))
     assert printed["eval answers without a span"] == ["1.000", "1.000", "1.000"]
     assert printed["rollouts without a span"] == ["", "12", "12"]
-    assert printed["left out in the round"] == ["", "19", "1"]
+    assert printed["left out in the round"] == ["", "19", "3"]
     assert printed["annotations left out"] == ["", "0", "0"]
 
 
@@ -321,7 +321,7 @@ def test_annotations_that_are_left_out_are_counted_and_told(
     train.write_text(tiny_world.train.read_text() + train.read_text())
     summary = run_without_server(str(write_config(tmp_path, {"data.train": train})))
     assert [r.annotations_left_out for r in summary.rounds] == [3, 3]
-    assert any(note.startswith("left out: 2 in import: the first: ") and "the span ends at 2 s"
+    assert any(note.startswith("left out: 2 in import: the first: ") and "it ends at 2 s, not after"
                in note for note in summary.rounds[0].notes), summary.rounds[0].notes  # fmt: skip
 
 

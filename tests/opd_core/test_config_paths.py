@@ -115,7 +115,10 @@ def test_it_names_every_key_with_its_meaning():
         part = text[text.index(f"[{section}]") :]
         for key in field.annotation.model_fields:
             assert re.search(rf"^#?(\[{section}\.{key}\]|{key} = )", part, re.MULTILINE), key
-    assert "Nats a token; beyond it the round's update ends." in text
+    assert (
+        "Nats a token that the update has moved away from the policy it began with; beyond it the"
+        in text
+    )
     assert "hf or vllm." in text
 
 

@@ -49,7 +49,7 @@ def test_the_last_change_counts_and_rows_stay(run):
 
 def test_numbers_are_of_what_is_in_the_eval_split_now(run):
     for example in ("asked", "moves"):
-        row = Evaluation(0, "p", example, "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1)
+        row = Evaluation(0, "p", example, "?", (1,), "stop", None, 0.0, None, 0.0, "hf", 0.1)
         run.append("evaluations", [row], policy_version=0)
     assert run.present_evaluations().collect()["example_id"].to_list() == ["asked"]
     change(run, 1, "moves", "moved", "eval")
