@@ -81,7 +81,7 @@ class Round:
 
     def update(self, name: str, rollouts: list[Rollout], *overrides: str) -> UpdateResult:
         config = load_config(
-            self.config, ["update.epochs=2", "update.max_logprob_mismatch=1.0", *overrides]
+            self.config, ["update.epochs=2", "update.first_step.largest=1.0", *overrides]
         )
         items = [
             Trained(self.examples[i], mine, tuple(self.scores[r.rollout_id] for r in mine))
@@ -116,7 +116,7 @@ def test_what_grpo_clips_does_not_depend_on_the_engine(round_: Round) -> None:
     round_.update("weighted", round_.by_engine(noisy), *ours, "update.tis=token")
     assert largest_difference(round_, "hf", "vllm") < 1e-4
     assert largest_difference(round_, "hf", "weighted") > 1e-3
-    assert hf.max_logprob_mismatch < 1e-4 and 0.25 < vllm.max_logprob_mismatch < 0.31
+    assert hf.first_step.largest < 1e-4 and 0.25 < vllm.first_step.largest < 0.31
     assert len(vllm.steps) > 3
     for a, b in zip(hf.steps, vllm.steps, strict=True):
         for name in ("loss", "policy_kl", "ratio_min", "ratio_max", "effective_sample_size"):
@@ -162,7 +162,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
     result = round_.update(
         f"{case}-def", rollouts, f"update.objective={objective}", "update.tis_cap=1.1"
     )
-    assert result.max_logprob_mismatch > 0.25
+    assert result.first_step.largest > 0.25
     by_id = {r.rollout_id: r for r in rollouts}
     for step in result.steps[:2]:
         token, prefix, ratio, losses, cut_token, cut_prefix = [], [], [], [], [], []
@@ -215,7 +215,7 @@ def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Rou
         replace(r, completion_token_ids=[*r.completion_token_ids[:-1], end])
         for r in round_.by_engine(lambda _, t: 0.0)
     ]
-    settings = ["update.objective=policy_gradient", "update.max_logprob_mismatch=100"]
+    settings = ["update.objective=policy_gradient", "update.first_step.largest=100"]
     whole = round_.update("whole", rollouts, *settings).steps[0]
     assert abs(whole.tis_weight_mean - 1.0) > 1e-3 and whole.effective_sample_size < 0.999
     left = round_.update("left", rollouts, *settings, "update.skip_special_tokens=true").steps[0]
