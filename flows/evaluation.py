@@ -27,6 +27,7 @@ from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
 from opd_core.protocols import PROTOCOLS
 from opd_core.question_key import evaluation_question
 from opd_core.types import QuarantinedItem, VideoOPDError
+from opd_core.weight_files import is_adapter
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -270,7 +271,7 @@ def _asked(
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
