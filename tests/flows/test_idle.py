@@ -16,13 +16,13 @@ import pytest
 
 from flows import alone, processor_cache
 from flows.prepare import WorkLeft, opened
+from flows.summaries import STAGES
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
 from storage.run import Run
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
 
-STAGES = ("draw", "rollout", "score", "focus", "update", "evaluate")
 HEAVY = {"prefect", "torch", "transformers", "av", "decord"}
 PROGRAM = """
 import json, sys, time
