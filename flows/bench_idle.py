@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flows.summaries import STAGES
 from opd_core.bench.interleaved import Row, at_most
 from opd_core.config import load_config
 from opd_core.types import VideoOPDError
@@ -24,7 +25,6 @@ from storage.run import Run
 
 REPETITIONS = 5
 SECONDS = 3.0
-STAGES = ("draw", "rollout", "score", "focus", "update", "evaluate")
 SHORT = (
     "rollout.examples_per_round=32", "focus.top_k=16", "focus.min_teacher_iou=0",
     "update.epochs=1", "evaluate.max_examples=16",

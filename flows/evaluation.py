@@ -17,7 +17,7 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.prepare import Work, WorkLeft, opened
+from flows.prepare import Work, WorkLeft, check_weights, opened
 from flows.processor_cache import processor_hash_of
 from flows.progress import progress
 from flows.report import ABSENT, console
@@ -27,6 +27,7 @@ from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
 from opd_core.protocols import PROTOCOLS
 from opd_core.question_key import evaluation_question
 from opd_core.types import QuarantinedItem, VideoOPDError
+from opd_core.weight_files import is_adapter
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -98,11 +99,9 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
 
 def answered_by_model(work: Work, folder: Path) -> Answers:
     """The answers of a Hugging Face folder to the eval split, after asking what has none."""
-    from opd_core.checkpoint import check_checkpoint
-
     processor = processor_hash_of(folder, work.run.path)
     question = evaluation_question(work.config, processor)
-    check_checkpoint(folder)
+    check_weights(work.run.path, folder)
     digest = work.run.weights_hash(folder)
     mine = (pl.col("model_hash") == digest) & (pl.col("question_hash") == question)
     examples = eval_examples(work)
@@ -270,7 +269,7 @@ def _asked(
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _show_groups(answers: Answers, found: list[Group], format: str) -> None:

@@ -14,8 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from flows.evaluation import Answers, Group, groups, of_policy
-from opd_core.metrics import PER_EXAMPLE, PROTOCOLS, RECALLS
+from flows.evaluation import SHOWN, Answers, Group, groups, of_policy
+from flows.report import ABSENT
+from opd_core.bootstrap import Estimate
+from opd_core.metrics import NO_SPAN
+from opd_core.protocols import PROTOCOLS
 from opd_core.types import VideoOPDError
 from storage import run_folder
 from storage.run import Run
@@ -24,7 +27,6 @@ ARXIV = "2602.02994"
 TASK, TASK_NAME = "video-text-to-text", "temporal video grounding"
 SECTIONS = ("update", "rollout", "focus", "score", "prompt", "video")
 """Of the config, those that say how it was trained."""
-METRICS = {"miou": "mIoU"} | {name: f"R1@0.{name[-2]}" for name in RECALLS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ def card(run: Run, version: int) -> str:
             " and a sentence, it says when that happens.",
             "## How to load it",
             _LOADING,
-            f"It was asked with the template `{config.get('prompt', {}).get('template')}`, and is"
-            " to be asked so again.",
+            f"It was asked with {_question(config)}, and is to be asked so again.",
             "## How well it does",
             _metrics(found, config),
             "## How it was made",
@@ -87,6 +88,13 @@ def hub_name(folder: Path) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     return folder.name
+
+
+def _question(config: Mapping[str, Any]) -> str:
+    prompt = config.get("prompt", {})
+    if prompt.get("text"):
+        return f"`{' '.join(prompt['text'].split())}`"
+    return f"the template `{prompt.get('template')}`"
 
 
 def _licence(base: Path) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
                 dataset_name=name,
                 dataset_split="eval",
                 metric_type=metric,
-                metric_name=f"{METRICS[metric]} ({protocol})",
+                metric_name=f"{SHOWN[metric]} ({protocol})",
                 metric_value=round(value, 4),
                 metric_args={"protocol": protocol, "examples": item.group.examples},
             )
@@ -138,9 +146,8 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
 
 def _keys() -> Iterator[tuple[str, str, str]]:
     for protocol in PROTOCOLS:
-        for metric in METRICS:
-            if (key := f"{protocol.name}_{metric}") in PER_EXAMPLE:
-                yield protocol.name, metric, key
+        for metric in SHOWN:
+            yield protocol.name, metric, f"{protocol.name}_{metric}"
 
 
 def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:
@@ -150,19 +157,23 @@ def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:
     lines = [f"| protocol | metric | {' | '.join(names)} |", "|---" * (2 + len(found)) + "|"]
     for protocol, metric, key in _keys():
         cells = [_cell(item.group.metrics[key]) for item in found]
-        lines.append(f"| {protocol} | {METRICS[metric]} | {' | '.join(cells)} |")
-    shares = [f"{item.group.metrics['parse_failures'].value:.3f}" for item in found]
-    lines.append(f"| | answers without a span | {' | '.join(shares)} |")
+        lines.append(f"| {protocol} | {SHOWN[metric]} | {' | '.join(cells)} |")
+    for name in (rule.name for rule in PROTOCOLS):
+        cells = [_cell(item.group.metrics[NO_SPAN[name]]) for item in found]
+        lines.append(f"| {name} | answers without a span | {' | '.join(cells)} |")
     group = found[-1].group
+    rules = " ".join(f"{rule.name}: {rule.words}." for rule in PROTOCOLS)
     lines.append(
         f"\nGreedy answers to {group.examples:,} sentences on {group.videos:,} videos of"
-        f" `{Path(config['data']['eval']).name}`, with 95 % intervals over videos. strict: no"
-        " rounding, IoU > m. timelens: whole seconds, IoU >= m. An answer without a span is IoU 0."
+        f" `{Path(config['data']['eval']).name}`, with 95 % intervals over videos. {rules} An"
+        " answer without a span is IoU 0."
     )
     return "\n".join(lines)
 
 
-def _cell(estimate: Any) -> str:
+def _cell(estimate: Estimate) -> str:
+    if estimate.value is None:  # answers from before the protocol was kept
+        return ABSENT
     if estimate.low is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"

@@ -12,6 +12,7 @@ from flows.prepare import Work
 from flows.read_data import changes_of_round
 from flows.round_rows import eval_examples
 from flows.summaries import RoundSummary, StageSummary
+from flows.typed_config import config_words
 from opd_core.metrics import grounding_metrics
 
 REASONS_TOLD = 3
@@ -130,7 +131,8 @@ def _other_examples(work: Work, version: int) -> Iterator[str]:
         yield (
             f"evaluate: of the present eval split policy {version - 1} answered {len(before):,} "
             f"examples and policy {version} {len(now):,}, {len(before & now):,} of them the same; "
-            f"`videoopd evaluate CONFIG --policy {version - 1}` asks what is missing"
+            f"`videoopd evaluate {config_words(work.run)} --policy {version - 1}` asks what is "
+            "missing"
         )
 
 

@@ -132,15 +132,15 @@ def check_folders(config: Config, name: str) -> None:
     check_place(config.run.path)
 
 
-def check_weights(config: Config) -> None:
-    """Raises `VideoOPDError` unless student and teacher hold all weights of their models.
+def check_weights(run: Path, *folders: Path) -> None:
+    """Raises `VideoOPDError` unless the folders hold all weights of their models.
 
     What the run has hashed, and nothing has touched since, was looked at before.
     """
-    known = weights_cache(config.run.path)
-    for folder in (config.student.path, config.teacher.path):
+    known = weights_cache(run)
+    for folder in folders:
         if known.get(folder) is None:
-            from opd_core.checkpoint import check_checkpoint
+            from opd_core.checkpoint import check_checkpoint  # and with it torch
 
             check_checkpoint(folder)
 
@@ -186,7 +186,7 @@ def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
-    check_weights(loaded)
+    check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
     if not looking:
         from opd_core.tree_model import set_threads
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.progress import is_quiet
+from flows.summaries import STAGES
 from opd_core.metrics import grounding_metrics
 from storage.run import Run
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
 ABSENT = "-"
 
 

@@ -102,7 +102,7 @@ def needs_scores(work: Work) -> bool:
 
 
 def scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
-    """The round's scores by rollout id, where the objective needs them."""
+    """The round's scores by rollout id, where the objective or the selection needs them."""
     if not needs_scores(work):
         return {}
     whole = work.config.update.teacher_distribution == "hidden_states"
@@ -180,13 +180,13 @@ def check_complete(work: Work, policy: PolicyRef) -> None:
 
 def why_none(work: Work, policy: PolicyRef) -> str:
     """Why a round has no rollouts, and the fix."""
+    config = config_words(work.run)
     if removed := gone(work, policy):
         return (
             f"{len(removed)} of its examples are no longer in {work.config.data.train.name}; draw "
-            f"others with `videoopd stage draw CONFIG --round {policy.round} --force`"
+            f"others with `videoopd stage draw {config} --round {policy.round} --force`"
         )
     rows = [r for r in set_aside(work, policy) if r.stage in ("validate", "rollout")]
-    config = config_words(work.run)
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "

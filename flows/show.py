@@ -18,6 +18,7 @@ from rich.text import Text
 from flows.report import ABSENT, console, printable
 from opd_core.token_text import token_texts
 from opd_core.types import VideoOPDError
+from storage.present import latest
 from storage.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def show(run: Run, id: str) -> None:
     """
     rollout = _rollout(run, id)
     rollout_id = rollout["rollout_id"]
-    example = _first(run.examples().filter(pl.col("example_id") == rollout["example_id"])) or {}
+    mine = pl.col("example_id") == rollout["example_id"]
+    example = _first(latest(run.scan).filter(mine)) or {}
     predictions = (
         run.teacher_predictions()
-        .filter(pl.col("example_id") == rollout["example_id"])
+        .filter(mine)
         .sort("teacher_hash", "prediction_index")
         .collect()
         .to_dicts()

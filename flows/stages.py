@@ -29,6 +29,7 @@ from flows.read_data import changes_of_round
 from flows.rerun import begin, refuse_stale_inputs
 from flows.stage_costs import measured
 from flows.summaries import StageSummary
+from flows.typed_config import config_words
 from opd_core import curriculum
 from opd_core.faults import NEXT_ROUND
 from opd_core.types import (
@@ -183,13 +184,19 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         for index in range(work.config.rollout.rollouts_per_example)
     }
     each = range(work.config.rollout.rollouts_per_example)
-    wanted = {make_rollout_id(policy.version, e.example_id, i) for e in examples for i in each}
-    if wanted <= done:
+    wanted = {
+        make_rollout_id(policy.version, e.example_id, i): e.example_id
+        for e in examples
+        for i in each
+    }
+    if wanted.keys() <= done:
         return StageSummary("rollout", policy.version, 0, 0, time.perf_counter() - began)
     work.about_to_work()
     from opd_core.rollout import sample_rollouts
 
-    missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
+    missing = len(
+        {example_id for rollout_id, example_id in wanted.items() if rollout_id not in done}
+    )
     from_teacher = work.config.rollout.source == "teacher"
     sampler = _teacher(work, policy) if from_teacher else _policy(policy)
     batches = sample_rollouts(work.config, sampler, examples, done)
@@ -348,7 +355,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         raise VideoOPDError(
             f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
             f"{work.config.data.train.name}, {min(lost)} among them; choose again with `videoopd "
-            f"stage focus CONFIG --round {policy.round} --force`"
+            f"stage focus {config_words(run)} --round {policy.round} --force`"
         )
     scores = round_rows.scores_of(work, policy)
     unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()

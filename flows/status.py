@@ -318,10 +318,7 @@ def _frames(run: Run) -> str:
         return "not kept (frames.enabled = false)"
     path = settings.get("path")
     folder = Path(path) if path else run.path.parent / FRAMES_FOLDER
-    try:
-        found = usage(folder)
-    except (OSError, ValueError, RuntimeError):
-        return f"damaged in {folder}; remove that folder, and runs keep frames anew"
+    found = usage(folder)
     if found is None:
         return f"none kept yet in {folder}"
     most = _bytes(settings["max_gib"] * 2**30)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
+"""Of a round, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:

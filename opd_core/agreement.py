@@ -64,9 +64,9 @@ class Bound:
         return None if mean <= bound else (mean, bound)
 
 
-def sampler_dtype(config: Config, engine: str) -> str:
-    """The precision in which the student samples by `engine`."""
-    return (engine == "vllm" and config.vllm.dtype) or config.student.dtype
+def served_dtype(config: Config, engine: str, dtype: str) -> str:
+    """The precision in which `engine` runs a model whose section of the config says `dtype`."""
+    return (engine == "vllm" and config.vllm.dtype) or dtype
 
 
 EXACT = Bound(0.0, reason="the same computation again")

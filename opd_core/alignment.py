@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from opd_core.agreement import bound_for
+from opd_core.agreement import bound_for, served_dtype
 from opd_core.config import Config
 from opd_core.sampling import Engine, Refused, Sample, SeenPrompt, pixel_sample
 from opd_core.types import VideoOPDError
@@ -189,7 +189,7 @@ def probe_engine(
     tokens = asked_again(
         model, item, answers, other_company(item, company), config.update.max_tokens_per_pack
     )
-    theirs = (engine.name == "vllm" and config.vllm.dtype) or dtype
+    theirs = served_dtype(config, engine.name, dtype)
     bound = bound_for(config.rollout.max_engine_mismatch, (theirs, dtype), device.type)
     worst = max(tokens, key=_badness)
     found = (

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from opd_core.agreement import EXACT, Bound, bound_for, sampler_dtype
+from opd_core.agreement import EXACT, Bound, bound_for, served_dtype
 from opd_core.config import Config
 from opd_core.encoding import ExampleEncoder, cut_at_videos
 from opd_core.engines.hf import HFEngine
@@ -184,9 +184,10 @@ def _student_again(
     )
     as_teacher = config.model_copy(update={"teacher": teacher, "score": score})
     given = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
-    dtypes = {sampler_dtype(config, r.engine) for _, rows_ in rows for r in rows_}
+    student = config.student.dtype
+    dtypes = {served_dtype(config, r.engine, student) for _, rows_ in rows for r in rows_}
     device = choose_device(config.machine.device).type
-    bound = bound_for(given, sorted({*dtypes, config.student.dtype}), device)
+    bound = bound_for(given, sorted({*dtypes, student}), device)
     kept = {r.rollout_id: r for _, answers in rows for r in answers}
     work = [(e, answers) for e, answers in rows if answers]
     apart: list[float] = []
@@ -224,7 +225,7 @@ def _exact(config: Config, dtype: str) -> bool:
 def _rounding(config: Config) -> Bound:
     """What kernels and batches may make of a teacher's log-prob in its precision."""
     dtype = config.teacher.dtype
-    served = (config.teacher.engine == "vllm" and config.vllm.dtype) or dtype
+    served = served_dtype(config, config.teacher.engine, dtype)
     return bound_for(None, (dtype, served), choose_device(config.machine.device).type)
 
 

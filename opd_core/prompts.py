@@ -7,7 +7,6 @@ of one video takes them once, because prompts of a clip share their `vision`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from opd_core.positions import PositionRule
 from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
 from opd_core.video import VideoError
+from opd_core.weight_files import is_adapter
 
 TIMELENS = TEMPLATES["timelens"].text
 
@@ -91,8 +91,10 @@ class PromptEncoder:
         from transformers import AutoConfig
 
         folder = self.folder
-        if (adapter := folder / "adapter_config.json").exists():
-            folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
+        if is_adapter(folder):
+            from opd_core.checkpoint import base_folder
+
+            folder = base_folder(folder)
         return AutoConfig.from_pretrained(folder, local_files_only=True)
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from opd_core.agreement import served_dtype
 from opd_core.clip import SPEC_VERSION
 from opd_core.config import Config
 from opd_core.config_sections import EngineName
@@ -63,7 +64,7 @@ def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest
         ],
         "codec": config.frames.codec,
         "engine": engine,
-        "dtype": (config.vllm.dtype or dtype) if engine == "vllm" else dtype,
+        "dtype": served_dtype(config, engine, dtype),
         "processor": processor,
         **rest,
     }

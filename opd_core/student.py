@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opd_core.agreement import bound_for, sampler_dtype
+from opd_core.agreement import bound_for, served_dtype
 from opd_core.config import Config
 from opd_core.continuation import OPTIMIZER_FILE
 from opd_core.encoding import EncodedBatch, ExampleEncoder, cut_at_videos
@@ -48,6 +48,7 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
+from opd_core.weight_files import is_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def update_student(
     steps: list[UpdateStep] = []
     bound = bound_for(
         settings.max_logprob_mismatch,
-        [sampler_dtype(config, r.engine) for w in work for r in w.rollouts]
+        [served_dtype(config, r.engine, config.student.dtype) for w in work for r in w.rollouts]
         + [config.student.dtype],
         choose_device(config.machine.device).type,
     )
@@ -343,7 +344,7 @@ class _Student:
 def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Parameter]:
     """Freeze what the config freezes; add or continue the LoRA adapter."""
     settings = config.update
-    adapted = (folder / "adapter_config.json").exists()
+    adapted = is_adapter(folder)
     if settings.lora is not None:
         if adapted:
             _set_dropout(model, settings.lora.dropout)

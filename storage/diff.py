@@ -186,7 +186,7 @@ def _pixels(run: Run) -> dict[str, str]:
 
 def _numbers(a: Run, b: Run) -> Iterator[Number]:
     def answered(run: Run, column: str) -> pl.LazyFrame:
-        rows = run.evaluations().filter(pl.col("policy_version") == _versions(run)[0])
+        rows = run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
         return rows.select("example_id", pl.col(column).alias("value"))
 
     for name, column in (("strict", "iou"), ("timelens", "timelens_iou")):

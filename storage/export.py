@@ -51,7 +51,7 @@ def export(
     for name in names:
         if name not in NAMES:
             raise VideoOPDError(f"there is no table {name!r}; the tables are: {', '.join(NAMES)}")
-    with new_folder(out, _own_names if replace else None) as folder:
+    with new_folder(out, _own_names if replace else None, ", or add --force") as folder:
         rows, files = {}, {}
         for name in names:
             frame = _frame(run, name, texts)

@@ -73,14 +73,17 @@ def removed_if_refused(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def new_folder(out: Path, ours: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
+def new_folder(
+    out: Path, ours: Callable[[Path], Collection[str]] | None = None, fix: str = ""
+) -> Iterator[Path]:
     """A folder to fill, which becomes `out` by a rename at the end: there whole or not at all.
 
     Raises `VideoOPDError` where `out` holds something; with `ours`, only where it holds anything
-    but these names, and it is then replaced. Refused, it leaves no folder behind.
+    but these names, and it is then replaced. `fix`: what else may be done than to name a new one.
+    Refused, it leaves no folder behind.
     """
     out = Path(out).absolute()
-    _refuse_to_overwrite(out, ours)
+    _refuse_to_overwrite(out, ours, fix)
     aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
     missing: list[Path] = []
     try:
@@ -98,7 +101,9 @@ def new_folder(out: Path, ours: Callable[[Path], Collection[str]] | None = None)
                 folder.rmdir()
 
 
-def _refuse_to_overwrite(out: Path, ours: Callable[[Path], Collection[str]] | None) -> None:
+def _refuse_to_overwrite(
+    out: Path, ours: Callable[[Path], Collection[str]] | None, fix: str
+) -> None:
     if not out.exists():
         return
     if not out.is_dir():
@@ -107,7 +112,7 @@ def _refuse_to_overwrite(out: Path, ours: Callable[[Path], Collection[str]] | No
     if not content:
         return
     if ours is None:
-        raise VideoOPDError(f"{out} is not empty; give --out a new folder, or add --force")
+        raise VideoOPDError(f"{out} is not empty; give --out a new folder{fix}")
     if foreign := content - set(ours(out)):
         raise VideoOPDError(
             f"{out} holds what no export wrote, {min(foreign)} among it; give --out a new folder"

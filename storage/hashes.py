@@ -124,10 +124,13 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
 
 
 def _adapter(path: Path) -> tuple[dict[str, Any], Path]:
-    """What adapter_config.json says, and the folder of the base that it names."""
+    """What adapter_config.json says, and the folder of the base that it names: absolute, below the
+    adapter's folder, or below this process's, as `opd_core.checkpoint.base_folder` opens it."""
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        return config, path.parent / config["base_model_name_or_path"]
+        named = Path(config["base_model_name_or_path"])
+        below = path.parent / named
+        return config, below if below.is_dir() else named
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VideoOPDError(
             f"{path} names no base model ({type(error).__name__}: {error}); restore it, or write"

@@ -137,7 +137,7 @@ class Run:
         """
         path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
         run_folder.refuse_foreign(path)
-        with disk_troubles(path), locks.held(path / ".locks" / "create.lock", "create", 600.0):
+        with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
             older_formats.refuse_to_write(run.tables.folder, run.tables.format)

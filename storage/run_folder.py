@@ -188,8 +188,8 @@ def _remove(path: Path, missing: Sequence[Path]) -> None:
     """The run's files; the folders too that were missing before, as far as nothing is in them."""
     try:
         with (
-            locks.held(path / ".locks" / "create.lock", "remove", timeout=0.0),
-            locks.held(path / ".locks" / "round.lock", "remove", timeout=0.0),
+            locks.held(lock_file(path, "create"), "remove", timeout=0.0),
+            locks.held(lock_file(path, "round"), "remove", timeout=0.0),
         ):
             for content in path.iterdir():
                 if content.name in _MADE_FIRST or content.name.startswith(_LEFTOVERS):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from flows.commands.arguments import CONFIG, Commands, add, add_overrides, at_least_one
+from flows.summaries import STAGES
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
 STALE = "stale"
 """As a stage: all that reruns have made stale, in its order."""
 

@@ -36,7 +36,7 @@ from opd_core.engines.checkpoints import end_token_ids, merge_adapter
 from opd_core.sampling import Refused, Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
-from opd_core.weight_files import ADAPTER_CONFIG
+from opd_core.weight_files import ADAPTER_CONFIG, is_adapter
 
 PREFIX_BLOCK_ON_CPU = 32
 """Tokens of a block of the prefix cache; vLLM takes 128 there, longer than a tiny prompt."""
@@ -113,7 +113,7 @@ class VLLMEngine:
         self._asked: list[str] = []
         self._lora: Any = None
         served = settings.folder
-        if adapter := (settings.folder / ADAPTER_CONFIG).exists():
+        if adapter := is_adapter(settings.folder):
             if settings.section.lora == "merged":
                 served = merge_adapter(settings.folder, settings.scratch, settings.dtype)
             else:

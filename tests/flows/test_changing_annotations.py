@@ -12,6 +12,7 @@ from kill_points import run_without_server
 from flows import report, stages
 from flows.audit import Depth, audit
 from flows.prepare import opened
+from flows.show import show
 from flows.status import print_status
 from opd_core.types import VideoOPDError, make_rollout_id
 from storage.run import Run
@@ -161,6 +162,21 @@ def test_means_are_over_the_present_eval_split(config: Path, tmp_path: Path) -> 
     assert {v: m["examples"] for v, m in report.accuracy(run).items()} == {0: 1, 1: 1, 2: 1}
     assert run.evaluations().collect().height == 2 * 2 + 1, "kept as evidence"
     assert not [n for n in summary.rounds[-1].notes if "answered" in n]
+
+
+def test_show_draws_over_the_length_as_annotated_now(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_without_server(str(config))
+    longer = (row(name, *some, duration=6.5) for name, some in OLD.items())
+    annotate(tmp_path / "train.jsonl", *longer)
+    with opened(str(config)):
+        pass
+    run = Run.open(tmp_path / "run")
+    assert [change for _, change, _ in changes(tmp_path)] == ["corrected"] * 6
+    (rollout_id, *_) = run.rollouts().collect()["rollout_id"]
+    show(run, rollout_id)
+    assert ", 6.5 s)" in capsys.readouterr().out
 
 
 def test_broken_lines_that_were_mended_are_no_longer_left_out(

@@ -17,6 +17,7 @@ from kill_points import run_without_server
 from safetensors.torch import load_file
 
 from flows.cli import main
+from opd_core.protocols import PROTOCOLS
 from opd_core.tree_model import load_model
 from storage.run import Run
 
@@ -166,7 +167,12 @@ def test_the_card_says_what_the_tables_say(
     (strict,) = [r for r in card.data.eval_results if r.metric_name == "mIoU (strict)"]
     assert strict.metric_value == pytest.approx(ious.mean(), abs=1e-4)
     assert strict.metric_args == {"protocol": "strict", "examples": len(ious)}
-    assert {r.metric_args["protocol"] for r in card.data.eval_results} >= {"strict", "timelens"}
+    assert {r.metric_args["protocol"] for r in card.data.eval_results} == {
+        p.name for p in PROTOCOLS
+    }
+    for protocol in PROTOCOLS:
+        assert f"{protocol.name}: {protocol.words}." in card.text
+        assert f"| {protocol.name} | answers without a span |" in card.text
     for text in ("2602.02994", "teacher", run.teacher_hash, "| 2 | sft | 4 |", '"learning_rate"',
                  "AutoModelForImageTextToText.from_pretrained", run.run_id):  # fmt: skip
         assert text in card.text, text
@@ -184,6 +190,32 @@ def test_the_licence_and_name_of_the_base_are_said_on(tmp_path: Path) -> None:
     assert _licence(cached) == {"license": "apache-2.0"}
 
 
+def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
+    """As in a run of an older format, whose answers no other protocol has read."""
+    from flows.evaluation import Group
+    from flows.model_card import Evaluated, _metrics, _results
+    from opd_core.bootstrap import Estimate
+    from opd_core.metrics import PER_EXAMPLE
+
+    absent = {name: name.startswith("timelens") for name in PER_EXAMPLE}
+    metrics = {n: Estimate(None if gone else 0.5, None, None) for n, gone in absent.items()}
+    found = [Evaluated(1, Group("all", 3, 1, metrics))]
+    config = {"data": {"eval": "eval.jsonl"}}
+    said = _metrics(found, config).splitlines()
+    assert "| timelens | mIoU | - |" in said and "| strict | mIoU | 0.500 |" in said
+    assert {r.metric_args["protocol"] for r in _results(config, found)} == {
+        "strict", "qvhighlights",
+    }  # fmt: skip
+
+
+def test_the_card_says_how_it_was_asked() -> None:
+    from flows.model_card import _question
+
+    assert _question({"prompt": {"template": "json", "text": None}}) == "the template `json`"
+    own = {"prompt": {"template": "timelens", "text": "When is '{query}'?\nSay A - B."}}
+    assert _question(own) == "`When is '{query}'? Say A - B.`"
+
+
 def test_what_cannot_be_exported_is_one_sentence(
     runs: dict[str, Path], write_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,4 +231,7 @@ def test_what_cannot_be_exported_is_one_sentence(
     assert "leave out --table" in capsys.readouterr().err
     assert not out.exists()
     assert main([*arguments, str(tmp_path)]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not empty; give --out a new folder\n" in said, "--force is refused, too"
+    assert main([*arguments, str(tmp_path), "--force"]) == 2
+    assert "replaces no folder" in capsys.readouterr().err

@@ -16,13 +16,14 @@ import pytest
 
 from flows import alone, processor_cache
 from flows.prepare import WorkLeft, opened
+from flows.summaries import STAGES
+from opd_core.config import load_config
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
 from storage.run import Run
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
 
-STAGES = ("draw", "rollout", "score", "focus", "update", "evaluate")
 HEAVY = {"prefect", "torch", "transformers", "av", "decord"}
 PROGRAM = """
 import json, sys, time
@@ -73,6 +74,10 @@ def test_answers_that_are_there_are_shown_without_a_model(
     said, text, _ = told(command_environment, "evaluate", finished)
     assert said["code"] == 0 and "policy 1" in text
     assert not HEAVY & set(said["loaded"])
+    asked = ("evaluate", finished, "--model", load_config(finished).teacher.path)
+    assert told(command_environment, *asked)[0]["code"] == 0
+    said, _, _ = told(command_environment, *asked)
+    assert said["code"] == 0 and not HEAVY & set(said["loaded"])
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("stage", "score"), ("evaluate",)])
@@ -94,7 +99,11 @@ def test_each_stage_is_seen_to_have_something_to_do_and_does_it_once(
     assert not (tmp_path / "run").exists(), "looking makes none"
     with opened(config):
         pass
+    more = ["rollout.rollouts_per_example=3"]
     for name in STAGES[:-1]:
+        if name == "focus":
+            with pytest.raises(VideoOPDError, match="rollouts of round 1 are still missing"):
+                alone.nothing_to_do("focus", config, 1, more)
         before = counts(tmp_path / "config.toml")
         assert alone.nothing_to_do(name, config, 1, []) is None
         assert counts(tmp_path / "config.toml") == before, "looking writes no row"
@@ -106,10 +115,9 @@ def test_each_stage_is_seen_to_have_something_to_do_and_does_it_once(
     with opened(config) as work:
         alone.alone("evaluate")(work, work.policy_at("evaluate", 1), False)
     assert alone.nothing_to_do("evaluate", config, 1, []).notes["answers"] == 5
-    more = ["rollout.rollouts_per_example=3"]
     assert alone.nothing_to_do("rollout", config, 1, more) is None
     found = alone.nothing_to_do("focus", config, 1, more)
-    assert found is not None and found.rows == 0, "a committed round has chosen"
+    assert found is not None and found.rows == 0, "the round is committed, and its choice stays"
 
 
 def test_what_is_stale_is_something_to_do(write_config: Any, tmp_path: Path) -> None:
@@ -119,7 +127,7 @@ def test_what_is_stale_is_something_to_do(write_config: Any, tmp_path: Path) -> 
         alone.alone("score")(work, work.policy_at("score", 1), True)
     assert alone.nothing_to_do("score", config, 1, []) is not None
     assert alone.nothing_to_do("focus", config, 1, []) is None
-    with pytest.raises(VideoOPDError, match=f"videoopd stage focus {config} --round 1"):
+    with pytest.raises(VideoOPDError, match=r"videoopd stage focus \S+config.toml --round 1"):
         alone.nothing_to_do("update", config, 1, [])
 
 

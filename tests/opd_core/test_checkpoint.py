@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opd_core.checkpoint import check_checkpoint, open_checkpoint
+from opd_core.checkpoint import base_folder, check_checkpoint, open_checkpoint
 from opd_core.engines.checkpoints import merge_adapter
 from opd_core.tree_model import load_model
 from opd_core.types import VideoOPDError
 from opd_core.weight_files import INDEX, SINGLE
+from storage.hashes import weights_hash
 from tests.opd_core.test_tree_model import qwen
 
 Q_PROJ = "model.language_model.layers.1.self_attn.q_proj.weight"
@@ -341,6 +342,26 @@ def test_an_adapter_without_its_base(adapter: Path, copied: Path, tmp_path: Path
     copied.rename(tmp_path / "moved")
     sentence = refused_adapter(adapter, tmp_path / "merged")
     assert str(copied) in sentence and "base_model_name_or_path" in sentence
+
+
+@pytest.mark.parametrize("named", ["absolute", "beside the adapter", "from this process's folder"])
+def test_a_base_is_found_where_its_weights_are_hashed(
+    adapter: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    expected = weights_hash(adapter)
+    file = adapter / "adapter_config.json"
+    name = str(copied)
+    if named == "beside the adapter":
+        name = f"../{copied.name}"
+    elif named == "from this process's folder":
+        (tmp_path / "models").mkdir()
+        copied = copied.rename(tmp_path / "models" / "base")
+        name = "models/base"
+        monkeypatch.chdir(tmp_path)
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": name}))
+    assert base_folder(adapter).resolve() == copied.resolve()
+    assert weights_hash(adapter) == expected
 
 
 def test_an_adapter_that_is_damaged(adapter: Path, tmp_path: Path) -> None:
