@@ -87,7 +87,7 @@ class VideoClip:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What Qwen3VLProcessor and vLLM want to know of a video whose frames are chosen."""
+        """What the processors and vLLM want to know of a video whose frames are chosen."""
         return {
             "fps": self.fps,
             "total_num_frames": self.total_frames,
@@ -106,7 +106,14 @@ def hash_pixels(frames: np.ndarray) -> str:
 
 
 def frame_spec(
-    settings: VideoSection, codec: Codec, *, patch: int, merge: int, temporal: int, min_frames: int
+    settings: VideoSection,
+    codec: Codec,
+    *,
+    patch: int,
+    merge: int,
+    temporal: int,
+    min_frames: int,
+    resize: str,
 ) -> str:
     """All on which the frames of a given file depend, as canonical JSON.
 
@@ -116,6 +123,7 @@ def frame_spec(
         "fps": settings.fps,
         "max_frames": settings.max_frames,
         "min_frames": min_frames,
+        "resize": resize,
         "max_video_tokens": settings.max_video_tokens,
         "patch_size": patch,
         "merge_size": merge,

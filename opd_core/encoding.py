@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from opd_core.architectures import Architecture
 from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
@@ -35,7 +36,7 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, Codec, int, int, int], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, int, int, int, int, str], VideoReader] = {}
 _store: ClipStore | None = None
 
 
@@ -60,15 +61,20 @@ def _use(store: ClipStore | None) -> None:
         reader.store = store
 
 
-def _reader(config: Config, patch: int, merge: int, temporal: int) -> VideoReader:
+def _reader(
+    config: Config, family: Architecture, patch: int, merge: int, temporal: int
+) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    key = (config.video, config.frames.codec, patch, merge, temporal)
+    rule = (family.min_frames, family.resize)
+    key = (config.video, config.frames.codec, patch, merge, temporal, *rule)
     if key not in _readers:
         _readers[key] = VideoReader(
             config.video,
             patch_size=patch,
             merge_size=merge,
             temporal_patch_size=temporal,
+            min_frames=family.min_frames,
+            resize=family.resize,
             codec=config.frames.codec,
             store=_store,
         )
@@ -90,7 +96,11 @@ class ExampleEncoder:
         self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
         video = self.prompts.processor.video_processor
         self._reader = _reader(
-            config, video.patch_size, video.merge_size, video.temporal_patch_size
+            config,
+            self.prompts.architecture,
+            video.patch_size,
+            video.merge_size,
+            video.temporal_patch_size,
         )
         self.processor_hash = processor_hash(self.prompts.processor)
 

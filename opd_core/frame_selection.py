@@ -1,11 +1,10 @@
-"""Which frames of a video a model sees, and at what size: Qwen3-VL's own rules, within a budget."""
+"""Which frames of a video a model sees, and at what size: the models' own rules, in a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from opd_core.architectures import QWEN3_VL, smart_resize
 from opd_core.config_sections import VideoSection
 
 
@@ -19,17 +18,6 @@ def sample_frame_indices(
     return [int(i) for i in indices]
 
 
-def import_smart_resize() -> Callable[..., tuple[int, int]]:
-    """Qwen3-VL's own function; the first call imports transformers, which takes seconds."""
-    from opd_core import torchvision_guard
-
-    torchvision_guard.install()
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
-
-    resize: Callable[..., tuple[int, int]] = smart_resize
-    return resize
-
-
 def target_size(
     frames: int,
     height: int,
@@ -39,16 +27,17 @@ def target_size(
     patch_size: int = 16,
     merge_size: int = 2,
     temporal_patch_size: int = 2,
+    resize: str = QWEN3_VL.resize,
 ) -> tuple[int, int]:
     """(height, width) at which a video costs at most `max_video_tokens` merged tokens.
 
-    Qwen3-VL's `smart_resize`, which by itself lets odd frame counts and very wide videos exceed
-    the budget. Raises ValueError for aspect ratios beyond 200.
+    By the family's own rule (`Architecture.resize`), which by itself lets odd frame counts and very
+    wide videos exceed the budget. Raises ValueError for aspect ratios beyond 200.
     """
     factor = patch_size * merge_size
     padded = -(-frames // temporal_patch_size) * temporal_patch_size
     max_pixels = max_video_tokens * temporal_patch_size * factor**2
-    new_height, new_width = import_smart_resize()(
+    new_height, new_width = smart_resize(resize)(
         num_frames=padded,
         height=height,
         width=width,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.architectures import Architecture, architecture_of
 from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
 from opd_core.templates import TEMPLATES
@@ -77,7 +78,13 @@ class PromptEncoder:
     @property
     def max_positions(self) -> int:
         """Tokens that the checkpoint's model has positions for."""
-        return int(self._model_config.get_text_config().max_position_embeddings)
+        text = self.architecture.text_settings(self._model_config)
+        return int(text.max_position_embeddings)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the checkpoint's model. Raises `VideoOPDError` for a family without a record."""
+        return architecture_of(self._model_config)
 
     @property
     def positions(self) -> PositionRule:
@@ -95,6 +102,7 @@ class PromptEncoder:
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""
+        family = self.architecture
         prompts: list[EncodedPrompt] = []
         vision: VisionInput | None = None
         # vLLM reads do_sample_frames from the metadata, transformers takes it as an argument.
@@ -110,10 +118,10 @@ class PromptEncoder:
                 return_tensors="pt",
             )
             if vision is None:
-                t, h, w = (int(n) for n in batch["video_grid_thw"][0])
-                seconds = batch.get("second_per_grid_ts")
+                t, h, w = (int(n) for n in batch[family.grid][0])
+                seconds = batch.get(family.second_per_grid)
                 vision = VisionInput(
-                    batch["pixel_values_videos"],
+                    batch[family.pixels],
                     (t, h, w),
                     None if seconds is None else float(torch.as_tensor(seconds)[0]),
                 )

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from opd_core.architectures import QWEN3_VL, smart_resize
 from opd_core.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
 from opd_core.config_sections import VideoSection
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
-from opd_core.frame_selection import import_smart_resize, sample_frame_indices, target_size
+from opd_core.frame_selection import sample_frame_indices, target_size
 from opd_core.types import VideoOPDError
 
 MAX_CACHE_BYTES = 4 << 30
@@ -52,7 +53,8 @@ class VideoReader:
         patch_size: int = 16,
         merge_size: int = 2,
         temporal_patch_size: int = 2,
-        min_frames: int = 4,
+        min_frames: int = QWEN3_VL.min_frames,
+        resize: str = QWEN3_VL.resize,
         max_cache_bytes: int = MAX_CACHE_BYTES,
         codec: Codec = "raw",
         store: ClipStore | None = None,
@@ -68,12 +70,13 @@ class VideoReader:
                 f"video.max_frames = {settings.max_frames} is less than the "
                 f"{temporal_patch_size} frames of one patch; set it to {temporal_patch_size}"
             )
-        import_smart_resize()  # takes seconds: now, not in the background or against a deadline
+        smart_resize(resize)  # takes seconds: now, not in the background or against a deadline
         self._settings = settings
         self._patch_size = patch_size
         self._merge_size = merge_size
         self._temporal_patch_size = temporal_patch_size
         self._min_frames = min_frames
+        self._resize = resize
         self._max_cache_bytes = max_cache_bytes
         self._codec = codec
         self._spec = frame_spec(
@@ -83,6 +86,7 @@ class VideoReader:
             merge=merge_size,
             temporal=temporal_patch_size,
             min_frames=min_frames,
+            resize=resize,
         )
         self.store = store
         """Asked before a video is decoded, told what was. May be changed at any time."""
@@ -257,6 +261,7 @@ class VideoReader:
                 patch_size=self._patch_size,
                 merge_size=self._merge_size,
                 temporal_patch_size=self._temporal_patch_size,
+                resize=self._resize,
             )
         except ValueError as error:
             size = f"{probed['width']}x{probed['height']}"

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from opd_core.checkpoint import base_folder, check_checkpoint, open_checkpoint, refuse_not_finite
+from opd_core.checkpoint import (
+    base_folder,
+    check_checkpoint,
+    open_checkpoint,
+    refuse_not_finite,
+    save_checkpoint,
+)
 from opd_core.weight_files import ADAPTER_CONFIG
 
 
@@ -37,7 +43,7 @@ def merge_adapter(adapter: Path, target: Path, dtype: str) -> Path:
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged = merged.to(getattr(torch, dtype))
     refuse_not_finite(adapter, merged)
-    merged.save_pretrained(target)
+    save_checkpoint(merged, target)
     for file in adapter.iterdir():
         weights = file.suffix in (".safetensors", ".pt", ".bin") or file.name == ADAPTER_CONFIG
         if file.is_file() and not weights and not (target / file.name).exists():

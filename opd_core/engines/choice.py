@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from opd_core.encoding import ExampleEncoder
     from opd_core.engines.child import ChildEngine
 
-TOKENS_PER_TIMESTAMP = 16
-"""`<12.5 seconds>` and the marks around a frame's tokens, generously."""
 TOKENS_OF_TEXT = 1024
 """Of the question and the chat around it, generously."""
 
@@ -75,5 +73,6 @@ def _longest(config: Config, encoder: ExampleEncoder, new_tokens: int) -> int:
     """Tokens of the longest prompt that [video] allows, and an answer; at most the model's own."""
     video = config.video
     frames = -(-video.max_frames // encoder.prompts.processor.video_processor.temporal_patch_size)
-    needed = video.max_video_tokens + frames * TOKENS_PER_TIMESTAMP + TOKENS_OF_TEXT + new_tokens
+    words = frames * encoder.prompts.architecture.words_per_frame_pair + TOKENS_OF_TEXT
+    needed = video.max_video_tokens + words + new_tokens
     return min(needed, encoder.prompts.max_positions)

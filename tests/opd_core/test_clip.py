@@ -96,7 +96,7 @@ def test_spoilt_bytes_are_noticed(clip, codec):
 
 
 def test_the_spec_names_all_that_frames_depend_on():
-    sizes = {"patch": 16, "merge": 2, "temporal": 2, "min_frames": 4}
+    sizes = {"patch": 16, "merge": 2, "temporal": 2, "min_frames": 4, "resize": "a:b"}
     specs = {frame_spec(TINY, "raw", **sizes), frame_spec(TINY, "jpeg", **sizes)}
     specs |= {frame_spec(TINY, "raw", **sizes | {name: 8}) for name in sizes}
     changes = {"fps": 1.0, "max_frames": 8, "max_video_tokens": 99, "decoder": "decord"}
