@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
+from opd_core.architectures import architecture_in
 from opd_core.checkpoint import (
     base_folder,
     check_checkpoint,
@@ -15,12 +18,12 @@ from opd_core.checkpoint import (
     refuse_not_finite,
     save_checkpoint,
 )
-from opd_core.weight_files import ADAPTER_CONFIG
+from opd_core.weight_files import ADAPTER_CONFIG, stored_tensors
 
 
 def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     """As `engines.hf.end_token_ids`, from the folder's files."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -32,6 +35,34 @@ def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     configured = generation.eos_token_id
     ids.update(configured if isinstance(configured, list) else [configured])
     return frozenset(i for i in ids if i is not None)
+
+
+def published_form(folder: Path, target: Path) -> Path:
+    """`folder`; or `target`, with the same checkpoint in it, where fused experts lie as
+    transformers writes them and not as their family is published, which is all that vLLM reads."""
+    experts = architecture_in(folder).experts
+    if experts is None or not experts.published_transposed:
+        return folder
+    width = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().hidden_size
+    turned = {
+        name
+        for name, stored in stored_tensors(folder).items()
+        # Published, gate_up is [E, D, 2I] and down [E, I, D].
+        if experts.holds(name) and stored.shape[1 if name.endswith(experts.gate_up) else 2] != width
+    }
+    if not turned:
+        return folder
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.suffix == ".safetensors":
+            tensors = {
+                name: tensor.transpose(1, 2).contiguous() if name in turned else tensor
+                for name, tensor in load_file(file).items()
+            }
+            save_file(tensors, target / file.name, metadata={"format": "pt"})
+        elif file.is_file():
+            shutil.copyfile(file, target / file.name)
+    return target
 
 
 def merge_adapter(adapter: Path, target: Path, dtype: str) -> Path:

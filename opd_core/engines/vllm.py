@@ -33,7 +33,7 @@ from opd_core.checkpoint import base_folder
 from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
-from opd_core.engines.checkpoints import end_token_ids, merge_adapter
+from opd_core.engines.checkpoints import end_token_ids, merge_adapter, published_form
 from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
@@ -104,7 +104,7 @@ class VLLMEngine:
         self._asked: list[str] = []
         self._lora: Any = None
         served = settings.folder
-        if adapter := (settings.folder / ADAPTER_CONFIG).exists():
+        if (settings.folder / ADAPTER_CONFIG).exists():
             if settings.section.lora == "merged":
                 served = merge_adapter(settings.folder, settings.scratch, settings.dtype)
             else:
@@ -112,7 +112,8 @@ class VLLMEngine:
 
                 served = base_folder(settings.folder)
                 self._lora = LoRARequest("policy", 1, str(settings.folder))
-        self._llm = self._load(vllm, served, adapter and served != settings.scratch)
+        served = published_form(served, settings.scratch / "published")
+        self._llm = self._load(vllm, served, self._lora is not None)
         family = architecture_in(served)
         tokenizer = self._llm.get_tokenizer()
         vocab_size = self._llm.model_config.get_vocab_size()
