@@ -41,6 +41,15 @@ demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what t
 test: lint  ## ruff, mypy, pytest (at most 15 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+.PHONY: quick
+quick: $(STAMP)  ## ruff, mypy, and the tests without servers, kills and whole rounds (90 seconds)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@failed=0; $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	  -m "not server and not kill and not slow and not world" || failed=1; \
+	wait $$types || failed=1; exit $$failed
+
 .PHONY: lint
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .

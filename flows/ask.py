@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from flows.progress import is_quiet
 from flows.report import ABSENT, console
 from opd_core.token_text import token_texts
+from opd_core.types import VideoOPDError
 from storage.audit import base_path
 
 if TYPE_CHECKING:
     from flows.audit import Depth
     from storage.diff import Diff
     from storage.run import Run
+
+HUB_FOLDER = "hub-folder"
 
 
 def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
@@ -76,14 +80,17 @@ def _numbers(found: Diff) -> Table:
     return table
 
 
-def export(run: Run, to: str, out: Path, names: Sequence[str]) -> None:
-    """Write tables and views into a new folder, and say how to open it."""
+def export(run: Run, to: str, out: Path, names: Sequence[str], replace: bool = False) -> None:
+    """Write tables and views, or a policy, into a new folder, and say how to open it."""
+    if to == HUB_FOLDER:
+        _export_policy(run, out, names, replace)
+        return
     from storage.export import DEFAULT
     from storage.export import export as write
 
-    rows = write(run, to, out, names or DEFAULT, texts_of(run))
+    rows = write(run, to, out, names or DEFAULT, texts_of(run), replace)
     for name, count in rows.items():
-        print(f"{name}: {count:,} rows")
+        print(f"wrote {count:,} rows of {name} to {out}")
     first = next(name for name, count in rows.items() if count)
     opened = {
         "hf": f'datasets.load_dataset("{out}", "{first}")',
@@ -91,6 +98,18 @@ def export(run: Run, to: str, out: Path, names: Sequence[str]) -> None:
         "jsonl": f'polars.read_ndjson("{out / first}.jsonl")',
     }
     print(f"open with {opened[to]}")
+
+
+def _export_policy(run: Run, out: Path, names: Sequence[str], replace: bool) -> None:
+    from flows.hub_folder import write_hub_folder
+
+    if replace:
+        raise VideoOPDError(f"--to {HUB_FOLDER} replaces no folder; give --out a new one")
+    if names:
+        raise VideoOPDError(f"--to {HUB_FOLDER} writes a policy, no table; leave out --table")
+    version = write_hub_folder(run, out)
+    print(f"policy {version}: {out}, with a model card in README.md")
+    print(f'open with transformers.AutoModelForImageTextToText.from_pretrained("{out}")')
 
 
 def print_audit(run: Run, depth: Depth, format: str) -> int:
@@ -101,7 +120,7 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
     out = console()
     for verdict in audit(run, depth):
         verdicts.append(verdict)
-        if format == "json":
+        if format == "json" or (is_quiet() and not verdict.broken):
             continue
         if verdict.checked is None:
             out.print(f"✗ {verdict.link}: {verdict.broken}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from flows import audit_again as again
 from flows import audit_links as links
 from opd_core.types import VideoOPDError
 from storage import audit as store
-from storage import audit_takes
+from storage import audit_data, audit_takes
 from storage.audit import BrokenLink, Checked
 from storage.audit_divergences import divergences
 
@@ -61,6 +61,7 @@ def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
         ("rollouts are of exactly the parent's weights", links.rollouts),
         ("spans and IoUs follow from the answers", links.answers),
         ("examples are their annotations", store.examples),
+        ("draws took what the annotation files held", audit_data.draws),
     ]
     if depth.videos > 0:
         chain.append(

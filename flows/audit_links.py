@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from opd_core import curriculum
 from opd_core.config import Config, config_hash
-from opd_core.grounding import answer_iou, round_span
+from opd_core.grounding import answer_iou
+from opd_core.own_prompt import template_of
+from opd_core.protocols import judged
 from opd_core.score_key import content_hash
-from opd_core.templates import TEMPLATES, PromptTemplate
+from opd_core.templates import PromptTemplate
 from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
 from storage import audit as store
 from storage.audit import BrokenLink, Checked
@@ -153,12 +155,14 @@ def selections(run: Run) -> Checked:
         this = pl.col("policy_version") == row["parent_version"]
         teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
+        removed = _no_longer_annotated(run, stored)
         config = config_of(run, config_hash_of(run, "selections", row["parent_version"]))
         question = _made_with(run, stored, config, row["parent_version"])
+        stored = stored.filter(pl.col("reason") != curriculum.GONE)
         asked = pl.col("question_hash").eq_missing(pl.lit(question, pl.String))
         scores = run.teacher_scores().filter(this & teacher)
         again = curriculum.select(
-            run.rollouts().filter(this),
+            run.rollouts().filter(this & ~pl.col("rollout_id").is_in(removed)),
             run.teacher_predictions().filter(teacher & asked),
             config.focus,
             _focus_seed(config, row["parent_version"]),
@@ -177,11 +181,25 @@ def selections(run: Run) -> Checked:
             selected=pl.col("selected") & ~unscored,
         ).sort("rollout_id")
         _same_rows(stored, again)
-        count += stored.height
+        count += stored.height + len(removed)
     copied = run.teacher_predictions().filter(pl.col("reused_from").is_not_null())
     foreign = copied.select(pl.len()).collect().item()
     notes = (f"{foreign:,} of the teacher's answers are copies from other runs",)
     return Checked(count, "selections", notes if foreign else ())
+
+
+def _no_longer_annotated(run: Run, stored: pl.DataFrame) -> list[str]:
+    """Rollouts that focus left out because their annotation was gone, as `data_changes` says."""
+    rows = stored.filter(pl.col("reason") == curriculum.GONE)
+    left_train = run.data_changes().filter(pl.col("split").is_null() | (pl.col("split") == "eval"))
+    known = set(left_train.select("item_id").collect()["item_id"])
+    for rollout_id, example_id, selected in rows.select(
+        "rollout_id", "example_id", "selected"
+    ).iter_rows():
+        where = f"selections, {rollout_id}"
+        if selected or example_id not in known:
+            raise BrokenLink(f"{where}: its example was never taken out of the annotations")
+    return rows["rollout_id"].to_list()
 
 
 def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> str | None:
@@ -284,28 +302,48 @@ def answers(run: Run) -> Checked:
         columns = [*key, "text", "predicted_start", "predicted_end", iou, "config_hash"]
         columns += ["example_id"] if table == "rollouts" else []
         evaluated = table in ("evaluations", "model_evaluations")
-        columns += ["iou_rounded"] if evaluated else []
+        columns += _OF_PROTOCOLS if evaluated else []
         for row in run.scan(table).select(columns).collect().iter_rows(named=True):
             where = f"{table}, {', '.join(str(row[name]) for name in key)}"
             start, end = row["predicted_start"], row["predicted_end"]
             span = None if start is None or end is None else Span(start, end)
             digest = row["config_hash"]
             if digest not in asked:
-                asked[digest] = TEMPLATES[config_of(run, digest).prompt.template]
+                asked[digest] = template_of(config_of(run, digest).prompt)
             said = asked[digest].parse_span(row["text"])
             if span != said:
                 raise BrokenLink.at(where, "the predicted span", span, said)
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
-            expected = {iou: answer_iou(span, *truth[row["example_id"]])}
+            windows = truth[row["example_id"]]
+            expected: dict[str, float | None] = {iou: answer_iou(span, *windows)}
             if evaluated:
-                rounded = span and round_span(span)
-                expected["iou_rounded"] = answer_iou(rounded, *truth[row["example_id"]])
+                expected |= _by_protocols(row, span, windows)
             for name, value in expected.items():
-                if not abs(row[name] - value) <= IOU_TOLERANCE:
+                if not _same(row[name], value):
                     raise BrokenLink.at(where, name, row[name], value)
             count += 1
     return Checked(count, "answers")
+
+
+_OF_PROTOCOLS = ["timelens_start", "timelens_end", "timelens_iou"]
+
+
+def _by_protocols(
+    row: dict[str, Any], span: Span | None, truth: Sequence[Span]
+) -> dict[str, float | None]:
+    """What the columns of the protocols should say; nothing of rows from before they were kept."""
+    if row["timelens_iou"] is None:
+        return {}
+    found = judged(row["text"], span, truth)
+    read = found["timelens_span"] or (None, None)
+    return dict(zip(_OF_PROTOCOLS, (*read, found["timelens_iou"]), strict=True))
+
+
+def _same(stored: float | None, value: float | None) -> bool:
+    if stored is None or value is None:
+        return stored is value
+    return abs(stored - value) <= IOU_TOLERANCE
 
 
 def selected_of(run: Run, version: int) -> list[Rollout]:
@@ -321,7 +359,8 @@ def selected_of(run: Run, version: int) -> list[Rollout]:
 def examples_of(run: Run, version: int, wanted: set[str]) -> list[GroundingExample]:
     """Those of the round's draw that are wanted, in the order of the draw."""
     draws = run.read("draws", Draw, pl.col("policy_version") == version)
-    examples = {e.example_id: e for e in run.read("examples", GroundingExample)}
+    mine = pl.col("example_id").is_in([d.example_id for d in draws])
+    examples = {e.example_id: e for e in run.last_known_examples(mine)}
     order = [d.example_id for d in sorted(draws, key=lambda d: d.position)]
     return [examples[e] for e in order if e in wanted and e in examples]
 

@@ -1,6 +1,7 @@
 """`make bench`: the numbers the project is measured by, printed and written as JSON.
 
     videoopd bench                     all of it (about an hour on 2 cores)
+    videoopd bench --list              what there is
     videoopd bench trees overhead      only these; the rows of the others stay in the file
 
 Ratios of medians, the alternatives taking turns in one process, because machines are shared and
@@ -9,6 +10,7 @@ noisy. What a number was measured on is printed above it.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
@@ -16,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +42,11 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benches named in `arguments`, or all."""
     unknown = [name for name in arguments if name not in BENCHES]
     if unknown:
-        raise VideoOPDError(f"there is no bench {unknown[0]!r}; they are: {', '.join(BENCHES)}")
+        near = difflib.get_close_matches(unknown[0], BENCHES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise VideoOPDError(
+            f"there is no bench {unknown[0]!r}; {hint}they are: {', '.join(BENCHES)}"
+        )
     from opd_core.tree_model import set_threads
 
     set_threads(1)
@@ -49,13 +55,19 @@ def main(arguments: Sequence[str]) -> None:
     for name in arguments or list(BENCHES):
         print(f"bench {name} ...", flush=True)
         rows: list[Row] = []
-        for row in BENCHES[name]():
+        for row in BENCHES[name].rows():
             rows.append(row)
             met = "" if row.met is None else ("  met" if row.met else "  NOT MET")
             print(f"  {row.name}: {row.value:.3g} {row.unit} ({row.target}{met})", flush=True)
             print(f"      {json.dumps(row.details)}", flush=True)
         keep(OUT, machine, rows)
     print(f"written to {OUT}")
+
+
+def print_list() -> None:
+    """The names, each with what it measures."""
+    for name, bench in BENCHES.items():
+        print(f"{name:<12} {bench.about}")
 
 
 def keep(path: Path, machine: str, rows: Sequence[Row]) -> None:
@@ -130,6 +142,12 @@ def _kills() -> Iterator[Row]:
     from flows.bench_kills import kills_rows
 
     return kills_rows()
+
+
+def _idle() -> Iterator[Row]:
+    from flows.bench_idle import idle_rows
+
+    return idle_rows()
 
 
 def _throughput() -> Iterator[Row]:
@@ -289,15 +307,22 @@ def world_config(
     return str(path)
 
 
-BENCHES: dict[str, Callable[[], Iterator[Row]]] = {
-    "trees": _trees,
-    "sampling": _sampling,
-    "memory": _memory,
-    "accelerator": _accelerator,
-    "store": _store,
-    "throughput": _throughput,
-    "vllm": _vllm,
-    "overhead": _overhead,
-    "kills": _kills,
-    "gain": _gain,
+@dataclass(frozen=True, slots=True)
+class Bench:
+    about: str
+    rows: Callable[[], Iterator[Row]]
+
+
+BENCHES = {
+    "trees": Bench("prefix trees against separate sequences: score and update", _trees),
+    "sampling": Bench("HF sampling from one prefill; whole rounds by rollouts", _sampling),
+    "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
+    "accelerator": Bench("Qwen3-VL-2B and -8B shapes on CUDA", _accelerator),
+    "store": Bench("a million trajectories in Lance and in Parquet", _store),
+    "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
+    "vllm": Bench("teacher scoring: vLLM against HF trees, tiny world", _vllm),
+    "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
+    "idle": Bench("a stage with nothing to do; a second process refused", _idle),
+    "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),
+    "gain": Bench("eval mIoU that three rounds of the demo bring, four seeds", _gain),
 }

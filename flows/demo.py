@@ -16,6 +16,7 @@ from flows.prefect_settings import project_root
 from flows.progress import progress
 from opd_core.config import load_config
 from opd_core.types import VideoOPDError
+from storage.files import make_folder
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
@@ -35,10 +36,10 @@ def demo() -> None:
     from flows.report import print_rounds
 
     done: list[RoundSummary] = []
-    for _ in range(ROUNDS):
+    for number in range(1, ROUNDS + 1):
         summary = flow(str(config), rounds=1, overrides=[])
         done += summary.rounds
-        print_rounds(summary.run_path, done)
+        print_rounds(summary.run_path, done, last=number == ROUNDS)
     _next_steps(Path(summary.run_path))
 
 
@@ -53,6 +54,7 @@ def make_tiny_world(
 
     train_videos, eval_videos = train_videos or TRAIN_VIDEOS, eval_videos or EVAL_VIDEOS
     total = train_videos + eval_videos
+    make_folder(folder)
     with progress("tiny world", total) as advance:
         seen = 0
 

@@ -1,7 +1,9 @@
 """The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
 
 A stage's deployment does what is missing of that stage, in the current round or in the one given;
-with `force=true` it does all of it again, under a new take (`rerun.py`).
+with `force=true` it does all of it again, under a new take (`rerun.py`). A deployment runs in no
+folder of the user's, so paths in its `overrides` are relative to the config's folder, as those in
+the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
 `python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
@@ -20,12 +22,11 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
-from flows.evaluation import groups, numbers, of_policy
-from flows.prepare import Work, opened
+from flows.alone import alone
+from flows.prepare import opened
 from flows.round import videoopd
 from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
-from storage.policies import PolicyRef
 
 
 def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
@@ -45,21 +46,14 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
     return flow(name="videoopd", flow_run_name=name)(run)
 
 
-def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
-    summary = stages.evaluate(work, policy, force)
-    (every,) = groups(of_policy(work.run, policy.version))
-    return summary.noting(answers=every.examples, **numbers(every))
-
-
-def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
-    stages.validate(work, policy)  # asked first: on its answers depends what is sampled
-    return stages.rollout(work, policy, force)
-
-
-_evaluate.__name__, _rollout.__name__ = "evaluate", "rollout"
-
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
-rollout = _alone(_rollout, "Sample the answers that are still missing of the round's policy.")
+validate = _alone(
+    alone("validate"),
+    "Ask the teacher for its own answers to the round's examples that have none.",
+)
+rollout = _alone(
+    alone("rollout"), "Sample the answers that are still missing of the round's policy."
+)
 score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
 focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
 update = _alone(
@@ -67,13 +61,14 @@ update = _alone(
     "Train on the round's selection and commit the next policy, if that is still to be done.",
 )
 evaluate = _alone(
-    _evaluate,
+    alone("evaluate"),
     "Answer the evaluation examples that the policy has not answered yet; how well, in `notes`.",
 )
 
 DEPLOYMENTS: dict[str, Flow[..., Any]] = {
     "round": videoopd,
     "draw": draw,
+    "validate": validate,
     "rollout": rollout,
     "score": score,
     "focus": focus,

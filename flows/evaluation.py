@@ -7,7 +7,7 @@ there is a config to ask by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,16 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.prepare import Work, opened
+from flows.prepare import Work, WorkLeft, opened
+from flows.processor_cache import processor_hash_of
 from flows.progress import progress
 from flows.report import ABSENT, console
+from flows.round_rows import eval_examples
 from opd_core.bootstrap import RESAMPLES, Estimate, estimates
-from opd_core.curriculum import by_video
-from opd_core.metrics import PER_EXAMPLE, PROTOCOLS, RECALLS, duration_bucket
+from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
+from opd_core.protocols import PROTOCOLS
 from opd_core.question_key import evaluation_question
-from opd_core.types import GroundingExample, VideoOPDError
+from opd_core.types import QuarantinedItem, VideoOPDError
 
 if TYPE_CHECKING:
     from storage.run import Run
@@ -40,6 +42,10 @@ class Answers:
 
     who: str
     rows: pl.DataFrame
+    left_out: int = 0
+    """Examples of the eval split that were asked and have no answer: in no number;"""
+    because: str | None = None
+    """the first of the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,11 @@ def of_policy(run: Run, version: int | None = None) -> Answers:
     version = newest if version is None else version
     if not 0 <= version <= newest:
         raise VideoOPDError(f"run {run.path} has no policy {version}; give one from 0 to {newest}")
-    rows = run.evaluations().filter(pl.col("policy_version") == version)
-    return _answers(run, f"{run.path} policy {version}", rows)
+    rows = run.present_evaluations().filter(pl.col("policy_version") == version)
+    set_aside = run.quarantine().filter(
+        (pl.col("stage") == "evaluate") & (pl.col("policy_version") == version)
+    )
+    return _answers(run, f"{run.path} policy {version}", rows, set_aside)
 
 
 def answered_by_policy(work: Work, version: int | None = None) -> Answers:
@@ -90,30 +99,39 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
 def answered_by_model(work: Work, folder: Path) -> Answers:
     """The answers of a Hugging Face folder to the eval split, after asking what has none."""
     from opd_core.checkpoint import check_checkpoint
-    from opd_core.prompts import load_processor, processor_hash
-    from opd_core.rollout import Policy, evaluate_model
 
-    question = evaluation_question(work.config, processor_hash(load_processor(folder)))
+    processor = processor_hash_of(folder, work.run.path)
+    question = evaluation_question(work.config, processor)
     check_checkpoint(folder)
-    model = Policy(0, folder, work.run.weights_hash(folder))
-    mine = (pl.col("model_hash") == model.weights_hash) & (pl.col("question_hash") == question)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
-    examples = by_video(examples)[: work.config.evaluate.max_examples]
+    digest = work.run.weights_hash(folder)
+    mine = (pl.col("model_hash") == digest) & (pl.col("question_hash") == question)
+    examples = eval_examples(work)
     asked = [e.example_id for e in examples]
     known = work.run.model_evaluations().filter(mine).select("example_id").collect()
     done = set(known["example_id"])
-    missing = len(set(asked) - done)
-    with progress("evaluate", missing) as advance:
-        for batch in evaluate_model(work.config, model, question, examples, done):
-            work.run.append("model_evaluations", batch.records)
-            work.run.append("quarantine", batch.quarantined, stage="evaluate model")
-            advance(batch.examples)
+    faults: list[QuarantinedItem] = []
+    if missing := len(set(asked) - done):
+        work.about_to_work()
+        from opd_core.rollout import Policy, evaluate_model
+
+        model = Policy(0, folder, digest)
+        with progress("evaluate", missing) as advance:
+            for batch in evaluate_model(work.config, model, question, examples, done):
+                work.run.append("model_evaluations", batch.records)
+                work.run.append("quarantine", batch.quarantined, stage="evaluate model")
+                faults += batch.quarantined
+                advance(batch.examples)
     rows = work.run.model_evaluations().filter(mine & pl.col("example_id").is_in(asked))
-    return _answers(work.run, str(folder), rows)
+    set_aside = pl.LazyFrame(
+        {"item_id": [f.item_id for f in faults], "reason": [f.reason for f in faults]},
+        schema={"item_id": pl.String, "reason": pl.String},
+    )
+    return _answers(work.run, str(folder), rows, set_aside)
 
 
-def _answers(run: Run, who: str, rows: pl.LazyFrame) -> Answers:
-    examples = run.examples().select("example_id", "source", "duration", video="video_path")
+def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) -> Answers:
+    """`set_aside`: item_id and reason of what was asked and may have no answer."""
+    examples = run.present().select("example_id", "source", "duration", video="video_path")
     found = (
         rows.select("example_id", *(value.alias(name) for name, value in PER_EXAMPLE.items()))
         .join(examples, on="example_id")
@@ -121,12 +139,15 @@ def _answers(run: Run, who: str, rows: pl.LazyFrame) -> Answers:
         .sort("example_id")
         .collect()
     )
+    lost = set_aside.join(examples, left_on="item_id", right_on="example_id", how="semi")
+    reasons = lost.join(rows, left_on="item_id", right_on="example_id", how="anti").select("reason")
+    missing = reasons.collect()["reason"].to_list()
     if found.is_empty():
         raise VideoOPDError(
             f"{who} has no answers to the eval split; give the config instead of the run, and "
             "`videoopd evaluate` asks for them"
         )
-    return Answers(who, found)
+    return Answers(who, found, len(missing), missing[0] if missing else None)
 
 
 def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
@@ -183,9 +204,10 @@ def evaluate_command(
     against: str | None = None,
     by: str | None = None,
     format: str = "table",
+    overrides: Sequence[str] = (),
 ) -> None:
     """`target` is a run or a config, RUN@3 its policy 3; `against` is one too, or a model's folder
-    that answers by the config of `target`."""
+    that answers by the config of `target`. `overrides` are of that config."""
     if model is not None and policy is not None:
         raise VideoOPDError("--policy and --model name two things to evaluate; give one of them")
     if model is not None and not _is_model(model):
@@ -193,18 +215,22 @@ def evaluate_command(
             f"there is no model in {model}; give --model the folder of a Hugging Face checkpoint, "
             "with config.json and its weights"
         )
-    first = _answered(target, open_run, policy, model)
+    first = _answered(target, open_run, policy, model, overrides)
     if against is None:
         _show_groups(first, list(groups(first, by)), format)
     elif _is_model(Path(against)):
-        second = _answered(target, open_run, None, Path(against))
+        second = _answered(target, open_run, None, Path(against), overrides)
         _show_comparison(compare(first, second), format)
     else:
         _show_comparison(compare(first, _answered(against, open_run)), format)
 
 
 def _answered(
-    target: str, open_run: OpenRun, policy: int | None = None, model: Path | None = None
+    target: str,
+    open_run: OpenRun,
+    policy: int | None = None,
+    model: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Answers:
     """The answers of a side; a config asks what is missing of them."""
     path, at, number = target.rpartition("@")
@@ -213,10 +239,11 @@ def _answered(
             raise VideoOPDError(f"{target} is policy {number}; leave out --policy {policy}")
         target, policy = path, int(number)
     if Path(target).is_file():
-        with opened(target) as work:
-            if model is not None:
-                return answered_by_model(work, model.resolve())
-            return answered_by_policy(work, policy)
+        return _asked(target, policy, model, overrides)
+    if overrides:
+        raise VideoOPDError(
+            f"--set overrides a config, and {target} is none; give the TOML file instead"
+        )
     if model is not None:
         raise VideoOPDError(
             f"to ask the model in {model} takes a config, and {target} is none; give the TOML file "
@@ -225,28 +252,53 @@ def _answered(
     return of_policy(open_run(target), policy)
 
 
+def _asked(
+    config: str, policy: int | None, model: Path | None, overrides: Sequence[str]
+) -> Answers:
+    """The answers by a config: as they are where none is missing, which takes no model."""
+
+    def answered(looking: bool) -> Answers:
+        with opened(config, overrides, looking=looking, goes_on=False) as work:
+            if model is not None:
+                return answered_by_model(work, model.resolve())
+            return answered_by_policy(work, policy)
+
+    try:
+        return answered(looking=True)
+    except WorkLeft:
+        return answered(looking=False)
+
+
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
 
 
 def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
     if format == "json":
-        _print_json({"who": answers.who, **_how(), "groups": [asdict(group) for group in found]})
+        groups = [asdict(group) for group in found]
+        _print_json({"who": answers.who, "left_out": answers.left_out, **_how(), "groups": groups})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "examples", "videos", "", *PROTOCOLS):
+    for name in ("", "examples", "videos", "", *(p.name for p in PROTOCOLS)):
         table.add_column(name, justify="left" if not name else "right")
     for group in found:
         counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
         for metric, shown in SHOWN.items():
-            cells = [_cell(group.metrics[f"{protocol}_{metric}"]) for protocol in PROTOCOLS]
+            cells = [_cell(group.metrics[f"{p.name}_{metric}"]) for p in PROTOCOLS]
             table.add_row(*counts, shown, *cells)
             counts = ["", "", ""]
-        table.add_row(*counts, "no span", _cell(group.metrics["parse_failures"]), "")
+        spans = [_cell(group.metrics[NO_SPAN[p.name]]) for p in PROTOCOLS]
+        table.add_row(*counts, "no span", *spans)
         table.add_section()
     out = console()
     out.print(answers.who, markup=False, soft_wrap=True)
     out.print(table)
+    if answers.left_out:
+        out.print(
+            f"{answers.left_out:,} examples of the eval split have no answer and are in no number, "
+            f"the first because {answers.because}",
+            markup=False,
+        )
     out.print(_footnote(found[0]), markup=False)
 
 
@@ -257,9 +309,11 @@ def _show_comparison(found: Comparison, format: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
         table.add_column(name, justify="left" if not name else "right")
-    names = {f"{p}_{m}": f"{p} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
-    for metric, shown in (names | {"parse_failures": "no span"}).items():
-        sides = [f"{group.metrics[metric].value:.3f}" for group in (found.of_a, found.of_b)]
+    names = {f"{p.name}_{m}": f"{p.name} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
+    names |= {NO_SPAN[p.name]: f"{p.name} no span" for p in PROTOCOLS if p.reader}
+    names["parse_failures"] = "no span"
+    for metric, shown in names.items():
+        sides = [_value(group.metrics[metric].value) for group in (found.of_a, found.of_b)]
         apart = found.difference.metrics[metric]
         share = apart.share_not_above_zero
         table.add_row(
@@ -276,9 +330,13 @@ def _show_comparison(found: Comparison, format: str) -> None:
     out.print(_footnote(found.difference), markup=False)
 
 
+def _value(number: float | None, style: str = ".3f") -> str:
+    return ABSENT if number is None else f"{number:{style}}"
+
+
 def _cell(estimate: Estimate, style: str = ".3f") -> str:
-    if estimate.low is None:
-        return f"{estimate.value:{style}}"
+    if estimate.value is None or estimate.low is None:
+        return _value(estimate.value, style)
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
@@ -289,10 +347,15 @@ def _footnote(group: Group) -> str:
         spread = (
             f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
         )
-    return (
-        f"{spread}\nstrict: no rounding, IoU > m. timelens: whole seconds, IoU >= m. Both: the"
-        " first span of an answer; no span is IoU 0."
-    )
+    lines = [spread]
+    lines += [f"{p.name}: {p.words}." for p in PROTOCOLS]
+    lines.append("No span is IoU 0.")
+    if unknown := [p.name for p in PROTOCOLS if group.metrics[f"{p.name}_miou"].value is None]:
+        lines.append(
+            f"{ABSENT}: some answers are of before {', '.join(unknown)} was kept; `videoopd stage "
+            "evaluate CONFIG --force` asks them again."
+        )
+    return "\n".join(lines)
 
 
 def _how() -> dict[str, Any]:

@@ -27,7 +27,8 @@ from opd_core.importing import Decision, Rules, decide, timelens_rows
 from opd_core.probing import ProbeResult, probe_files
 from opd_core.types import VideoOPDError
 from opd_core.video_folder import VideoFolder
-from storage.files import disk_troubles
+from opd_core.video_presence import MOST, is_readable, refuse_missing_folder
+from storage.files import disk_troubles, removed_if_refused
 
 PROBE_SECONDS = 60.0
 
@@ -46,6 +47,8 @@ class ImportOptions:
     """A video that takes longer is left out."""
     clamp_seconds: float = 0.0
     """Spans that end at most this long after their file are cut to its end."""
+    allow_missing: bool = False
+    """Go on where most of the videos that are named have no file."""
 
 
 @dataclass
@@ -116,9 +119,12 @@ def import_files(options: ImportOptions) -> ImportSummary:
     summary = ImportSummary(out, options.videos)
     with waiting("reading annotations"):
         paths = _paths(_found(reader, options.files), folder)
-    with disk_troubles(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with removed_if_refused(out.parent) as made, disk_troubles(out.parent):
+        if not options.allow_missing:
+            _refuse_missing(options, folder, paths)
         probes = _probe(options, folder, paths, summary)
+        if not options.allow_missing:  # the folder may have gone away while it was looked at
+            _refuse_missing(options, folder, paths)
         rules = Rules(
             options.source or options.format,
             options.source is not None,
@@ -130,14 +136,21 @@ def import_files(options: ImportOptions) -> ImportSummary:
             decisions = decide(found, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
-    if not summary.taken:
-        first = next(iter(summary.first.values()), "it holds no annotation")
-        out.unlink()
-        raise VideoOPDError(
-            f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
-            f"{options.format} ({first}); correct FORMAT or --videos, and see {report_path(out)}"
-        )
+        if not summary.taken:
+            out.unlink()
+            see = "" if made else f", and see {report_path(out)}"
+            raise VideoOPDError(
+                f"nothing could be taken from {', '.join(str(f) for f in options.files)} as "
+                f"{options.format} ({_why_nothing(summary)}); correct FORMAT or --videos{see}"
+            )
     return summary
+
+
+def _why_nothing(summary: ImportSummary) -> str:
+    """The kinds of reason, most frequent first, each with its first one."""
+    kinds = summary.left_out.most_common(3)
+    told = [f"{count:,} {kind}, the first {_short(summary.first[kind])}" for kind, count in kinds]
+    return "; ".join(told) or "it holds no annotation"
 
 
 def _found(reader: Reader, files: Iterable[Path]) -> Iterator[Found]:
@@ -151,6 +164,21 @@ def _paths(annotations: Iterable[Found], folder: VideoFolder) -> dict[str, str |
         if found.video is not None and found.video not in paths:
             paths[found.video] = folder.find(found.video)
     return paths
+
+
+def _refuse_missing(
+    options: ImportOptions, folder: VideoFolder, paths: dict[str, str | None]
+) -> None:
+    """Where most videos are missing, the folder is wrong, not the annotations."""
+    refuse_missing_folder(folder.path, "--videos")
+    readable = {path: is_readable(folder.path / path) for path in paths.values() if path}
+    missing = [name for name, path in paths.items() if path is None or not readable[path]]
+    if MOST * len(paths) < len(missing) < len(paths):  # of none at all, nothing can be taken
+        raise VideoOPDError(
+            f"{len(missing):,} of the {len(paths):,} videos that are named have no file in "
+            f"{folder.path} ({folder.why_not(missing[0])}); mount it, correct --videos or "
+            "FORMAT, or give --allow-missing to take the annotations of the others"
+        )
 
 
 def _probe(

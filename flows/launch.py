@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from flows.progress import waiting
+from flows.rerun import command
 from flows.server import connect
-from storage.takes import round_number
+from opd_core.types import VideoOPDError
+from storage.takes import Stale, round_number
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary, RunSummary, StageSummary
+    from opd_core.config import Config
 
 
 class Rounds(Protocol):
@@ -33,6 +37,7 @@ def round_flow() -> Rounds:
     return videoopd
 
 
+@cache
 def _connect() -> None:
     with waiting("starting Prefect"):
         wait_for_server = quiet_server()
@@ -50,32 +55,102 @@ def quiet_server() -> Callable[[], None]:
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
     """Run `rounds` rounds and print their table after each."""
-    from flows.prepare import check_folders
     from flows.report import print_rounds
-    from opd_core.config import load_config
 
-    # A wrong key or folder is found before a server is started.
-    check_folders(load_config(config, overrides), config)
+    _checked(config, overrides)
     flow = round_flow()
     done: list[RoundSummary] = []
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         summary = flow(config, rounds=1, overrides=list(overrides))
         done += summary.rounds
-        print_rounds(summary.run_path, done)
+        print_rounds(summary.run_path, done, last=number == rounds)
 
 
 def run_stage(
     stage: str, config: str, round: int | None, force: bool, overrides: Sequence[str]
 ) -> None:
-    """Run the deployment of a stage here, and print what it did."""
+    """Run the deployment of a stage here, where it has anything to do; print what it did."""
+    from flows.alone import nothing_to_do
+
+    _checked(config, overrides)
+    done = None if force else nothing_to_do(stage, config, round, overrides)
+    if done is not None:
+        return _print_done(stage, done)
+    _connect()
+    _run_one(stage, config, round, force, overrides)
+
+
+def run_stale(config: str, round: int | None, force: bool, overrides: Sequence[str]) -> None:
+    """Run again everything that reruns have made stale, of a round or of all, in its order.
+
+    Raises `VideoOPDError` with `force`: what is stale is computed again as a whole anyway.
+    """
+    if force:
+        raise VideoOPDError(
+            "a stale stage is run again as a whole without --force; leave it out, or name a stage"
+        )
+    from storage import damage
+
+    loaded = _checked(config, overrides)
+    with damage.told([loaded.run.path]):
+        done = _run_all_stale(loaded, config, round, overrides)
+    where = "" if round is None else f" of round {round}"
+    print(f"nothing{where} is stale" + (f" any more; {done} run again" if done else ""))
+
+
+def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Sequence[str]) -> int:
+    """How many stages that were."""
+    from flows.rescore import rescore_run
+    from storage.run import Run
+
+    done = 0
+    while (stale := _next_stale(loaded, round)) is not None:
+        if stale.stage == "rescore":
+            rescore_run(Run.open(loaded.run.path), stale.round, loaded)
+        else:
+            _connect()
+            _run_one(stale.stage, config, stale.round, False, overrides)
+        done += 1
+        if _next_stale(loaded, round) == stale:
+            raise VideoOPDError(
+                f"{stale.reason()}, and still is after it was run again; run it alone to see why: "
+                f"{command(stale, config)}"
+            )
+    return done
+
+
+def _next_stale(config: Config, round: int | None) -> Stale | None:
+    """What is to be run again first; a rescore, from which nothing is computed, last."""
+    from storage.run import Run
+
+    if not config.run.path.exists():
+        raise VideoOPDError(f"there is no run at {config.run.path} yet; `videoopd run` starts it")
+    stale = [s for s in Run.open(config.run.path).takes().stale() if round in (None, s.round)]
+    return min(stale, key=lambda s: s.stage == "rescore", default=None)
+
+
+def _checked(config: str, overrides: Sequence[str]) -> Config:
+    """The config; a wrong key or folder, or a run that is worked on, is found before a server is
+    started."""
+    from flows.prepare import check_folders, refuse_busy
     from opd_core.config import load_config
 
-    load_config(config, overrides)
-    _connect()
+    loaded = load_config(config, overrides)
+    check_folders(loaded, config)
+    refuse_busy(loaded)
+    return loaded
+
+
+def _run_one(
+    stage: str, config: str, round: int | None, force: bool, overrides: Sequence[str]
+) -> None:
     from flows.deployments import DEPLOYMENTS
 
     run: Callable[..., StageSummary] = DEPLOYMENTS[stage]
-    done = run(config, round=round, force=force, overrides=list(overrides))
+    _print_done(stage, run(config, round=round, force=force, overrides=list(overrides)))
+
+
+def _print_done(stage: str, done: StageSummary) -> None:
     notes = "".join(
         f"; {key.replace('_', ' ')} {value:.3g}" if isinstance(value, float)
         else f"; {key.replace('_', ' ')} {value}"

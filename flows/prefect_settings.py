@@ -34,10 +34,9 @@ _PATHS = {
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Nothing here needs the network, so nothing may try; and the bars are ours."""
+"""Nothing here needs the network, so nothing may try."""
 
 
 def project_root() -> Path:
@@ -50,6 +49,14 @@ def home() -> Path:
     """Folder of the server's database, logs and process ids."""
     configured = os.environ.get("PREFECT_HOME")
     return Path(configured).expanduser().resolve() if configured else project_root() / ".prefect"
+
+
+def profiles_elsewhere() -> Path | None:
+    """Where `prefect` commands started in any other folder look for a server; None where the
+    user's environment says one place for all folders."""
+    if os.environ.get("PREFECT_HOME") or os.environ.get("PREFECT_PROFILES_PATH"):
+        return None
+    return Path.home() / ".prefect" / "profiles.toml"
 
 
 def environment() -> dict[str, str]:

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
+from flows.processor_cache import processor_hash_of
+from flows.read_data import import_annotations
 from opd_core.config import Config, load_config
 from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
-from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
-from storage.frames import FrameStore
+from opd_core.types import VideoOPDError
+from opd_core.video_presence import refuse_missing_folder
+from storage import damage, locks
+from storage.frames import FrameStore, usage
 from storage.policies import PolicyRef
 from storage.run import Run
-from storage.run_folder import weights_cache
+from storage.run_folder import (
+    check_place,
+    config_source,
+    lock_file,
+    remember_config,
+    removed_if_refused,
+    weights_cache,
+)
 from storage.takes import policy_version_of, round_number
+
+
+class WorkLeft(Exception):
+    """A stage has something to do, and was only looked at."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +46,19 @@ class Work:
     config: Config
     run: Run
     teacher_hash: str
+    looking: bool = False
+    """Nothing is to be computed: it is asked whether there is anything."""
+
+    def about_to_work(self) -> None:
+        """A stage calls it once it knows that something is missing, before it writes a row or
+        imports what computes. Raises `WorkLeft` where it is only looked at."""
+        if self.looking:
+            raise WorkLeft
 
     @cached_property
     def question_hash(self) -> str:
         """How the config asks the teacher for its own answers."""
-        from opd_core.prompts import load_processor, processor_hash
-
-        processor = processor_hash(load_processor(self.config.teacher.path))
+        processor = processor_hash_of(self.config.teacher.path, self.run.path)
         return prediction_question(self.config, processor)
 
     def predictions(self) -> pl.LazyFrame:
@@ -97,12 +120,16 @@ class Work:
 
 
 def check_folders(config: Config, name: str) -> None:
-    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open."""
+    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
             )
+    if not config.run.path.exists():  # later, the stages that need videos look for them
+        refuse_missing_folder(config.data.videos)
+    check_place(config.run.path)
 
 
 def check_weights(config: Config) -> None:
@@ -118,27 +145,60 @@ def check_weights(config: Config) -> None:
             check_checkpoint(folder)
 
 
+def refuse_busy(config: Config) -> None:
+    """Raises `VideoOPDError` naming the process that works on the run, where there is one."""
+    locks.refuse_held(lock_file(config.run.path, "round"))
+
+
 @contextmanager
-def opened(config: str, overrides: Sequence[str] | None = None) -> Iterator[Work]:
+def opened(
+    config: str,
+    overrides: Sequence[str] | None = None,
+    *,
+    looking: bool = False,
+    goes_on: bool = True,
+) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
+    The run remembers the config and the overrides that it went on with last; not those of a
+    question beside its rounds, with `goes_on=False`.
+
     Makes the run where there is none, checks that student and teacher fit, and imports the
-    annotations that are not in its tables yet.
+    annotations that are not in its tables yet. Refused before anything is computed, it leaves no
+    folder behind. `looking`: only to see whether a stage has anything to do, without what computing
+    takes.
     """
     loaded = load_config(config, overrides or ())
     check_folders(loaded, config)
-    from opd_core.tree_model import set_threads
+    refuse_busy(loaded)
+    with (
+        removed_if_refused(loaded.run.path),
+        damage.told([loaded.run.path]),
+        _writing(loaded, looking) as work,
+    ):
+        if goes_on or config_source(work.run.path) is None:
+            remember_config(work.run.path, Path(config), overrides or ())
+        yield work
+
+
+@contextmanager
+def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     check_weights(loaded)
-    set_threads(loaded.machine.threads)
+    if not looking:
+        from opd_core.tree_model import set_threads
+
+        set_threads(loaded.machine.threads)
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
-    with run.exclusive("round"), decoding_once(loaded):
+    frames = nullcontext() if looking else decoding_once(loaded)
+    with run.exclusive("round"):
         import_annotations(run, loaded)
-        yield Work(loaded, run, run.weights_hash(loaded.teacher.path))
+        with frames:
+            yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 
 @contextmanager
@@ -150,6 +210,7 @@ def decoding_once(config: Config) -> Iterator[None]:
         return
     from opd_core.encoding import reading_through
 
+    is_new = not folder.exists()
     try:
         store = FrameStore.open(folder, int(config.frames.max_gib * 2**30))
     except VideoOPDError as error:
@@ -158,35 +219,11 @@ def decoding_once(config: Config) -> Iterator[None]:
         warnings.warn(f"no frames are kept: {error}", RuntimeWarning, stacklevel=3)
         yield
         return
-    with reading_through(store):
-        yield
-
-
-def import_annotations(run: Run, config: Config) -> tuple[int, int]:
-    """Append new examples, and quarantine what is none; (examples, quarantined) that were new."""
-    from opd_core.annotations import read_timelens
-
-    examples: list[GroundingExample] = []
-    rejected: list[QuarantinedItem] = []
-    evaluated: set[str] = set()
-    for path, split in ((config.data.eval, "eval"), (config.data.train, "train")):
-        for item in read_timelens(path, split):
-            if isinstance(item, QuarantinedItem):
-                rejected.append(item)
-            elif split == "train" and item.example_id in evaluated:
-                reason = f"this annotation of {path.name} is in the eval split too"
-                rejected.append(
-                    QuarantinedItem(item.example_id, "import", item.video_path, reason, None)
-                )
-            else:
-                examples.append(item)
-        evaluated = {e.example_id for e in examples}
-    counts = {split: sum(e.split == split for e in examples) for split in ("train", "eval")}
-    for split, path in (("train", config.data.train), ("eval", config.data.eval)):
-        if not counts[split]:
-            first = f" (first problem: {rejected[0].reason})" if rejected else ""
-            raise VideoOPDError(f"{path} holds no usable example{first}; give it at least one")
-    return (
-        run.append("examples", examples),
-        run.append("quarantine", rejected, stage="import"),
-    )
+    try:
+        with reading_through(store):
+            yield
+    except VideoOPDError:
+        kept = usage(folder)
+        if is_new and (kept is None or not kept.clips):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,7 +1,8 @@
 """What was found in video files, kept beside an import, so that a killed one goes on.
 
 A JSON line a file, appended and flushed as soon as it is known. A line counts as long as the file
-has the size and the time of change that it had; a line cut off by a kill is ignored.
+has the size and the time of change that it had, and files are looked at by the rules that they were
+(`probing.RULES`); a line cut off by a kill is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from opd_core.probing import Probe, ProbeResult, Unusable
+from opd_core.probing import RULES, Probe, ProbeResult, Unusable
 
 
 class ProbeCache:
@@ -52,7 +53,7 @@ class ProbeCache:
 
     def _stamp(self, name: str) -> dict[str, Any]:
         found = (self._videos / name).stat()
-        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "rules": RULES}
 
     def _read(self) -> Iterator[tuple[str, ProbeResult]]:
         if not self.path.exists():

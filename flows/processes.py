@@ -6,12 +6,10 @@ inherits a mark in its environment, by which children are found even after their
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,22 @@ import psutil
 
 MARK = "VIDEOOPD_STARTED_FOR"
 """Environment variable of the processes started here; its value names what they belong to."""
-_PR_SET_PDEATHSIG = 1
+_BEGIN = """
+import os, signal, sys
+parent, command = int(sys.argv[1]), sys.argv[2:]
+# Jobs that a script starts with `&` ignore these, and would hand that on.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if parent and sys.platform == "linux":
+    import ctypes
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("its parent has ended")
+os.execvp(command[0], command)
+"""
+"""What a process does before it becomes the command. In a Python of its own, not between fork and
+exec: this process may hold Lance by then, which must not be forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +68,18 @@ def start(
     With `ends_with_us` it is told to stop when this process ends, however that happens (Linux).
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid() if ends_with_us else 0
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", "-c", _BEGIN, str(parent), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=folder,
             env={**os.environ, **environment, MARK: mark},
             start_new_session=True,
-            preexec_fn=_in_child(ends_with_us),
         )
     return ProcessId(child.pid, psutil.Process(child.pid).create_time())
-
-
-def _in_child(ends_with_us: bool) -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl if ends_with_us and sys.platform == "linux" else None
-
-    def prepare() -> None:
-        # Jobs that a script starts with `&` ignore these, and would hand that on.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return prepare
 
 
 def stop(ids: Sequence[ProcessId], mark: str, grace: float = 10.0) -> int:

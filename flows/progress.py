@@ -7,7 +7,8 @@
 
 Off a terminal (a log file, a flow served by Prefect) it writes a line about every ten seconds, and
 nothing at all for what is quicker. Under pytest it is silent unless VIDEOOPD_PROGRESS=1. `waiting`
-is for what cannot be counted.
+is for what cannot be counted. `quietly(True)` is `videoopd -q`: none of it, here and in processes
+that are started meanwhile.
 """
 
 from __future__ import annotations
@@ -20,12 +21,30 @@ from contextlib import contextmanager
 
 Advance = Callable[[int], None]
 SECONDS_PER_LINE = 10.0
+QUIET = "VIDEOOPD_QUIET"
+
+
+@contextmanager
+def quietly(wanted: bool) -> Iterator[None]:
+    """Meanwhile nothing is shown on the way, if that is wanted."""
+    before = os.environ.get(QUIET)
+    if wanted:
+        os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ[QUIET]
+
+
+def is_quiet() -> bool:
+    return os.environ.get(QUIET) == "1"
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """Show how far `what` is; the yielded function is told how many of `total` are newly done."""
-    if total <= 0 or ("PYTEST_CURRENT_TEST" in os.environ and not _wanted()):
+    if total <= 0 or is_quiet() or ("PYTEST_CURRENT_TEST" in os.environ and not _wanted()):
         yield lambda count: None
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:
@@ -37,7 +56,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A sign of life on a terminal, for a wait whose length is not known."""
-    if not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console

@@ -1,23 +1,21 @@
-"""What the commands print: the table of rounds, and the answer of a query in four formats."""
+"""What the commands print: the console they share, and the table of rounds."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flows.progress import is_quiet
 from opd_core.metrics import grounding_metrics
-from opd_core.types import VideoOPDError
 from storage.run import Run
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from flows.summaries import RoundSummary
 
 STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
@@ -29,21 +27,33 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary]) -> None:
-    """One column a policy: the one the first round began with, then what each round made."""
+def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary], last: bool = True) -> None:
+    """One column a policy: the one the first round began with, then what each round made.
+
+    Quietly it is one line, and only of the last round.
+    """
     made = [r for r in rounds if r.rollouts is not None]
     if not made:
         return
+    if is_quiet():
+        if last:
+            final = made[-1]
+            print(f"round {final.policy_version}: eval mIoU {_number(final.miou)}; {run_path}")
+        return
     first = made[0].policy_version - 1
     out = console()
-    out.print(rounds_table(made, first, accuracy(Run.open(run_path)).get(first, {})))
+    before = accuracy(Run.open(run_path)).get(first, {})
+    out.print(rounds_table(made, first, before))
+    begun = [r for r in rounds if r.rollouts is None] if len(made) == 1 else []
+    for note in (note for r in begun for note in r.notes):
+        out.print(f"before: {note}", markup=False)
     for note in made[-1].notes:  # the table grows by a round; earlier notes stand above already
         out.print(f"round {made[-1].policy_version}: {note}", markup=False)
 
 
 def accuracy(run: Run) -> dict[int, dict[str, float]]:
-    """`grounding_metrics` of every policy that was evaluated, by policy_version."""
-    rows = grounding_metrics(run.evaluations(), "policy_version").collect().to_dicts()
+    """`grounding_metrics` of each policy, by policy_version, over what is in the eval split now."""
+    rows = grounding_metrics(run.present_evaluations(), "policy_version").collect().to_dicts()
     return {row.pop("policy_version"): row for row in rows}
 
 
@@ -56,15 +66,23 @@ def rounds_table(
     table.add_column("base" if first == 0 else f"policy {first}", justify="right")
     for summary in rounds:
         table.add_column(f"round {summary.policy_version}", justify="right")
+    asked = (f"{r.eval_examples:,}" for r in rounds)
+    table.add_row("eval examples", _count(_whole(before.get("examples"))), *asked)
     for name, metric in (("mIoU", "miou"), ("R1@0.3", "r1_30"), ("R1@0.5", "r1_50"),
                          ("R1@0.7", "r1_70")):  # fmt: skip
         start = _number(before.get(f"strict_{metric}"))
         table.add_row(f"eval {name}", start, *(_number(getattr(r, metric)) for r in rounds))
+    no_span = _number(before.get("parse_failures"))
+    table.add_row("eval answers without a span", no_span, *(_number(r.no_span) for r in rounds))
     table.add_row("reverse KL, nats a token", "", *(_number(r.reverse_kl) for r in rounds))
     mismatch = ("" if r.engine_mismatch is None else f"{r.engine_mismatch:.1e}" for r in rounds)
     table.add_row("engine against trainer, nats", "", *mismatch)
-    for name, field in (("rollouts", "rollouts"), ("tokens sampled", "tokens"),
-                        ("teacher passes saved", "teacher_passes_saved")):  # fmt: skip
+    for name, field in (("rollouts", "rollouts"),
+                        ("rollouts without a span", "rollouts_without_span"),
+                        ("tokens sampled", "tokens"),
+                        ("teacher passes saved", "teacher_passes_saved"),
+                        ("left out in the round", "left_out"),
+                        ("annotations left out", "annotations_left_out")):  # fmt: skip
         table.add_row(name, "", *(_count(getattr(r, field)) for r in rounds))
     table.add_section()
     for stage in STAGES:
@@ -83,70 +101,9 @@ def _number(value: float | None, digits: int = 3) -> str:
     return ABSENT if value is None else f"{value:.{digits}f}"
 
 
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
 def _count(value: int | None) -> str:
     return ABSENT if value is None else f"{value:,}"
-
-
-def write_frame(frame: pl.DataFrame, format: str, out: Path | None) -> None:
-    """Write the rows of a query to `out`, else to standard output.
-
-    `json` is an array of objects; in `csv`, lists are written as JSON; `table` shortens what is
-    long. Raises `VideoOPDError` for Parquet onto a terminal and for a file that cannot be written.
-    """
-    if out is None:
-        if format == "parquet" and sys.stdout.isatty():
-            raise VideoOPDError("Parquet is not for reading; name a file with --out FILE")
-        _write(frame, format, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with out.open("wb") as file:
-            _write(frame, format, file)
-    except OSError as error:
-        raise VideoOPDError(
-            f"{out} cannot be written ({error.strerror}); choose another --out"
-        ) from None
-
-
-def _write(frame: pl.DataFrame, format: str, file: IO[bytes]) -> None:
-    match format:
-        case "json":
-            file.write(frame.write_json().encode() + b"\n")
-        case "csv":
-            file.write(_flat(frame).write_csv().encode())
-        case "parquet":
-            frame.write_parquet(file)
-        case _:
-            file.write(_as_table(frame).encode() + b"\n")
-
-
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists and structs as JSON text, which CSV can hold."""
-    import json
-
-    import polars as pl
-
-    def as_json(value: Any) -> str:
-        return json.dumps(value.to_list() if isinstance(value, pl.Series) else value)
-
-    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
-    return frame.with_columns(
-        pl.col(name).map_elements(as_json, return_dtype=pl.String) for name in nested
-    )
-
-
-def _as_table(frame: pl.DataFrame) -> str:
-    import shutil
-
-    import polars as pl
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
-    with pl.Config(
-        tbl_rows=50,
-        tbl_cols=-1,
-        tbl_width_chars=width,
-        fmt_str_lengths=80,
-        tbl_hide_column_data_types=True,
-        tbl_formatting="ASCII_MARKDOWN" if not sys.stdout.isatty() else "UTF8_FULL_CONDENSED",
-    ):
-        return printable(str(frame))

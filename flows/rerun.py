@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flows.typed_config import config_words
 from opd_core.types import VideoOPDError
 from storage.takes import FORCED, Stale, round_number
 
@@ -21,7 +22,7 @@ def refuse_stale_inputs(run: Run, stage: str, version: int) -> None:
     if found is not None:
         raise VideoOPDError(
             f"{stage} of round {round_number(stage, version)} cannot run yet: {found.reason()}; "
-            f"run that again first: {command(found, 'CONFIG')}"
+            f"run that again first: {command(found, config_words(run))}"
         )
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flows.appending import appending
 from flows.audit_links import config_of, grouped
-from flows.progress import progress
+from flows.progress import is_quiet, progress
 from flows.report import console
 from flows.rerun import begin, refuse_stale_inputs
 from opd_core.config import Config
@@ -40,7 +40,8 @@ def rescore_run(run: Run, number: int | None = None, config: Config | None = Non
     for version, teacher_hash, digest in _scored(run, number):
         added += _rescore(run, version, teacher_hash, config or _config(run, digest))
     out = console()
-    out.print(_summary(run, number))
+    if not is_quiet():
+        out.print(_summary(run, number))
     out.print(f"{added:,} rollouts rescored; a row each in divergences", markup=False)
 
 

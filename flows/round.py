@@ -21,7 +21,8 @@ from flows.summaries import RunSummary
 def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -> RunSummary:
     """Run `rounds` rounds of Video-OPD from the newest committed policy on.
 
-    config: path of a TOML file. overrides: `section.key=value`, as for `videoopd run --set`.
+    config: path of a TOML file. overrides: `section.key=value`, as for `videoopd run --set`, but
+    a path in them is relative to the config's folder.
     """
     with opened(config, overrides) as work:
         outcomes = []

@@ -6,11 +6,12 @@ the rows in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import polars as pl
 
 from flows.prepare import Work
+from flows.typed_config import config_words
 from opd_core import curriculum
 from opd_core.types import (
     Draw,
@@ -34,24 +35,46 @@ def drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     draws = work.run.read("draws", Draw, of_round(policy))
     if not draws:
         return []
-    examples = {e.example_id: e for e in work.run.read("examples", GroundingExample)}
+    mine = pl.col("example_id").is_in([d.example_id for d in draws])
+    examples = {e.example_id: e for e in work.run.last_known_examples(mine)}
     return [examples[d.example_id] for d in sorted(draws, key=lambda d: d.position)]
+
+
+def gone(work: Work, policy: PolicyRef) -> set[str]:
+    """Ids of drawn examples that the training annotations no longer hold. The draw stays what it
+    was, and nothing more is done with them."""
+    drawn_ids = work.run.draws().filter(of_round(policy)).select("example_id").collect()
+    train = work.run.present().filter(pl.col("split") == "train").select("example_id").collect()
+    return set(drawn_ids["example_id"]) - set(train["example_id"])
+
+
+def eval_examples(work: Work) -> list[GroundingExample]:
+    """What a policy is asked: the eval split as it is now, or its first `evaluate.max_examples`."""
+    examples = curriculum.by_video(work.run.present_examples(pl.col("split") == "eval"))
+    return examples[: work.config.evaluate.max_examples]
+
+
+def needed(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+    """As `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
+    examples = drawn(work, policy)
+    if not examples:
+        raise VideoOPDError(
+            f"round {policy.round} has drawn no examples; run `videoopd run`, or the stage draw, "
+            "which begins it"
+        )
+    return examples
 
 
 def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
-    examples = drawn(work, policy)
-    if not examples:
-        raise VideoOPDError(
-            f"round {policy.round} has drawn no examples; run `videoopd/round`, which begins it"
-        )
+    examples = needed(work, policy)
     if not curriculum.needs_predictions(work.config.focus):
         left_out = set()
     else:
         left_out = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
         predicted = work.predictions().select("example_id").unique().collect()["example_id"]
         left_out |= {e.example_id for e in examples} - set(predicted)
-    left_out |= quarantined(work, policy, "validate")
+    left_out |= quarantined(work, policy, "validate") | gone(work, policy)
     usable = [e for e in examples if e.example_id not in left_out]
     if not usable:
         raise VideoOPDError(
@@ -62,8 +85,10 @@ def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
 
 
 def rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+    """The round's, of examples that are still annotated."""
     columns = ("rollout_id", "example_id", "policy_version", "student_iou")
-    return work.run.rollouts().filter(of_round(policy)).select(columns)
+    mine = work.run.rollouts().filter(of_round(policy)).select(columns)
+    return mine.filter(~pl.col("example_id").is_in(list(gone(work, policy))))
 
 
 def scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
@@ -108,18 +133,32 @@ def set_aside(work: Work, policy: PolicyRef) -> list[QuarantinedItem]:
     return work.run.read("quarantine", QuarantinedItem, of_round(policy))
 
 
-def quarantined(work: Work, policy: PolicyRef, stage: str) -> set[str]:
-    return {row.item_id for row in set_aside(work, policy) if row.stage == stage}
+def quarantined(work: Work, policy: PolicyRef, stage: str, but: Collection[str] = ()) -> set[str]:
+    """What a stage of the round has given up; not for a fault of the kinds `but`."""
+    rows = (row for row in set_aside(work, policy) if row.stage == stage)
+    return {row.item_id for row in rows if row.kind not in but}
 
 
-def given_up(work: Work) -> set[str]:
-    """What is in quarantine, in rows in force or in superseded ones that nothing has refuted: a
-    rerun that got rollouts of the example."""
-    rows = work.run.scan("quarantine", superseded=True).select("item_id", "policy_version")
-    sampled = work.run.rollouts().select("policy_version", item_id="example_id")
-    lost = rows.join(sampled, on=["item_id", "policy_version"], how="anti", nulls_equal=True)
-    both = pl.concat([lost.select("item_id"), work.run.quarantine().select("item_id")])
-    return set(both.collect()["item_id"])
+def selected_of(selections: pl.DataFrame, examples: set[str]) -> set[str]:
+    """Which of some examples have a selected rollout."""
+    return set(selections.filter(pl.col("selected"))["example_id"]) & examples
+
+
+def left_out_by(
+    work: Work, policy: PolicyRef, examples: set[str], chosen: pl.DataFrame
+) -> pl.DataFrame:
+    """Rows in the columns of `chosen` for the round's rollouts of examples that are gone."""
+    rows = work.run.rollouts().filter(of_round(policy)).filter(
+        pl.col("example_id").is_in(list(examples))
+    ).select("rollout_id", "policy_version", "example_id").collect()  # fmt: skip
+    rows = rows.with_columns(
+        curriculum=pl.lit(work.config.focus.curriculum),
+        selected=pl.lit(False),
+        reason=pl.lit(curriculum.GONE),
+    )
+    absent = [n for n in chosen.columns if n not in rows.columns]
+    rows = rows.with_columns(pl.lit(None, chosen.schema[name]).alias(name) for name in absent)
+    return rows.select(chosen.columns).cast(chosen.schema)
 
 
 def check_complete(work: Work, policy: PolicyRef) -> None:
@@ -141,20 +180,26 @@ def check_complete(work: Work, policy: PolicyRef) -> None:
 
 def why_none(work: Work, policy: PolicyRef) -> str:
     """Why a round has no rollouts, and the fix."""
+    if removed := gone(work, policy):
+        return (
+            f"{len(removed)} of its examples are no longer in {work.config.data.train.name}; draw "
+            f"others with `videoopd stage draw CONFIG --round {policy.round} --force`"
+        )
     rows = [r for r in set_aside(work, policy) if r.stage in ("validate", "rollout")]
+    config = config_words(work.run)
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
-            f"`videoopd stage draw CONFIG --round {policy.round} --force`, or correct that and "
+            f"`videoopd stage draw {config} --round {policy.round} --force`, or correct that and "
             "start a new run"
         )
     if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
-        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage rollout CONFIG "
+        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage validate {config} "
         f"--round {policy.round}`, draw others with `videoopd stage draw "
-        f"CONFIG --round {policy.round} --force`, or lower the bound"
+        f"{config} --round {policy.round} --force`, or lower the bound"
     )
 
 

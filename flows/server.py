@@ -3,7 +3,8 @@
 `up` starts two processes in the project's home folder (`.prefect`): a Prefect server on loopback,
 and one that serves the deployments. It returns when both really answer. What runs is written to
 `server.json` there; the address also goes into `profiles.toml`, where every plain `prefect` command
-in the project folder finds it.
+in the project folder finds it, and into the user's own (`~/.prefect/profiles.toml`), where those of
+any other folder look, if the user has none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import socket
 import sys
 import time
+import tomllib
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +26,7 @@ from flows import prefect_settings as settings
 from flows.processes import ProcessId, start, stop
 from opd_core.types import VideoOPDError
 from storage import locks
+from storage.files import write_whole
 
 DEFAULT_PORT = 4200
 START_SECONDS = 120.0
@@ -215,22 +218,48 @@ def _end(running: Running) -> int:
     # The deployments first, so that a run they end can still be reported to the server.
     ids = [p for p in (running.deployments, running.server) if p is not None]
     ended = stop(ids, _mark())
-    profile = settings.home() / "profiles.toml"
-    if profile.is_file() and profile.read_text().startswith(_PROFILE_HEADER):
-        profile.unlink()
+    for profile in (settings.home() / "profiles.toml", settings.profiles_elsewhere()):
+        if profile is not None and _profile_url(profile) == running.url:
+            profile.unlink()
     _state_file().unlink(missing_ok=True)
     return ended
 
 
 def _publish_profile(url: str, say: Callable[[str], None]) -> None:
-    """Let plain `prefect` commands in the project folder find the server."""
-    profile = settings.home() / "profiles.toml"
-    foreign = profile.is_file() and not profile.read_text().startswith(_PROFILE_HEADER)
-    if not foreign:
-        text = f'active = "videoopd"\n\n[profiles.videoopd]\nPREFECT_API_URL = "{url}"\n'
-        profile.write_text(_PROFILE_HEADER + text)
-    if foreign or settings.home() != settings.project_root() / ".prefect":
+    """Let plain `prefect` commands find the server: in the project folder, and in any other one
+    unless the user has a profile of their own there, or another checkout's server is up."""
+    here = _write_profile(settings.home() / "profiles.toml", url)
+    if not here or settings.home() != settings.project_root() / ".prefect":
         say(f"for `prefect` commands: export PREFECT_API_URL={url}")
+        return
+    elsewhere = settings.profiles_elsewhere()
+    if elsewhere is not None and not _write_profile(elsewhere, url):
+        say(f"for `prefect` commands in other folders: export PREFECT_API_URL={url}")
+
+
+def _write_profile(file: Path, url: str) -> bool:
+    """Whether `file` names the server now: not where it is somebody else's."""
+    known = _profile_url(file)
+    if file.exists() and (known is None or (known != url and settings.answers(known))):
+        return False
+    text = f'active = "videoopd"\n\n[profiles.videoopd]\nPREFECT_API_URL = "{url}"\n'
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, _PROFILE_HEADER + text)
+    except OSError:
+        return False
+    return True
+
+
+def _profile_url(file: Path) -> str | None:
+    """The server that a profile of ours names; None for a file that is not ours."""
+    try:
+        text = file.read_text()
+        if text.startswith(_PROFILE_HEADER):
+            return str(tomllib.loads(text)["profiles"]["videoopd"]["PREFECT_API_URL"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _state_file() -> Path:

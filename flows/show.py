@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from storage.run import Run
 
 BAR_CELLS = 60
+FEW = 5
+"""Ids named where several begin alike."""
 
 
-def show(run: Run, rollout_id: str) -> None:
-    """Print a rollout. Raises `VideoOPDError` when the run has none of this id."""
-    rollout = _rollout(run, rollout_id)
+def show(run: Run, id: str) -> None:
+    """Print a rollout, named by how its id or that of its example begins, if only one does.
+
+    Raises `VideoOPDError` when the run has none of this id, and with the first few of several.
+    """
+    rollout = _rollout(run, id)
+    rollout_id = rollout["rollout_id"]
     example = _first(run.examples().filter(pl.col("example_id") == rollout["example_id"])) or {}
     predictions = (
         run.teacher_predictions()
@@ -94,15 +100,28 @@ def _tokens(run: Run, rollout: dict[str, Any]) -> Table:
     return table
 
 
-def _rollout(run: Run, rollout_id: str) -> dict[str, Any]:
-    found = _first(run.rollouts().filter(pl.col("rollout_id") == rollout_id))
-    if found is not None:
-        return found
-    known = run.rollouts().select("rollout_id").collect().to_series().to_list()
-    if not known:
+def _rollout(run: Run, wanted: str) -> dict[str, Any]:
+    """The one rollout whose id, or whose example's id, is `wanted` or begins so."""
+    ids = run.rollouts().select("rollout_id", "example_id").collect()
+    if ids.is_empty():
         raise VideoOPDError(f"{run.path} has no rollouts yet; `videoopd status` says what is next")
-    near = difflib.get_close_matches(rollout_id, known[-20_000:], n=1) or known[-1:]
-    raise VideoOPDError(f"there is no rollout {rollout_id!r} in {run.path}; there is {near[0]!r}")
+    begins = pl.col("rollout_id").str.starts_with(wanted)
+    of_example = pl.col("example_id").str.starts_with(wanted)
+    for mine in (pl.col("rollout_id") == wanted, begins, of_example):
+        found = ids.filter(mine).get_column("rollout_id").sort().to_list() if wanted else []
+        if len(found) == 1:
+            row = _first(run.rollouts().filter(pl.col("rollout_id") == found[0]))
+            assert row is not None
+            return row
+        if found:
+            more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
+            raise VideoOPDError(
+                f"{len(found):,} rollouts begin with {wanted!r} or are of an example that does: "
+                f"{', '.join(found[:FEW])}{more}; give more of the id of one"
+            )
+    known = ids.get_column("rollout_id").to_list()
+    near = difflib.get_close_matches(wanted, known[-20_000:], n=1) or known[-1:]
+    raise VideoOPDError(f"there is no rollout {wanted!r} in {run.path}; there is {near[0]!r}")
 
 
 def _logprobs(run: Run, column: str, rollout_id: str, tokens: int) -> Sequence[float | None]:

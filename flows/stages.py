@@ -5,31 +5,34 @@ nothing is missing it costs a table scan; with `force` it begins again (`rerun.p
 appended as they come, `storage.flush_seconds` of work at a time (`appending.py`).
 
 Prefect sees one task a stage. Its result cache stays off: it survives in the home folder and would
-report work as done whose tables are gone.
+report work as done whose tables are gone. Before a stage imports what it computes with it calls
+`work.about_to_work()`, so that one with nothing to do costs neither Prefect nor torch (`alone.py`).
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import polars as pl
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from flows import prediction_cache, round_rows, score_cache
 from flows.appending import appending
+from flows.given_up import given_up
 from flows.prepare import Work
 from flows.progress import progress
+from flows.read_data import changes_of_round
 from flows.rerun import begin, refuse_stale_inputs
 from flows.stage_costs import measured
 from flows.summaries import StageSummary
 from opd_core import curriculum
+from opd_core.faults import NEXT_ROUND
 from opd_core.types import (
     Draw,
-    GroundingExample,
     Rollout,
     Selection,
     Update,
@@ -37,15 +40,44 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
+from opd_core.video_presence import refuse_missing
 from storage.files import disk_troubles
 from storage.policies import PolicyRef
 
 R = TypeVar("R")
 
 
-def stage(function: Callable[..., StageSummary]) -> Any:
-    """A Prefect task, whose cost is recorded where somebody wants it."""
-    return task(cache_policy=NO_CACHE, persist_result=False)(measured(function))
+class Stage:
+    """Inside a Prefect flow a task, elsewhere the function itself, which is `fn`. Its cost is
+    recorded where somebody wants it."""
+
+    __name__: str
+
+    def __init__(self, function: Callable[..., StageSummary]) -> None:
+        functools.update_wrapper(self, function)
+        self.fn = measured(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> StageSummary:
+        run = self._task if _in_flow() else self.fn
+        return run(*args, **kwargs)
+
+    @functools.cached_property
+    def _task(self) -> Callable[..., StageSummary]:
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        return task(cache_policy=NO_CACHE, persist_result=False)(self.fn)
+
+
+def _in_flow() -> bool:
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+stage = Stage
 
 
 @stage
@@ -61,9 +93,10 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     present = round_rows.drawn(work, policy)
     if present and not force:
         return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
+    work.about_to_work()
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
-    unusable |= round_rows.given_up(work)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "train")
+    unusable |= given_up(work, policy)
+    examples = work.run.present_examples(pl.col("split") == "train")
     forced = work.run.takes().times_forced("draw", policy.version) + force
     earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
     chosen = curriculum.draw_examples(
@@ -80,27 +113,44 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             f"unreliable on them (focus.min_teacher_iou = {work.config.focus.min_teacher_iou}) or "
             "they are in quarantine; give more examples or lower the bound"
         )
+    refuse_missing(
+        work.config.data.videos,
+        (e.video_path for e in chosen),
+        annotated=lambda: (e.video_path for e in examples),
+    )
     begin(work.run, "draw", policy.version, force)
     rows = [Draw(policy.version, e.example_id, i) for i, e in enumerate(chosen)]
     added = work.run.append("draws", rows, policy_version=policy.version)
-    return StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
+    summary = StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
+    return summary.noting(annotations=changes_of_round(work.run, policy.version))
 
 
 @stage
-def validate(work: Work, policy: PolicyRef) -> StageSummary:
+def validate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The teacher's own answers to the drawn examples (TRPV): once an example, teacher, question.
 
-    None where the curriculum needs none; those that `teacher.cache` has are copied.
+    None where the curriculum needs none; those that `teacher.cache` has are copied. They belong to
+    no round, and a question has one seed, so there is nothing to force.
     """
-    from opd_core.rollout import predict
-
+    if force:
+        raise VideoOPDError(
+            "the teacher answers an example and a question once, with one seed, so forcing it "
+            "would give the same answers; leave out force, or ask another question (another "
+            "teacher.predictions, prompt or frame rate)"
+        )
     began = time.perf_counter()
     if not curriculum.needs_predictions(work.config.focus):
         return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
-    examples = round_rows.drawn(work, policy)
+    left_out = round_rows.gone(work, policy)
+    examples = [e for e in round_rows.needed(work, policy) if e.example_id not in left_out]
     known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | round_rows.quarantined(work, policy, "validate")
     needed = [e.example_id for e in examples if e.example_id not in done]
+    if not needed:
+        return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
+    work.about_to_work()
+    from opd_core.rollout import predict
+
     copies = prediction_cache.copies(work, needed)
     copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
     done |= {row.example_id for row in copies}
@@ -109,7 +159,7 @@ def validate(work: Work, policy: PolicyRef) -> StageSummary:
     batches = predict(work.config, teacher, work.question_hash, examples, done)
     summary = _append_batches(work, policy, "validate", "teacher_predictions", batches, len(asked))
     summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
-    if work.config.teacher.cache is None or not needed:
+    if work.config.teacher.cache is None:
         return summary
     reused = len(needed) - len(asked)
     return summary.noting(predictions_reused=reused, hit_rate=reused / len(needed))
@@ -121,8 +171,7 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
     Of a baseline: the teacher's, or the truth (`rollout.source`).
     """
-    from opd_core.rollout import sample_rollouts
-
+    began = time.perf_counter()
     work.continuation(policy)
     examples = round_rows.trainable(work, policy)
     begin(work.run, "rollout", policy.version, force)
@@ -133,6 +182,13 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         for example_id in round_rows.quarantined(work, policy, "rollout")
         for index in range(work.config.rollout.rollouts_per_example)
     }
+    each = range(work.config.rollout.rollouts_per_example)
+    wanted = {make_rollout_id(policy.version, e.example_id, i) for e in examples for i in each}
+    if wanted <= done:
+        return StageSummary("rollout", policy.version, 0, 0, time.perf_counter() - began)
+    work.about_to_work()
+    from opd_core.rollout import sample_rollouts
+
     missing = len(examples) - len(done) // work.config.rollout.rollouts_per_example
     from_teacher = work.config.rollout.source == "teacher"
     sampler = _teacher(work, policy) if from_teacher else _policy(policy)
@@ -147,8 +203,6 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     A score of the same content, from another round or run, is copied instead (`score_cache.py`),
     unless this one is forced.
     """
-    from opd_core.scoring import score_rollouts, teacher_scorer
-
     began = time.perf_counter()
     if not round_rows.needs_scores(work):
         return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
@@ -166,6 +220,9 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     if not missing:
         summary = StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
         return summary.noting(teacher_passes_saved=total - len(wanted))
+    work.about_to_work()
+    from opd_core.scoring import score_rollouts, teacher_scorer
+
     scorer, teacher = teacher_scorer(work.config), _teacher(work, policy)
     plan = score_cache.plan(work, policy.version, scorer, missing)
     copied = sum(
@@ -178,7 +235,9 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         for example in round_rows.drawn(work, policy)
         if example.example_id in rollouts
     ]
-    batches = score_cache.with_twins(work, plan, score_rollouts(work.config, teacher, pairs))
+    among = [e for e in round_rows.drawn(work, policy) if e.example_id not in skipped]
+    scored = score_rollouts(work.config, teacher, pairs, among)
+    batches = score_cache.with_twins(work, plan, scored)
     summary = _append_batches(work, policy, "score", "teacher_scores", batches, len(pairs))
     summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
     return summary.noting(
@@ -193,6 +252,12 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     refuse_stale_inputs(work.run, "focus", policy.version)
+    removed = round_rows.gone(work, policy)
+    kept = work.run.selections().filter(round_rows.of_round(policy)).collect()
+    committed = policy.version < work.run.current_policy().version
+    stale = work.run.takes().stale_at("focus", policy.version)
+    if kept.height and committed and not (force or stale):
+        return StageSummary("focus", policy.version, 0, 0, time.perf_counter() - began)
     round_rows.check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
@@ -232,7 +297,12 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
             f"({round_rows.reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
+    if not set(chosen["rollout_id"]) <= set(kept["rollout_id"]):
+        work.about_to_work()
     begin(work.run, "focus", policy.version, force)
+    if not (force or stale) and round_rows.selected_of(kept, removed):
+        work.run.begin_take("focus", policy.version, "annotations were removed")
+    chosen = pl.concat([chosen, round_rows.left_out_by(work, policy, removed, chosen)])
     rows = [
         Selection(
             **row,
@@ -256,14 +326,15 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
     Begun again in a past round, it supersedes all that was made with later policies.
     """
-    from opd_core.student import Trained, plan_steps, update_student
-
     began = time.perf_counter()
     run = work.run
     refuse_stale_inputs(work.run, "update", policy.version)
     stale = run.takes().stale_at("update", policy.version)
     if policy.version < run.current_policy().version and not (stale or force):
         return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
+    work.about_to_work()
+    from opd_core.student import Trained, plan_steps, update_student
+
     restart = work.continuation(policy)
     selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
     ids = set(selected.select("rollout_id").collect()["rollout_id"])
@@ -273,6 +344,12 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         )
     sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
     rollouts = round_rows.grouped(r for r in sampled if r.rollout_id in ids)
+    if lost := round_rows.gone(work, policy) & rollouts.keys():
+        raise VideoOPDError(
+            f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
+            f"{work.config.data.train.name}, {min(lost)} among them; choose again with `videoopd "
+            f"stage focus CONFIG --round {policy.round} --force`"
+        )
     scores = round_rows.scores_of(work, policy)
     unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()
     if unscored:
@@ -334,17 +411,20 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 @stage
 def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     """Greedy answers of a policy to the eval split."""
-    from opd_core.rollout import evaluate as answer
-
+    began = time.perf_counter()
     begin(work.run, "evaluate", policy.version, force)
-    examples = work.run.read("examples", GroundingExample, pl.col("split") == "eval")
-    examples = curriculum.by_video(examples)[: work.config.evaluate.max_examples]
+    examples = round_rows.eval_examples(work)
     known = (
         work.run.evaluations().filter(round_rows.of_round(policy)).select("example_id").collect()
     )
-    done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate")
-    batches = answer(work.config, _policy(policy), examples, done)
+    done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate", NEXT_ROUND)
     missing = len([e for e in examples if e.example_id not in done])
+    if not missing:
+        return StageSummary("evaluate", policy.version, 0, 0, time.perf_counter() - began)
+    work.about_to_work()
+    from opd_core.rollout import evaluate as answer
+
+    batches = answer(work.config, _policy(policy), examples, done)
     return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)
 
 

@@ -30,7 +30,7 @@ from flows.study_worker import RunRequest, WorldRequest
 from opd_core.study.curves import Result
 from opd_core.study.plan import Plan, StudyRun, load_study
 from opd_core.types import VideoOPDError
-from storage.files import write_json
+from storage.files import make_folder, write_json
 
 SESSIONS_FILE = "sessions.json"
 
@@ -63,6 +63,7 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
     todo = _missing(plan, options, plan.tuning_runs())
     if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
         return failed
+    make_folder(plan.root)
     began = time.monotonic()
     os.environ.update(ONE_THREAD)
     from flows.launch import quiet_server
@@ -178,6 +179,7 @@ def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
             f"the study in {plan.root} has no complete run to report; run `videoopd study "
             f"{plan.file}{' --quick' if plan.quick else ''}`"
         )
+    make_folder(out)
     evidence = Evidence(
         plan=plan,
         results=results,

@@ -46,7 +46,7 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
     from storage.run import Run
 
     opened = Run.open(plan.path(run))
-    answers = opened.evaluations().filter(pl.col("policy_version") <= run.rounds)
+    answers = opened.present_evaluations().filter(pl.col("policy_version") <= run.rounds)
     metrics = {
         row["policy_version"]: row
         for row in grounding_metrics(answers, "policy_version").collect().iter_rows(named=True)
@@ -108,8 +108,8 @@ def _unanswered(plan: Plan, run: StudyRun, opened: Run) -> bool:
     import polars as pl
 
     config = plan.config(run)
-    examples = opened.examples().filter(pl.col("split") == "eval").select(pl.len()).collect().item()
-    answered = opened.evaluations().filter(pl.col("policy_version") == 0)
+    examples = opened.present().filter(pl.col("split") == "eval").select(pl.len()).collect().item()
+    answered = opened.present_evaluations().filter(pl.col("policy_version") == 0)
     given_up = opened.quarantine().filter(pl.col("stage") == UNTIMED)
     dealt = sum(f.select(pl.len()).collect().item() for f in (answered, given_up))
     return not examples or dealt < min(examples, config.evaluate.max_examples or examples)

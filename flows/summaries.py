@@ -32,14 +32,23 @@ class RoundSummary:
     r1_50: float | None
     r1_70: float | None
     """R1@m under protocol `strict`: unrounded IoU > m."""
+    no_span: float | None = None
+    """Share of the eval answers that hold no span."""
     reverse_kl: float | None = None
     """Nats a token: mean of sampling - teacher log-probs over the round's scored tokens."""
     rollouts: int | None = None
+    rollouts_without_span: int | None = None
+    left_out: int | None = None
+    """What the round gave up: examples and rollouts, by any of its stages."""
     tokens: int | None = None
     """Completion tokens sampled."""
     engine_mismatch: float | None = None
     """Largest |engine - trainer| log-prob on the rollout stage's probe, nats."""
     teacher_passes_saved: int | None = None
+    eval_asked: int | None = None
+    """Examples of the eval split that it was asked; `eval_examples` of them have an answer."""
+    annotations_left_out: int | None = None
+    """Annotations of the files that make no example, or are in both splits."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

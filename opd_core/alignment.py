@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opd_core.agreement import bound_for
 from opd_core.config import Config
-from opd_core.sampling import Engine, Sample, SeenPrompt, pixel_sample
+from opd_core.sampling import Engine, Refused, Sample, SeenPrompt, pixel_sample
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
 
@@ -72,7 +72,7 @@ class Gate:
         self,
         engine: str,
         items: Sequence[EncodedExample],
-        answers: Mapping[Hashable, Sequence[Sample]],
+        answers: Mapping[Hashable, Sequence[Sample] | Refused],
     ) -> dict[str, str]:
         """example id -> why its answers cannot be kept.
 
@@ -80,7 +80,11 @@ class Gate:
         """
         faults: dict[str, str] = {}
         for item in items:
-            for index, sample in enumerate(answers[item.example.example_id]):
+            given = answers[item.example.example_id]
+            if isinstance(given, Refused):
+                faults[item.example.example_id] = given.reason
+                continue
+            for index, sample in enumerate(given):
                 if fault := self.fault(item, sample):
                     faults[item.example.example_id] = f"answer {index}: {fault}"
                     break

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opd_core.annotation_fields import BadAnnotationError, check_span, relative_path
+from opd_core.control_tokens import control_fault
+from opd_core.faults import ANNOTATION
 from opd_core.formats.found import Annotated, Found, LeftOut, OfVideo
 from opd_core.formats.opening import check_readable
 from opd_core.formats.rows import read_rows
@@ -66,6 +68,8 @@ def _examples(
 def _example(found: Annotated, split: str) -> GroundingExample:
     assert found.source is not None and found.duration is not None  # `_check_for_a_run`
     video_path = relative_path(found.video)
+    if fault := control_fault(found.query):
+        raise BadAnnotationError(fault)
     span, *others = (check_span(span, found.duration) for span in found.spans)
     return GroundingExample(
         example_id=make_example_id(video_path, found.query, span, *others),
@@ -86,4 +90,5 @@ def _quarantined(found: Found, reason: str) -> QuarantinedItem:
         video_path=found.video,
         reason=reason,
         policy_version=None,
+        kind=ANNOTATION,
     )

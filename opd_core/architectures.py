@@ -10,15 +10,15 @@ Paths are dotted, as in the transformers model that `AutoModelForImageTextToText
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache, reduce
-from importlib import import_module
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 from opd_core.types import VideoOPDError
 
+SizeRuleName = Literal["qwen3_vl", "qwen2_vl"]
 THIS_FILE = f"{__name__.replace('.', '/')}.py"
 
 
@@ -105,9 +105,9 @@ class Architecture:
     """and the seconds between vision tokens in time, where it gives them."""
     min_frames: int
     """Frames that a video is given at least."""
-    resize: str
-    """`module:function`, the family's rule for frame sizes: (num_frames, height, width,
-    temporal_factor, factor, min_pixels, max_pixels) -> (height, width)."""
+    size_rule: SizeRuleName
+    """By what its processor chooses a video's size (`frame_size.py`): "qwen3_vl", the pixels of
+    all frames; "qwen2_vl", those of each."""
 
     def module(self, model: Any, path: str) -> Any:
         """The part of a transformers model at one of the paths above."""
@@ -200,7 +200,7 @@ QWEN3_VL = Architecture(
     grid="video_grid_thw",
     second_per_grid="second_per_grid_ts",
     min_frames=4,
-    resize="transformers.models.qwen3_vl.video_processing_qwen3_vl:smart_resize",
+    size_rule="qwen3_vl",
 )
 
 QWEN3_VL_MOE = replace(
@@ -220,6 +220,7 @@ QWEN2_5_VL = replace(
     mergers=("model.visual.merger",),
     grids="one a video",
     words_per_frame_pair=0,
+    size_rule="qwen2_vl",
 )
 
 ARCHITECTURES = {a.model_type: a for a in (QWEN3_VL, QWEN3_VL_MOE, QWEN2_5_VL)}
@@ -256,14 +257,3 @@ def _named(model_type: object, where: object) -> Architecture:
             f"known here; use a checkpoint of {known}, or describe the family in {THIS_FILE}"
         )
     return found
-
-
-@cache
-def smart_resize(resize: str) -> Callable[..., tuple[int, int]]:
-    """The function that an `Architecture.resize` names; the first call takes seconds."""
-    from opd_core import torchvision_guard
-
-    torchvision_guard.install()
-    module, _, name = resize.partition(":")
-    function: Callable[..., tuple[int, int]] = getattr(import_module(module), name)
-    return function

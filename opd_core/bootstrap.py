@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.float64]
 class Estimate:
     """A mean and its interval; None where there are fewer than two clusters to draw from."""
 
-    value: float
+    value: float | None
+    """None where some of the examples have no value."""
     low: float | None
     high: float | None
     share_not_above_zero: float | None = None
@@ -48,14 +49,15 @@ def estimates(
 ) -> list[Estimate]:
     """One estimate a column of `values_NM`; the same seed and rows give the same numbers.
 
-    `clusters`: N labels. Raises `ValueError` for no rows, or labels of another number.
+    `clusters`: N labels. A column with NaN in it has no mean. Raises `ValueError` for no rows, or
+    labels of another number.
     """
     members = _members(values_NM, clusters)
     total_CM, size_C = _sums(values_NM, members)
     count = len(size_C)
     means = total_CM.sum(0) / size_C.sum()
     if count < 2:
-        return [Estimate(float(mean), None, None) for mean in means]
+        return [_known(mean, None, None) for mean in means]
     generator = np.random.default_rng(seed)
     parts = []
     for start in range(0, resamples, AT_ONCE):
@@ -65,10 +67,13 @@ def estimates(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(resampled_RM, [tail, 1.0 - tail], axis=0)
     share = (resampled_RM <= 0.0).mean(0)
-    return [
-        Estimate(*(float(number) for number in row))
-        for row in zip(means, low, high, share, strict=True)
-    ]
+    return [_known(*row) for row in zip(means, low, high, share, strict=True)]
+
+
+def _known(mean: float, *rest: float | None) -> Estimate:
+    if np.isnan(mean):
+        return Estimate(None, None, None)
+    return Estimate(float(mean), *(None if number is None else float(number) for number in rest))
 
 
 def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: npt.NDArray[Any]) -> Floats:

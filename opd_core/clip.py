@@ -12,16 +12,19 @@ import importlib.metadata
 import io
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from opd_core.config_sections import VideoSection
+from opd_core.frame_size import SizeRule
 
 Codec = Literal["raw", "jpeg"]
 
+SPEC_VERSION = 2
+"""Raise it when the rules change by which frames, their size or their times are chosen."""
 JPEG_QUALITY = 95
 """With full colour resolution: sentences ask for small and colourful things."""
 _HEADER = struct.Struct("!16sI")
@@ -53,13 +56,13 @@ class VideoClip:
     frame_indices: tuple[int, ...]
     """[F] of the file, increasing."""
     fps: float
-    """Of the file."""
+    """Of the file; where its rate varies, on average."""
     total_frames: int
     """Of the file, counted."""
     duration: float
-    """Seconds, of the file: total_frames / fps."""
+    """Seconds of the file, to the end of its last frame."""
     timestamps: tuple[float, ...]
-    """[F] seconds: frame index / fps."""
+    """[F] seconds at which each is shown, as a player counts them (`frame_times.py`)."""
     pixel_hash: str
     """16 hex digits over shape and bytes of `frames`."""
     decoder: str = "pyav"
@@ -72,30 +75,53 @@ class VideoClip:
         fps: float,
         total_frames: int,
         decoder: str,
+        *,
+        timestamps: tuple[float, ...] | None = None,
+        duration: float | None = None,
     ) -> VideoClip:
-        """A clip of these frames; what follows from them is worked out."""
+        """A clip of these frames; what follows from them is worked out. Times are those of a
+        constant rate where none are given."""
+        if timestamps is None:
+            timestamps = tuple(index / fps for index in frame_indices)
         return cls(
             frames=frames,
             frame_indices=frame_indices,
             fps=fps,
             total_frames=total_frames,
-            duration=total_frames / fps,
-            timestamps=tuple(index / fps for index in frame_indices),
+            duration=total_frames / fps if duration is None else duration,
+            timestamps=timestamps,
             pixel_hash=hash_pixels(frames),
             decoder=decoder,
         )
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the processors and vLLM want to know of a video whose frames are chosen."""
+        """What the processors and vLLM want to know of a video whose frames are chosen.
+
+        They take index / fps for a frame's time, and frames / (total / fps) for the sampled rate.
+        Where that is not so, because the rate varies or the picture starts late, they are told
+        milliseconds as if a frame lasted one.
+        """
+        if self.timestamps == tuple(index / self.fps for index in self.frame_indices):
+            fps, total, indices = self.fps, self.total_frames, list(self.frame_indices)
+        else:
+            fps, total = 1000.0, round(1000 * self.duration)
+            indices = [round(1000 * time) for time in self.timestamps]
         return {
-            "fps": self.fps,
-            "total_num_frames": self.total_frames,
-            "frames_indices": list(self.frame_indices),
+            "fps": fps,
+            "total_num_frames": total,
+            "frames_indices": indices,
             "duration": self.duration,
             "video_backend": self.decoder,
             "do_sample_frames": False,
         }
+
+    @property
+    def unevenness(self) -> float:
+        """Seconds by which a frame is off where a model expects it that takes all for evenly spread
+        over the file, as Qwen2.5-VL does."""
+        spacing = self.duration / len(self.timestamps)
+        return max(abs(t - i * spacing) for i, t in enumerate(self.timestamps))
 
 
 def hash_pixels(frames: np.ndarray) -> str:
@@ -105,29 +131,19 @@ def hash_pixels(frames: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def frame_spec(
-    settings: VideoSection,
-    codec: Codec,
-    *,
-    patch: int,
-    merge: int,
-    temporal: int,
-    min_frames: int,
-    resize: str,
-) -> str:
+def frame_spec(settings: VideoSection, codec: Codec, size: SizeRule, min_frames: int) -> str:
     """All on which the frames of a given file depend, as canonical JSON.
 
     The libraries are part of it: another version of them may give other pixels.
     """
     spec: dict[str, Any] = {
+        "rules": SPEC_VERSION,
         "fps": settings.fps,
         "max_frames": settings.max_frames,
         "min_frames": min_frames,
-        "resize": resize,
         "max_video_tokens": settings.max_video_tokens,
-        "patch_size": patch,
-        "merge_size": merge,
-        "temporal_patch_size": temporal,
+        "max_frame_tokens": settings.max_frame_tokens,
+        "size": asdict(size),
         "decoder": settings.decoder,
         "libraries": [_version(name) for name in ("av", "decord", "pillow")],
         "codec": codec if codec == "raw" else f"jpeg {JPEG_QUALITY} 4:4:4",
@@ -140,6 +156,8 @@ def pack(clip: VideoClip, codec: Codec) -> bytes:
     header: dict[str, Any] = {
         "shape": clip.frames.shape,
         "frame_indices": clip.frame_indices,
+        "timestamps": clip.timestamps,
+        "duration": clip.duration,
         "fps": clip.fps,
         "total_frames": clip.total_frames,
         "decoder": clip.decoder,
@@ -175,7 +193,15 @@ def unpack(payload: bytes) -> VideoClip:
     except (struct.error, OSError, SyntaxError) as error:  # PIL raises the last two
         raise ValueError(str(error)) from None
     indices, fps = tuple(header["frame_indices"]), float(header["fps"])
-    clip = VideoClip.of(frames, indices, fps, header["total_frames"], header["decoder"])
+    clip = VideoClip.of(
+        frames,
+        indices,
+        fps,
+        header["total_frames"],
+        header["decoder"],
+        timestamps=tuple(header["timestamps"]),
+        duration=header["duration"],
+    )
     if clip.pixel_hash != header["pixel_hash"]:
         raise ValueError("the pixels are not those that were kept")
     return clip

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from opd_core.config_sections import (
     DISTRIBUTION_OBJECTIVES,
     FRAMES_FOLDER,
+    IMPORTANCE_LEVELS,
     ON_POLICY_OBJECTIVES,
     TEACHER_OBJECTIVES,
     DataSection,
@@ -125,6 +126,8 @@ class Config(Section):
                 "rollout.source = 'truth' gives one answer to an example; set "
                 "rollout.rollouts_per_example = 1"
             )
+        if self.rollout.source == "truth":
+            self._answers_are_readable()
         if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
             raise ValueError(
                 "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
@@ -138,6 +141,38 @@ class Config(Section):
                     f"score.{name} = false"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _importance_weights_fit_the_objective(self) -> Self:
+        level = self.update.tis
+        if level in ("auto", "off"):
+            return self
+        for name in self.objective_weights:
+            fitting = IMPORTANCE_LEVELS.get(name, ())
+            if not fitting or level in fitting:
+                continue
+            why = (
+                "is exact at its state, whatever token was sampled there: its own ratio adds noise"
+                if level == "token"
+                else "is of the sampled token, whose own ratio 'prefix' leaves out"
+            )
+            alone = len(self.objective_weights) == 1
+            fix = f"{fitting[0]!r}" if alone else "'auto', which gives each part what fits it"
+            raise ValueError(
+                f"update.tis = {level!r} does not fit update.objective = {name!r}, which {why}; "
+                f"set update.tis = {fix}"
+            )
+        return self
+
+    def _answers_are_readable(self) -> None:
+        from opd_core.own_prompt import template_of, unreadable  # compiles the readers' patterns
+
+        if text := unreadable(template_of(self.prompt)):
+            raise ValueError(
+                "rollout.source = 'truth' trains on answers that the prompt's own reader must "
+                f"read, and it does not ({text}); set prompt.answer, for example "
+                '"{start:.1f} - {end:.1f}"'
+            )
 
     @property
     def frames_path(self) -> Path | None:
@@ -177,7 +212,8 @@ def _what_counts(content: Content) -> Content:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML.
+    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML; a path in
+    them is relative to the file's folder, as those in the file (`config_paths.py`).
 
     Raises `VideoOPDError` with one sentence: the file, the key, and the fix.
     """
@@ -205,9 +241,19 @@ def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
+    (*sections, key), value, _ = parse_override(override)
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
+    data[key] = value
+
+
+def parse_override(override: str) -> tuple[list[str], Any, str]:
+    """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
     name, separator, text = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not separator or not sections or not key:
+    names = [part.strip() for part in name.split(".")]
+    if not separator or len(names) < 2 or not all(names):
         raise VideoOPDError(
             f"--set {override!r} is not section.key=value; "
             "write for example --set update.learning_rate=1e-5"
@@ -216,11 +262,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
-    data[key] = value
+    return names, value, text.strip()
 
 
 def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
@@ -255,14 +297,15 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    updates: dict[str, Section] = {}
-    for name in Config.model_fields:
-        section = getattr(config, name)
-        paths = {
-            key: (folder / value.expanduser()).resolve()
-            for key, value in section
-            if isinstance(value, Path)
-        }
-        if paths:
-            updates[name] = section.model_copy(update=paths)
-    return config.model_copy(update=updates)
+    return config.model_copy(update=_absolute(config, folder))
+
+
+def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
+    """Those of its values, sections inside it too, that hold a path; made absolute."""
+    found: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path):
+            found[name] = (folder / value.expanduser()).resolve()
+        elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
+            found[name] = value.model_copy(update=inside)
+    return found

@@ -40,6 +40,13 @@ DISTRIBUTION_OBJECTIVES = TEACHER_OBJECTIVES[1:]
 """of them those that need its distribution, not only its log-prob of the sampled token."""
 ON_POLICY_OBJECTIVES = ("policy_gradient", "grpo")
 """Those whose gradient is one only where the policy itself has sampled."""
+IMPORTANCE_LEVELS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(ON_POLICY_OBJECTIVES, ("token", "sequence")),
+    **dict.fromkeys(DISTRIBUTION_OBJECTIVES, ("prefix", "sequence")),
+}
+"""The importance weights that mend an objective, what `auto` takes first; `sft` has none. A loss
+that is exact at its state has no use for the sampled token's own ratio, one of that token has no
+use for weights without it."""
 
 
 class RunSection(Section):
@@ -75,13 +82,35 @@ class TeacherSection(ModelSection):
 class PromptSection(Section):
     template: Literal["timelens", "video-opd", "json"] = "timelens"
     """How the question is put, and how an answer is read (`opd_core/templates.py`)."""
+    text: str | None = None
+    """The question in your own words instead, with `{query}` where the sentence is to stand; a
+    brace that is meant as one is written twice."""
+    reader: str | None = None
+    """How answers are read: the name of a template, or a regular expression with two groups, the
+    start and the end (or `(?P<start>...)`, `(?P<end>...)`), each in seconds, `mm:ss` or with its
+    unit. None: the template's own. prompt.text needs one."""
+    answer: str | None = None
+    """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
+    the template whose name is the reader's; a regular expression has none."""
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if (self.text, self.reader, self.answer) != (None, None, None):
+            from opd_core.own_prompt import template_of
+
+            template_of(self)
+        return self
 
 
 class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
     max_video_tokens: Positive = 8192
-    """After merging; frames are resized so that a video stays below it."""
+    """After merging; frames are resized so that a video stays below it, as its processor counts:
+    very wide pictures and odd numbers of frames may cost a little more."""
+    max_frame_tokens: Positive | None = None
+    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
+    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""
@@ -248,13 +277,18 @@ class UpdateSection(Section):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_policy_kl: Annotated[float, Field(gt=0)] = 0.5
-    """Nats a token; beyond it the round's update ends."""
+    """Nats a token that the update has moved away from the policy it began with; beyond it the
+    round's update ends."""
     max_logprob_mismatch: Annotated[float, Field(gt=0)] | None = None
     """Nats; a larger |student - sampling| log-prob on the first step stops the round. None: as
     rollout.max_engine_mismatch."""
-    tis: Literal["auto", "off", "token", "sequence"] = "auto"
-    """Truncated importance sampling between trainer and engine, by token or by rollout.
-    `auto`: by token for rollouts of vLLM, off for those of hf."""
+    tis: Literal["auto", "off", "token", "prefix", "sequence"] = "auto"
+    """Truncated importance sampling: weights pi_v / mu of the trainer's policy (before its first
+    step) over the engine's log-probs. `token`: a token's own ratio (`policy_gradient`, `grpo`);
+    `prefix`: the product over the tokens before it (the objectives that are exact at their state);
+    `sequence`: the product over the rollout. `auto`: for rollouts of vLLM `token` or `prefix`, each
+    part of a weighted sum its own; off for those of hf. With weights, steps after the first cost a
+    forward pass more, before any weight moves."""
     tis_cap: Annotated[float, Field(ge=1)] = 2.0
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""

@@ -31,6 +31,8 @@ from opd_core.types import GroundingExample
 
 ROOM_FOR_ALL = 2**31 - 1
 NO_SCORE = "no teacher score"
+GONE = "no longer annotated"
+"""Its annotation was removed after the round had drawn it; it has no part in any ranking."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,33 +7,32 @@ what cannot be delivered is an `UnusableVideo` with the reason.
 
 from __future__ import annotations
 
-import os
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from PIL import Image
 
-MAX_DECODER_THREADS = 4
-SMALL_PICTURE = 256 * 256
-"""Pixels. Starting threads costs more than decoding pictures below it (13 ms became 39 ms)."""
-MAX_DRIFT_SECONDS = 1.0
-"""A model is told `index / fps` as a frame's time; further off than this, the answer is wrong."""
-MAX_MISSING_SECONDS = 1.0
-"""How much earlier than its header says a file may end."""
+from opd_core.frame_times import (
+    FrameTimes,
+    UnusableVideo,
+    check_order,
+    times_of_rate,
+    times_of_stamps,
+)
+from opd_core.video_packets import Packets, opened, read_packets, reason, threads, video_stream
+
+DECORD_CLOCK_SECONDS = 0.005
+"""Within which decord's time of a frame is ours: it keeps them in float32."""
 
 Picker = Callable[["ProbedVideo", list[int]], Iterator[np.ndarray]]
 """Gives the frames of these indices, in order, [H, W, 3] uint8, upright."""
-
-
-class UnusableVideo(Exception):
-    """What is wrong with a file; the text goes on after the file's name."""
+_Stamp = tuple[int, int]
+"""A time stamp, and how many frames before it have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,57 +48,110 @@ class ProbedVideo:
     frame_pts: list[int] | None
     """[total_frames] time stamps in order; None where they are not to be trusted and frames are
     counted instead."""
-    frame_seconds: list[float] | None
-    """[total_frames] the same in seconds, from the first frame on."""
-    fps: float
+    tick: float
+    """Seconds, the unit of `frame_pts`."""
+    last_key: int | None
+    """Stamp of the last key frame, if any packet says that it is one."""
+    open_groups: bool
+    """Whether a key frame is followed by frames that are shown before it."""
+    times: FrameTimes
     height: int
     """Of the upright picture."""
     width: int
     quarter_turns: int
     """Counter-clockwise, to be applied to a decoded frame."""
 
+    @property
+    def fps(self) -> float:
+        return self.times.fps
+
 
 def probe(path: str) -> ProbedVideo:
     """Count frames, measure their times, decode the first. Raises `UnusableVideo`."""
-    with _opened(path) as container:
-        stream = _video_stream(container)
-        stream_index = stream.index  # a stream's numbers are gone when its container is closed
-        format_name, codec = container.format.name, stream.codec_context.name
-        pts, end, unstamped = _read_packets(container, stream)
-        time_base = float(stream.time_base or 0)
-        # AVI stores frames in decoding order; the stamps that FFmpeg gives them are guesses
-        stamped = format_name != "avi" and not unstamped and len(set(pts)) == len(pts)
-        rate = float(stream.average_rate or 0)
-        duration = (container.duration or 0) / av.time_base
-        start = (container.start_time or 0) / av.time_base
-    if unstamped and not pts:
+    packets = read_packets(path)
+    if not packets.pts and not packets.dts and packets.unstamped:
         raise UnusableVideo("has no time stamps; put it into a container such as MP4")
-    if stamped and duration - (end - start) > MAX_MISSING_SECONDS + 0.01 * duration:
-        raise UnusableVideo(
-            f"is truncated: its header says {duration:.1f} s, its data end at {end - start:.1f} s"
-        )
-    first = _first_frame(path, stream_index)
+    if packets.before_key:
+        raise _headless(packets.before_key)
+    first = _first_frame(path, packets.stream_index)
     quarter_turns = _quarter_turns(first)
     height, width = first.height, first.width
     if quarter_turns % 2:
         height, width = width, height
-    total = len(pts) if stamped else _count_by_decoding(path, stream_index)
+    # AVI stores frames in decoding order; the stamps that FFmpeg gives them are guesses
+    stamped = packets.container != "avi" and not packets.unstamped
+    pts = _shown(packets, first.pts) if stamped and first.pts is not None else None
+    total = len(pts) if pts is not None else _count_by_decoding(path, packets.stream_index)
     if total < 2:
         raise UnusableVideo(f"has {total} frame(s); a video has at least 2")
-    seconds = (np.sort(np.array(pts)) - min(pts)) * time_base if stamped else None
     return ProbedVideo(
         path=path,
-        container=format_name,
-        codec=codec,
-        stream_index=stream_index,
+        container=packets.container,
+        codec=packets.codec,
+        stream_index=packets.stream_index,
         total_frames=total,
-        frame_pts=sorted(pts) if stamped else None,
-        frame_seconds=None if seconds is None else seconds.tolist(),
-        fps=_frame_rate(rate, seconds),
+        frame_pts=pts,
+        tick=packets.tick,
+        last_key=packets.last_key,
+        open_groups=packets.open_groups,
+        times=_times_counted(packets, total) if pts is None else _times_stamped(packets, pts),
         height=height,
         width=width,
         quarter_turns=quarter_turns,
     )
+
+
+def check_end(video: ProbedVideo) -> None:
+    """Decode what follows the last key frame. Raises `UnusableVideo` where it does not end as its
+    packets say, which would come out only when its last frame is asked for."""
+    if video.frame_pts is None:  # all of it was decoded to count it
+        return
+    expected = Counter(p for p in video.frame_pts if p >= (video.last_key or 0))
+    for start in (video.last_key, None):  # not every container can be sought in
+        frames = _frames(video.path, video.stream_index, seek_to=start)
+        missing = expected - Counter(
+            f.pts for f in frames if f.pts is not None and not f.is_corrupt
+        )
+        if not missing:
+            return
+    raise UnusableVideo(
+        f"ends with frames that cannot be decoded, {missing.total()} of the last "
+        f"{expected.total()}; it is damaged or truncated"
+    )
+
+
+def _shown(packets: Packets, first: int) -> list[int]:
+    """Stamps in order, from `first` on, the first that can be decoded. Before it there may be
+    pictures that refer to what was before the file began: they follow its first key frame, and are
+    shown before it (open groups of pictures)."""
+    check_order(np.array(packets.pts))
+    undecoded = [p for p in packets.pts if p < first]
+    if any(packets.first_key is None or p >= packets.first_key for p in undecoded):
+        raise _headless(len(undecoded))
+    return sorted(p for p in packets.pts if p >= first)
+
+
+def _headless(frames: int) -> UnusableVideo:
+    return UnusableVideo(
+        f"starts with {frames} frame(s) that cannot be decoded, because the key frame before them "
+        "was cut off or is damaged; cut it at a key frame, or re-encode it"
+    )
+
+
+def _times_stamped(packets: Packets, pts: list[int]) -> FrameTimes:
+    last = packets.last[1] * packets.tick if packets.last else 0.0
+    stamps = np.array(pts)
+    return times_of_stamps(stamps, packets.tick, packets.stated_rates, last, packets.sound_from)
+
+
+def _times_counted(packets: Packets, total: int) -> FrameTimes:
+    """AVI leaves a picture's place empty that is as the one before it: places count, not frames."""
+    if len(packets.dts) == total:
+        places = np.sort(packets.dts)
+        return times_of_stamps(places, packets.tick, packets.stated_rates, 0.0, None)
+    if not packets.stated_rates:
+        raise UnusableVideo("has no frame rate")
+    return times_of_rate(total, packets.stated_rates[0])
 
 
 def decode(
@@ -126,16 +178,20 @@ def pick_with_pyav(video: ProbedVideo, indices: list[int]) -> Iterator[np.ndarra
 
     Frames are not sought: at 2 a second nearly every group of pictures holds one.
     """
-    pts = None if video.frame_pts is None else [video.frame_pts[i] for i in indices]
-    wanted = iter(indices if pts is None else pts)
+    stamps = None if video.frame_pts is None else _numbered(video.frame_pts)
+    wanted = iter([(i, 0) if stamps is None else stamps[i] for i in indices])
+    pts = None if video.frame_pts is None else {video.frame_pts[i] for i in indices}
     next_wanted = next(wanted, None)
     # One converter for all frames and one thread: 0.01 ms a small frame instead of 5 ms
     converter = VideoReformatter()
+    last, same = None, 0
     for position, frame in enumerate(_frames(video.path, video.stream_index, pts)):
         if next_wanted is None:
             return
-        stamp = position if video.frame_pts is None else frame.pts
-        if stamp is None or stamp < next_wanted:
+        same = same + 1 if stamps is not None and frame.pts == last else 0
+        last = frame.pts
+        stamp = (position, 0) if stamps is None else (frame.pts, same)
+        if stamp[0] is None or stamp < next_wanted:
             continue
         if stamp > next_wanted or frame.is_corrupt:
             return
@@ -144,22 +200,27 @@ def pick_with_pyav(video: ProbedVideo, indices: list[int]) -> Iterator[np.ndarra
         next_wanted = next(wanted, None)
 
 
+def _numbered(pts: list[int]) -> list[_Stamp]:
+    """[total_frames], in order: equal stamps are told from each other."""
+    numbered: list[_Stamp] = []
+    for stamp in pts:
+        again = bool(numbered) and numbered[-1][0] == stamp
+        numbered.append((stamp, numbered[-1][1] + 1 if again else 0))
+    return numbered
+
+
 def pick_with_decord(video: ProbedVideo, indices: list[int]) -> Iterator[np.ndarray]:
     """One `get_batch`, then the reader is dropped: an open, idle one grows without end.
 
-    Its seeks silently give other frames than asked for in HEVC (open groups of pictures) and in
+    Its seeks silently give other frames than asked for in open groups of pictures, in HEVC and in
     MPEG-TS, so it is asked only for what it was seen to read exactly.
     """
     import decord
 
-    if not (_DECORD_CONTAINERS & set(video.container.split(",")) and video.codec in _DECORD_CODECS):
-        raise UnusableVideo(
-            f"is {video.codec} in {video.container}, of which decord may give wrong frames; "
-            "set video.decoder = 'pyav'"
-        )
+    _check_for_decord(video)
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        reader = decord.VideoReader(video.path, num_threads=_threads(video.height * video.width))
+        reader = decord.VideoReader(video.path, num_threads=threads(video.height * video.width))
         if len(reader) != video.total_frames:
             raise UnusableVideo(
                 f"has {video.total_frames} frames, of which decord sees {len(reader)}; "
@@ -168,13 +229,31 @@ def pick_with_decord(video: ProbedVideo, indices: list[int]) -> Iterator[np.ndar
         starts = reader.get_frame_timestamp(indices)[:, 0]
         frames = reader.get_batch(indices).asnumpy()
     except decord.DECORDError as error:
-        raise UnusableVideo(f"cannot be decoded by decord: {_reason(error)}") from None
+        raise UnusableVideo(
+            f"cannot be decoded by decord: {reason(error)}; set video.decoder = 'pyav'"
+        ) from None
     finally:
         reader = None
-    seconds = [(video.frame_seconds or [])[i] for i in indices]
-    if np.abs((starts - starts[0]) - (np.array(seconds) - seconds[0])).max() > 0.5 / video.fps:
+    assert video.frame_pts is not None
+    seconds = np.array([video.frame_pts[i] for i in indices]) * video.tick
+    if np.abs((starts - starts[0]) - (seconds - seconds[0])).max() > DECORD_CLOCK_SECONDS:
         raise UnusableVideo("has other frame times for decord; set video.decoder = 'pyav'")
     yield from frames
+
+
+def _check_for_decord(video: ProbedVideo) -> None:
+    """Raises `UnusableVideo` for what decord was seen to get wrong, or not seen to get right."""
+    if not (_DECORD_CONTAINERS & set(video.container.split(",")) and video.codec in _DECORD_CODECS):
+        what = f"is {video.codec} in {video.container}"
+    elif video.frame_pts is None or len(set(video.frame_pts)) < video.total_frames:
+        what = "has time stamps missing or equal"
+    elif video.open_groups:
+        what = "has frames after a key frame that are shown before it"
+    else:
+        return
+    raise UnusableVideo(
+        f"{what}, of which decord may give wrong frames; set video.decoder = 'pyav'"
+    )
 
 
 _DECORD_CONTAINERS = {"mp4", "matroska"}
@@ -183,56 +262,22 @@ _DECORD_CODECS = {"h264", "mpeg4", "vp8", "vp9", "libvpx", "libvpx-vp9"}
 PICKERS: dict[str, Picker] = {"pyav": pick_with_pyav, "decord": pick_with_decord}
 
 
-def _opened(path: str) -> InputContainer:
-    try:
-        return av.open(path, mode="r")
-    except av.FFmpegError as error:
-        raise UnusableVideo(f"cannot be opened: {_reason(error)}") from None
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:  # a cover is no video
-            context = stream.codec_context
-            context.thread_count = _threads(context.height * context.width)
-            stream.thread_type = "AUTO"
-            return stream
-    raise UnusableVideo("has no video stream")
-
-
-def _read_packets(container: InputContainer, stream: VideoStream) -> tuple[list[int], float, bool]:
-    """Stamps of the frames that will be shown, the last second of any stream, stamps missing?"""
-    pts: list[int] = []
-    end, unstamped = 0.0, False
-    try:
-        for packet in container.demux():
-            if packet.size == 0:
-                continue
-            if packet.pts is not None and packet.time_base:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index or packet.is_discard:
-                continue
-            if packet.pts is None:
-                unstamped = True
-            else:
-                pts.append(packet.pts)
-    except av.FFmpegError as error:
-        raise UnusableVideo(f"cannot be read to its end: {_reason(error)}") from None
-    return pts, end, unstamped
-
-
-def _frames(path: str, stream_index: int, pts: list[int] | None = None) -> Iterator[VideoFrame]:
+def _frames(
+    path: str, stream_index: int, needed: set[int] | None = None, seek_to: int | None = None
+) -> Iterator[VideoFrame]:
     """The frames that can be decoded, in order; a damaged packet costs its own frames only.
 
-    With `pts`, at least the frames of these time stamps: others are left undecoded where no frame
-    refers to them, which saves a third of the time.
+    With `needed`, at least the frames of these time stamps: others are left undecoded where no
+    frame refers to them, which saves a third of the time. `seek_to`: from the key frame of this
+    stamp on, or an earlier one.
     """
-    needed = None if pts is None else set(pts)
-    with _opened(path) as container:
-        stream = _video_stream(container)
+    with opened(path) as container:
+        stream = video_stream(container)
         if stream.index != stream_index:
             raise UnusableVideo("was changed while it was read")
         try:
+            if seek_to is not None:
+                container.seek(seek_to, stream=stream)
             for packet in container.demux(stream):
                 if needed is not None:
                     unwanted = packet.pts is not None and packet.pts not in needed
@@ -242,18 +287,13 @@ def _frames(path: str, stream_index: int, pts: list[int] | None = None) -> Itera
                 except av.error.InvalidDataError:
                     continue
         except av.FFmpegError as error:
-            raise UnusableVideo(f"cannot be decoded: {_reason(error)}") from None
-
-
-def _threads(pixels: int) -> int:
-    if pixels < SMALL_PICTURE:
-        return 1
-    return min(MAX_DECODER_THREADS, len(os.sched_getaffinity(0)))
+            raise UnusableVideo(f"cannot be decoded: {reason(error)}") from None
 
 
 def _first_frame(path: str, stream_index: int) -> VideoFrame:
     for frame in _frames(path, stream_index):
-        return frame
+        if not frame.is_corrupt:
+            return frame
     raise UnusableVideo("has no frame that can be decoded")
 
 
@@ -266,30 +306,3 @@ def _quarter_turns(frame: VideoFrame) -> int:
     if frame.rotation % 90:
         raise UnusableVideo(f"is to be shown turned by {frame.rotation} degrees; re-encode it")
     return frame.rotation // 90 % 4
-
-
-def _frame_rate(stated: float, seconds: np.ndarray | None) -> float:
-    """Frames a second by which `index / fps` is every frame's time, within a second."""
-    if seconds is None:
-        if stated <= 0:
-            raise UnusableVideo("has no frame rate")
-        return stated
-    measured = (len(seconds) - 1) / float(seconds[-1])
-    drift = float("inf")
-    for fps in (stated, measured):
-        if fps > 0:
-            drift = float(np.abs(np.arange(len(seconds)) / fps - seconds).max())
-            if drift <= MAX_DRIFT_SECONDS:
-                return fps
-    raise UnusableVideo(
-        f"has a variable frame rate: a frame is {drift:.1f} s off its index / fps; re-encode it "
-        "with a constant one"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """One line, without the paths and the numbers of the libraries."""
-    if isinstance(error, av.FFmpegError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", lines[0])

@@ -20,7 +20,8 @@ import threading
 from typing import Any, BinaryIO
 
 from opd_core.decoder_process import MESSAGE
-from opd_core.decoders import PICKERS, Picker, ProbedVideo, UnusableVideo, decode, probe
+from opd_core.decoders import PICKERS, Picker, ProbedVideo, check_end, decode, probe
+from opd_core.frame_times import UnusableVideo
 
 PARENT_CHECK_SECONDS = 2.0
 
@@ -34,23 +35,27 @@ def _answer(
     if request["do"] == "probe":
         last[:] = [probe(request["path"])]
         video = last[0]
+        times = video.times
         return {
             "total_frames": video.total_frames,
             "fps": video.fps,
+            "constant": times.constant,
+            "duration": times.duration,
             "height": video.height,
             "width": video.width,
-        }, b""
+        }, times.seconds.tobytes()
     frames = decode(last[0], request["indices"], request["height"], request["width"], pick)
     return {"shape": frames.shape}, frames.tobytes()
 
 
 def _survey(path: str) -> dict[str, Any]:
-    """All that an import wants to know of a file that it does not decode."""
+    """All that an import wants to know of a file, of which it decodes the beginning and the end."""
     video = probe(path)
+    check_end(video)
     with open(path, "rb") as file:  # noqa: PTH123  (pathlib is not needed in this process)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "duration": video.total_frames / video.fps,
+        "duration": video.times.duration,
         "fps": video.fps,
         "codec": video.codec,
         "sha256": digest,

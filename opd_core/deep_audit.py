@@ -112,8 +112,12 @@ def sampled_again(
         for e, _ in rows if e.example_id not in wanted for i in range(count)
     }  # fmt: skip
     stream = sample_rollouts(config, policy, [e for e, _ in rows], done)
-    again = chain.from_iterable(batch.records for batch in stream)
-    pairs = [(kept[now.rollout_id], now) for now in again if now.rollout_id in kept]
+    pairs = []
+    for batch in stream:
+        for lost in batch.quarantined:
+            if mine := [r for r in kept.values() if r.example_id == lost.item_id]:
+                return _lost(mine[0].rollout_id, lost.reason)
+        pairs += [(kept[now.rollout_id], now) for now in batch.records if now.rollout_id in kept]
     apart: list[float] = []
     bound = Bound(tolerance) if tolerance else EXACT
     tokens, first = 0, None
@@ -187,6 +191,8 @@ def _student_again(
     work = [(e, answers) for e, answers in rows if answers]
     apart: list[float] = []
     for batch in score_rollouts(as_teacher, policy, work):
+        for lost in batch.quarantined:
+            return _lost(lost.item_id, lost.reason)
         for now in batch.records:
             was = kept[now.rollout_id]
             if was.sampling_logprobs is None:
@@ -196,6 +202,10 @@ def _student_again(
                 return _compared(len(kept), apart, bound, found)
     found = _mean(bound, apart, list(kept.values()), "sampling_logprobs")
     return _compared(len(kept), apart, bound, found)
+
+
+def _lost(item_id: str, reason: str) -> Comparison:
+    return Comparison(0, 0, False, 0.0, Difference(item_id, "video", "readable", reason))
 
 
 def _share(

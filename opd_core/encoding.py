@@ -1,25 +1,32 @@
-"""From examples to encoded prompts, video by video, with what could not be read set aside.
+"""From examples to encoded prompts, video by video, with what could not be used set aside.
 
-All stages get their prompts here, so all of them see the same pixels and the same tokens.
+All stages get their prompts here, so all of them see the same pixels and the same tokens. One bad
+example never ends a stage, whatever is raised on it; what is wrong with all of them (a folder that
+is not mounted, a broken processor) ends it before anything is recorded.
 """
 
 from __future__ import annotations
 
 import atexit
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from opd_core.architectures import Architecture
+from opd_core import faults
+from opd_core.annotations import read_timelens
 from opd_core.clip import ClipStore, Codec, VideoClip
 from opd_core.config import Config
 from opd_core.config_sections import VideoSection
-from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
-from opd_core.templates import TEMPLATES
-from opd_core.types import GroundingExample, QuarantinedItem
-from opd_core.video import VideoError, VideoReader
+from opd_core.durations import duration_fault
+from opd_core.frame_size import SizeRule
+from opd_core.own_prompt import template_of
+from opd_core.prompt_faults import CheckedPrompts, Room, UnusableExample, first_line
+from opd_core.prompts import EncodedPrompt, PromptEncoder, VisionInput, processor_hash
+from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
+from opd_core.video import DecoderLostError, NoFileError, VideoError, VideoReader
+from opd_core.video_presence import refuse_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, Codec, int, int, int, int, str], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, SizeRule, int], VideoReader] = {}
 _store: ClipStore | None = None
 
 
@@ -61,20 +68,14 @@ def _use(store: ClipStore | None) -> None:
         reader.store = store
 
 
-def _reader(
-    config: Config, family: Architecture, patch: int, merge: int, temporal: int
-) -> VideoReader:
+def _reader(config: Config, size_rule: SizeRule, min_frames: int) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    rule = (family.min_frames, family.resize)
-    key = (config.video, config.frames.codec, patch, merge, temporal, *rule)
+    key = (config.video, config.frames.codec, size_rule, min_frames)
     if key not in _readers:
         _readers[key] = VideoReader(
             config.video,
-            patch_size=patch,
-            merge_size=merge,
-            temporal_patch_size=temporal,
-            min_frames=family.min_frames,
-            resize=family.resize,
+            size_rule=size_rule,
+            min_frames=min_frames,
             codec=config.frames.codec,
             store=_store,
         )
@@ -92,50 +93,117 @@ class ExampleEncoder:
     """Encodes with the processor of one checkpoint folder."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        self._videos = config.data.videos
-        self.prompts = PromptEncoder(folder, TEMPLATES[config.prompt.template].text)
-        video = self.prompts.processor.video_processor
-        self._reader = _reader(
-            config,
-            self.prompts.architecture,
-            video.patch_size,
-            video.merge_size,
-            video.temporal_patch_size,
-        )
+        self._videos, self._train = config.data.videos, config.data.train
+        self.prompts = PromptEncoder(folder, template_of(config.prompt).text)
+        family = self.prompts.architecture
+        rule = SizeRule.of(self.prompts.processor.video_processor, family.size_rule)
+        self._reader = _reader(config, rule, family.min_frames)
         self.processor_hash = processor_hash(self.prompts.processor)
+        self._checked = CheckedPrompts(self.prompts)
 
     def encode_batches(
         self,
         batches: Sequence[Sequence[GroundingExample]],
         stage: str,
         policy_version: int | None,
+        *,
+        asks: bool = False,
+        room: Room | None = None,
+        among: Sequence[GroundingExample] = (),
     ) -> Iterator[EncodedBatch]:
-        """Encode one batch after the other, decoding the next one meanwhile."""
-        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        """Encode one batch after the other, decoding the next one meanwhile.
+
+        `asks`: the prompts are to be answered, so sentences and annotated lengths are checked; what
+        was answered before is encoded as it was. `room`: what does not fit is set aside. `among`:
+        all examples of the stage, of which the batches may be what is left; raises `VideoOPDError`
+        where most of their videos are missing, at the start or later, and not only those of a small
+        draw (an evaluation's have to be there in any case).
+        """
+        whole = among or [example for batch in batches for example in batch]
+        unreadable: set[str | None] = set()
+
+        def refuse() -> None:
+            every = None if stage == "evaluate" else self._annotated
+            refuse_missing(self._videos, (e.video_path for e in whole), unreadable, every)
+
+        if batches:
+            refuse()
+        for batch, following in zip(batches, [*batches[1:], []][: len(batches)], strict=True):
             paths = dict.fromkeys(self._videos / e.video_path for e in (*batch, *following))
             self._reader.prefetch(paths)
-            yield self._encode(batch, stage, policy_version)
+            encoded = self._encode(batch, stage, policy_version, asks, room)
+            lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
+            if lost:
+                unreadable |= lost
+                refuse()
+            yield encoded
+
+    def _annotated(self) -> Iterator[str]:
+        """Videos of the training annotations, as far as these can be read."""
+        with suppress(VideoOPDError):
+            for item in read_timelens(self._train, "train"):
+                if isinstance(item, GroundingExample):
+                    yield item.video_path
 
     def _encode(
-        self, examples: Sequence[GroundingExample], stage: str, policy_version: int | None
+        self,
+        examples: Sequence[GroundingExample],
+        stage: str,
+        policy_version: int | None,
+        asks: bool,
+        room: Room | None,
     ) -> EncodedBatch:
         videos: list[tuple[EncodedExample, ...]] = []
         quarantined: list[QuarantinedItem] = []
         for video_path, group in groupby(examples, key=lambda e: e.video_path):
-            sentences = list(group)
-            try:
-                clip = self._reader.read(self._videos / video_path)
-            except VideoError as error:
-                quarantined.extend(
-                    QuarantinedItem(e.example_id, stage, video_path, str(error), policy_version)
-                    for e in sentences
-                )
-                continue
-            prompts = self.prompts.encode(clip, [e.query for e in sentences])
-            videos.append(
-                tuple(EncodedExample(e, clip, p) for e, p in zip(sentences, prompts, strict=True))
-            )
+            usable: list[EncodedExample] = []
+            clip: VideoClip | UnusableExample | None = None
+            vision: VisionInput | None = None
+            for example in group:
+                try:
+                    if asks:
+                        self._checked.check_sentence(example.query)
+                    clip = clip or self._clip(video_path)
+                    if isinstance(clip, UnusableExample):
+                        raise clip
+                    if asks and (fault := duration_fault(example.duration, clip.duration)):
+                        raise UnusableExample(faults.DURATION, fault)
+                    prompt = self._checked.encode(clip, example.query, vision)
+                    if room is not None:
+                        room.check(len(prompt.token_ids))
+                except UnusableExample as error:
+                    quarantined.append(
+                        QuarantinedItem(
+                            example.example_id,
+                            stage,
+                            video_path,
+                            str(error),
+                            policy_version,
+                            error.kind,
+                        )
+                    )
+                    continue
+                vision = prompt.vision
+                usable.append(EncodedExample(example, clip, prompt))
+            if usable:
+                videos.append(tuple(usable))
         return EncodedBatch(tuple(videos), tuple(quarantined))
+
+    def _clip(self, video_path: str) -> VideoClip | UnusableExample:
+        """The frames, or why there are none."""
+        try:
+            return self._reader.read(self._videos / video_path)
+        except NoFileError as error:
+            return UnusableExample(faults.NO_FILE, str(error))
+        except DecoderLostError as error:
+            return UnusableExample(faults.DECODER_LOST, str(error))
+        except VideoError as error:
+            return UnusableExample(faults.VIDEO, str(error))
+        except (MemoryError, VideoOPDError):
+            raise
+        except Exception as error:  # a fault of ours on an odd file, which costs that file alone
+            reason = f"{video_path}: reading it raised {type(error).__name__}: {first_line(error)}"
+            return UnusableExample(faults.DECODER_LOST, reason)
 
 
 def cut_at_videos(

@@ -14,13 +14,13 @@ from typing import Any
 
 from opd_core.annotation_fields import BadSpanError, check_span
 from opd_core.audio_queries import audio_word
+from opd_core.control_tokens import control_fault
+from opd_core.durations import TOLERANCE_SECONDS, duration_fault
 from opd_core.formats.found import Annotated, Found, LeftOut
 from opd_core.probing import Probe, ProbeResult, Unusable
 from opd_core.types import Span, make_example_id
 
 _ROUNDING = 1e-6
-DURATION_TOLERANCE_SECONDS = 1.0
-"""An annotated duration further off than this is told; the file's own is what counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,8 @@ def _check(
     """The spans that are taken, and a note. Raises `_LeftOutError`."""
     if isinstance(found, LeftOut):
         raise _LeftOutError("not of this format", found.reason)
+    if fault := control_fault(found.query):
+        raise _LeftOutError("control token", fault)
     if rules.skip_audio_queries and (word := audio_word(found.query)):
         raise _LeftOutError("audio query", f"the query is about sound ({word!r})")
     if path is None:
@@ -127,13 +129,15 @@ def _check(
     if probe is None or isinstance(probe, Unusable):
         reason = "nobody has looked at it" if probe is None else probe.reason
         raise _LeftOutError("unusable video", f"{path}: {reason}")
+    if found.duration and (fault := duration_fault(found.duration, probe.duration)):
+        raise _LeftOutError("another duration", f"{path}: {fault}")
     spans = tuple(_checked(span, probe.duration, rules.clamp_seconds) for span in found.spans)
     example_id = make_example_id(path, found.query, *dict.fromkeys(spans))
     if example_id in first_seen:
         raise _LeftOutError("said twice", f"is the same annotation as {first_seen[example_id]}")
     first_seen[example_id] = found.place
     off = abs((found.duration or probe.duration) - probe.duration)
-    if off <= DURATION_TOLERANCE_SECONDS:
+    if off <= TOLERANCE_SECONDS:  # further off, in a long video, it is told; the file's own counts
         return spans, None
     return spans, f"annotated for {found.duration:g} s, the file has {probe.duration:.2f} s"
 

@@ -19,31 +19,48 @@ from torch import Tensor
 
 from opd_core.divergences import kl
 
+ImportanceLevel = Literal["token", "prefix", "sequence"]
+
 
 def truncated_importance_weights(
-    student_logprobs_C: Tensor,
+    old_logprobs_C: Tensor,
     sampling_logprobs_C: Tensor,
     lengths: Sequence[int],
-    level: Literal["token", "sequence"],
+    level: ImportanceLevel,
     cap: float,
 ) -> tuple[Tensor, Tensor]:
-    """(weights [C], whether each was cut off [C]): `min(exp(trainer - engine), cap)`, no gradient.
+    """(weights [C], whether each was cut off [C]): `min(pi_v / mu, cap)`, no gradient.
 
-    For tokens that another engine sampled than the one that is trained. `token` takes each token's
-    own ratio; `sequence` the product over a completion, the same for all its tokens: unbiased up to
-    the cap, but of larger variance. `lengths` are those of the completions, sum C.
+    For tokens that another engine (mu) sampled than the one that is trained (pi_v: the trainer's
+    log-probs before its first step; how far it has moved since is the ratio of the loss, never part
+    of these weights). `lengths` are those of the completions, sum C. By level:
+
+    `token`     a token's own ratio: for losses of the sampled token, given its state.
+    `prefix`    the product over the tokens strictly before it: how much likelier its state is under
+                pi_v. For losses that are exact at their state, where the token that was sampled
+                there says nothing any more: its own ratio would only add noise. 1 at the first.
+    `sequence`  the product over the whole completion, the same for all its tokens: unbiased for
+                both up to the cap, but of larger variance.
     """
-    log_ratio_C = (student_logprobs_C - sampling_logprobs_C).detach()
-    if level == "sequence":
-        parts = log_ratio_C.split(list(lengths))
-        log_ratio_C = torch.cat([part.sum().expand(len(part)) for part in parts])
+    log_ratio_C = (old_logprobs_C - sampling_logprobs_C).detach()
+    if level != "token":
+        of = _before if level == "prefix" else _whole
+        log_ratio_C = torch.cat([of(part) for part in log_ratio_C.split(list(lengths))])
     ratio_C = log_ratio_C.exp()
     return ratio_C.clamp(max=cap), ratio_C > cap
 
 
+def _before(log_ratio_T: Tensor) -> Tensor:
+    return torch.cat((log_ratio_T.new_zeros(1), log_ratio_T.cumsum(0)))[:-1]
+
+
+def _whole(log_ratio_T: Tensor) -> Tensor:
+    return log_ratio_T.sum().expand(len(log_ratio_T))
+
+
 def policy_gradient(
     student_logprobs_C: Tensor,
-    sampling_logprobs_C: Tensor,
+    old_logprobs_C: Tensor,
     teacher_logprobs_C: Tensor,
     weights_C: Tensor | None = None,
     max_advantage: float | None = None,
@@ -52,18 +69,23 @@ def policy_gradient(
 
     `advantage = log q(y_t) - log pi_v(y_t)` is constant, `ratio = exp(log pi - log pi_v)` carries
     the gradient. At pi = pi_v its expectation over y_t ~ pi_v is the gradient of KL(pi || q).
-    `weights_C` (truncated importance weights, constant) take the place of the ratio's value; where
-    they are the ratio, so is the gradient. Advantages beyond `max_advantage` nats are cut to it:
-    a token that the teacher finds absurd would otherwise outweigh all others of its step.
+    `old_logprobs_C` are log pi_v. Where another engine mu has sampled, they are the trainer's own
+    and `weights_C` (pi_v / mu truncated, constant) multiply; with mu in the advantage, the gradient
+    would be KL(pi || q)'s less KL(pi || mu)'s. Advantages beyond `max_advantage` nats are cut to
+    it: a token that the teacher finds absurd would otherwise outweigh all others of its step.
     """
-    advantages_C = (teacher_logprobs_C - sampling_logprobs_C).detach()
+    advantages_C = (teacher_logprobs_C - old_logprobs_C).detach()
     if max_advantage is not None:
         advantages_C = advantages_C.clamp(-max_advantage, max_advantage)
-    if weights_C is None:
-        ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
-    else:
-        ratio_C = weights_C * (student_logprobs_C - student_logprobs_C.detach()).exp()
-    return -(ratio_C * advantages_C)
+    return -weighted(_ratio(student_logprobs_C, old_logprobs_C) * advantages_C, weights_C)
+
+
+def weighted(losses_C: Tensor, weights_C: Tensor | None) -> Tensor:
+    return losses_C if weights_C is None else weights_C * losses_C
+
+
+def _ratio(student_logprobs_C: Tensor, old_logprobs_C: Tensor) -> Tensor:
+    return (student_logprobs_C - old_logprobs_C.detach()).exp()
 
 
 def with_tail(logprobs_CV: Tensor, token_ids_CK: Tensor) -> Tensor:
@@ -117,25 +139,41 @@ def group_advantages(rewards: Sequence[float], scale_by_std: bool) -> list[float
 
 def grpo(
     student_logprobs_C: Tensor,
-    sampling_logprobs_C: Tensor,
+    old_logprobs_C: Tensor,
     advantages_C: Tensor,
     clip_low: float,
     clip_high: float,
     weights_C: Tensor | None = None,
 ) -> Tensor:
     """`-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)` of each token (PPO's clip on
-    group advantages; one advantage for all tokens of an answer). `weights_C` multiply."""
-    ratio_C = (student_logprobs_C - sampling_logprobs_C.detach()).exp()
+    group advantages; one advantage for all tokens of an answer), `ratio = pi / pi_v`.
+
+    `old_logprobs_C` are log pi_v by the trainer: before its first step every ratio is 1 and nothing
+    is clipped. `weights_C` (pi_v / mu truncated, constant) multiply where another engine mu has
+    sampled; against mu's log-probs the ratio would count that difference a second time.
+    """
+    ratio_C = _ratio(student_logprobs_C, old_logprobs_C)
     clipped_C = ratio_C.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss_C = -torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C)
-    return loss_C if weights_C is None else weights_C * loss_C
+    return -weighted(torch.minimum(ratio_C * advantages_C, clipped_C * advantages_C), weights_C)
 
 
-def reference_kl(student_logprobs_C: Tensor, reference_logprobs_C: Tensor) -> Tensor:
-    """The k3 estimate of KL(pi || reference) on sampled tokens: `exp(-d) - 1 + d`, `d = log pi -
-    log reference`; never negative (Schulman, 2020; what GRPO adds)."""
+def reference_kl(
+    student_logprobs_C: Tensor,
+    reference_logprobs_C: Tensor,
+    old_logprobs_C: Tensor | None = None,
+    weights_C: Tensor | None = None,
+) -> Tensor:
+    """KL(pi || reference) estimated on tokens that pi_v has sampled: `ratio * (exp(-d) - 1 + d)`,
+    `d = log pi - log reference`, `ratio = pi / pi_v`; never negative. `old_logprobs_C` are log
+    pi_v; None where pi itself has sampled.
+
+    Without the ratio the k3 estimate (Schulman, 2020) has the right value at pi = pi_v, but its
+    gradient is that of KL(reference || pi) (DeepSeek-V3.2, arXiv 2512.02556). `weights_C` as above.
+    """
     difference_C = student_logprobs_C - reference_logprobs_C.detach()
-    return (-difference_C).exp() - 1.0 + difference_C
+    estimate_C = (-difference_C).exp() - 1.0 + difference_C
+    old_C = student_logprobs_C if old_logprobs_C is None else old_logprobs_C
+    return weighted(_ratio(student_logprobs_C, old_C) * estimate_C, weights_C)
 
 
 def cross_entropy(student_logprobs_C: Tensor) -> Tensor:

@@ -16,14 +16,18 @@ from pathlib import Path
 
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
 
+RULES = 2
+"""Raise it when a look finds other things than before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What was found in a file that can be used."""
 
     duration: float
-    """Seconds: frames, counted, / fps."""
+    """Seconds, to the end of the last frame, as a player counts them (`frame_times.py`)."""
     fps: float
+    """Where the rate varies, on average."""
     codec: str
     sha256: str
     """Of the whole file."""

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.answer_reader import THOUGHT
 from opd_core.architectures import Architecture, architecture_of
 from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
-from opd_core.templates import TEMPLATES
+from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
+from opd_core.video import VideoError
 
 TIMELENS = TEMPLATES["timelens"].text
 
@@ -68,7 +70,7 @@ class PromptEncoder:
 
     def __init__(self, folder: Path, template: str = TIMELENS) -> None:
         self.processor = load_processor(folder)
-        self._folder = folder
+        self.folder = folder
         self._template = template
 
     @property
@@ -95,7 +97,7 @@ class PromptEncoder:
     def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        folder = self._folder
+        folder = self.folder
         if (adapter := folder / "adapter_config.json").exists():
             folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
         return AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -117,14 +119,13 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
+            given = batch.get(family.second_per_grid)
+            seconds = None if given is None else float(torch.as_tensor(given)[0])
+            if seconds is not None:
+                check_even(clip, seconds)
             if vision is None:
                 t, h, w = (int(n) for n in batch[family.grid][0])
-                seconds = batch.get(family.second_per_grid)
-                vision = VisionInput(
-                    batch[family.pixels],
-                    (t, h, w),
-                    None if seconds is None else float(torch.as_tensor(seconds)[0]),
-                )
+                vision = VisionInput(batch[family.pixels], (t, h, w), seconds)
             token_ids = tuple(batch["input_ids"][0].tolist())
             prompts.append(EncodedPrompt(token_ids, vision, text, clip))
         return prompts
@@ -133,7 +134,7 @@ class PromptEncoder:
         """The chat with one video placeholder, up to where the assistant begins."""
         content = [
             {"type": "video"},
-            {"type": "text", "text": self._template.format(query=query)},
+            {"type": "text", "text": ask(self._template, query)},
         ]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -141,8 +142,26 @@ class PromptEncoder:
         return text
 
     def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        """An answer as text, with the thought's tag where the chat template has opened one for it:
+        else a thought that was cut off would look like an answer."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text.strip()
+        return (self.opened_thought + text).strip()
+
+    @cached_property
+    def opened_thought(self) -> str:
+        """`<think>` where prompts end in it (the Thinking models' do), else nothing."""
+        return THOUGHT if self.chat_text("").rstrip().endswith(THOUGHT) else ""
+
+
+def check_even(clip: VideoClip, second_per_grid: float) -> None:
+    """Raises `VideoError` where a model that is told no times, only seconds a step, would take a
+    frame to be more than a step away from where it is."""
+    if clip.unevenness > second_per_grid:
+        raise VideoError(
+            f"a frame is {clip.unevenness:.1f} s away from where this model expects it, which "
+            "counts frames as evenly spread (the picture starts late, or its frame rate varies "
+            "much); re-encode the video with a constant one"
+        )
 
 
 def load_processor(folder: Path) -> Any:

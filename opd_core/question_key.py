@@ -11,9 +11,10 @@ import hashlib
 import json
 from typing import Any
 
+from opd_core.clip import SPEC_VERSION
 from opd_core.config import Config
 from opd_core.config_sections import EngineName
-from opd_core.templates import TEMPLATES
+from opd_core.own_prompt import template_of
 
 PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"
 """The rule of `rollout.predict`: not of the run's seed, so that any run asks the same."""
@@ -46,12 +47,20 @@ def evaluation_question(config: Config, processor: str) -> str:
 
 def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest: Any) -> str:
     """16 hex digits; of [video], only what changes pixels. The number rises when the model is asked
-    otherwise under the same settings: 2, Qwen2.5-VL's positions."""
-    video = config.video
+    otherwise under the same settings: 2, sentences without their full stops, and positions of
+    Qwen2.5-VL."""
+    video, template = config.video, template_of(config.prompt)
     content = {
-        "question 2": TEMPLATES[config.prompt.template].text,
-        "parsed as": config.prompt.template,
-        "frames": [video.fps, video.max_frames, video.max_video_tokens, video.decoder],
+        "question 2": template.text,
+        "parsed as": template.reader,
+        "frames": [
+            SPEC_VERSION,
+            video.fps,
+            video.max_frames,
+            video.max_video_tokens,
+            video.max_frame_tokens,
+            video.decoder,
+        ],
         "codec": config.frames.codec,
         "engine": engine,
         "dtype": (config.vllm.dtype or dtype) if engine == "vllm" else dtype,

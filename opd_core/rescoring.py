@@ -73,8 +73,8 @@ def rescore(
     for encoded in encoder.encode_batches(batches, "rescore", policy.version):
         for lost in encoded.quarantined:
             raise VideoOPDError(
-                f"{lost.video_path}, on which scored rollouts stand, can no longer be read "
-                f"({lost.reason}); restore the file and rescore again"
+                f"{lost.video_path}, on which scored rollouts stand, can no longer be used "
+                f"({lost.reason}); restore it and rescore again"
             )
         records: list[Divergence] = []
         examples = [item.example.example_id for video in encoded.videos for item in video]

@@ -13,13 +13,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from opd_core import faults
 from opd_core.alignment import Gate, probe_engine
 from opd_core.config import Config
 from opd_core.config_sections import EngineName
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
-from opd_core.grounding import answer_iou, round_span
-from opd_core.sampling import Engine, Request, Sample, SamplingParams
-from opd_core.templates import TEMPLATES
+from opd_core.grounding import answer_iou
+from opd_core.own_prompt import template_of
+from opd_core.protocols import judged
+from opd_core.sampling import Engine, Refused, Request, Sample, SamplingParams
 from opd_core.types import (
     Evaluation,
     GroundingExample,
@@ -79,7 +81,7 @@ def sample_rollouts(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Rollout:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return Rollout(
             rollout_id=make_rollout_id(policy.version, item.example.example_id, index),
             policy_version=policy.version,
@@ -150,7 +152,7 @@ def predict(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> TeacherPrediction:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
@@ -190,7 +192,7 @@ def evaluate(
         item: EncodedExample, index: int, sample: Sample, asked: _Asked, seconds: float
     ) -> Evaluation:
         text = asked.encoder.prompts.decode(sample.token_ids)
-        span = TEMPLATES[config.prompt.template].parse_span(text)
+        span = template_of(config.prompt).parse_span(text)
         return Evaluation(
             policy_version=policy.version,
             policy_hash=policy.weights_hash,
@@ -198,9 +200,7 @@ def evaluate(
             text=text,
             completion_token_ids=sample.token_ids,
             finish_reason=sample.finish_reason,
-            predicted_span=span,
-            iou=answer_iou(span, *item.example.spans),
-            iou_rounded=answer_iou(span and round_span(span), *item.example.spans),
+            **judged(text, span, item.example.spans),
             engine=asked.engine.name,
             seconds=seconds,
         )
@@ -275,7 +275,7 @@ def _answer(
     """Sample for the `needed` examples, batch by batch of the whole plan."""
     if not needed:
         return
-    from opd_core.engines.choice import opened_engine
+    from opd_core.engines.choice import opened_engine, room_for
 
     plan = [
         batch
@@ -289,7 +289,10 @@ def _answer(
     )
     with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
-        batches = encoder.encode_batches(plan, work.stage, work.policy.version)
+        room = room_for(config, work.engine, encoder, work.params.max_new_tokens)
+        batches = encoder.encode_batches(
+            plan, work.stage, work.policy.version, asks=True, room=room, among=examples
+        )
         for batch, encoded in zip(plan, batches, strict=True):
             began = time.perf_counter()
             items = [item for video in encoded.videos for item in video]
@@ -297,10 +300,11 @@ def _answer(
                 [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
                 for video in encoded.videos
             ]
-            answers = engine.sample(requests, work.params) if items else {}
+            given = engine.sample(requests, work.params) if items else {}
             seconds = time.perf_counter() - began
-            faults = gate.check(engine.name, items, answers)
-            fit = [i for i in items if i.example.example_id not in faults]
+            faulty = gate.check(engine.name, items, given)
+            answers = {k: a for k, a in given.items() if not isinstance(a, Refused)}
+            fit = [i for i in items if i.example.example_id not in faulty]
             if work.probed and fit and not asked.mismatches:
                 folder, dtype = work.policy.folder, work.dtype
                 found = probe_engine(config, folder, dtype, encoder, engine, fit[0], answers, fit)
@@ -308,12 +312,12 @@ def _answer(
             quarantined = [
                 *encoded.quarantined,
                 *(
-                    _quarantine(work, i, f"{engine.name}: {faults[i.example.example_id]}")
+                    _quarantine(work, i, f"{engine.name}: {faulty[i.example.example_id]}")
                     for i in items
-                    if i.example.example_id in faults
+                    if i.example.example_id in faulty
                 ),
             ]
-            count = sum(len(a) for a in answers.values())
+            count = max(sum(len(a) for a in answers.values()), 1)
             records = [
                 record(item, index, sample, asked, seconds / count)
                 for item in fit
@@ -326,5 +330,10 @@ def _answer(
 
 def _quarantine(work: _Work, item: EncodedExample, reason: str) -> QuarantinedItem:
     return QuarantinedItem(
-        item.example.example_id, work.stage, item.example.video_path, reason, work.policy.version
+        item.example.example_id,
+        work.stage,
+        item.example.video_path,
+        reason,
+        work.policy.version,
+        faults.ENGINE,
     )

@@ -7,7 +7,7 @@ which rows it was sampled with.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,6 +76,13 @@ class Sample:
     prompt: SeenPrompt | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What an engine gives instead of answers to a prompt that it would not take."""
+
+    reason: str
+
+
 class Engine(Protocol):
     """What samples from one policy; opened for one stage by `engines/choice.py`."""
 
@@ -86,7 +93,7 @@ class Engine(Protocol):
 
     def sample(
         self, videos: Sequence[Sequence[Request]], params: SamplingParams
-    ) -> dict[Hashable, list[Sample]]:
+    ) -> Mapping[Hashable, Sequence[Sample] | Refused]:
         """Answers by request key; the requests of one inner sequence share a video."""
         ...
 

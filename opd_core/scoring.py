@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opd_core import faults
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.engines.choice import room_for
 from opd_core.prefix_tree import PrefixTree, fill, grow, pack
 from opd_core.prompts import load_processor, processor_hash, shared_vision
 from opd_core.rollout import Batch, Policy
@@ -38,9 +40,13 @@ VIDEOS_PER_BATCH = 32
 
 
 def score_rollouts(
-    config: Config, teacher: Policy, work: Sequence[tuple[GroundingExample, Sequence[Rollout]]]
+    config: Config,
+    teacher: Policy,
+    work: Sequence[tuple[GroundingExample, Sequence[Rollout]]],
+    among: Sequence[GroundingExample] = (),
 ) -> Iterator[Batch[TeacherScore]]:
-    """Scores of the rollouts of each example; sentences of one video are neighbours in `work`.
+    """Scores of the rollouts of each example; sentences of one video are neighbours in `work`,
+    which may be what is left of the examples `among`.
 
     Raises `VideoOPDError` when a rollout was made from another prompt or other pixels than the
     teacher would see.
@@ -51,19 +57,32 @@ def score_rollouts(
     rollouts = {example.example_id: list(answers) for example, answers in work}
     batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
     with opened_scorer(config, teacher, encoder, rollouts) as score_videos:
-        for encoded in encoder.encode_batches(batches, "score", teacher.version):
+        longest = _longest(rollouts)
+        room = room_for(config, config.teacher.engine, encoder, longest, longest)
+        for encoded in encoder.encode_batches(
+            batches, "score", teacher.version, room=room, among=among
+        ):
             scores: list[TeacherScore] = []
             quarantined = list(encoded.quarantined)
-            for score in score_videos(encoded.videos):
+            refused: list[QuarantinedItem] = []
+            for score in score_videos(encoded.videos, refused):
                 if fault := _fault(score):
                     version = score.policy_version
                     quarantined.append(
-                        QuarantinedItem(score.rollout_id, "score", None, fault, version)
+                        QuarantinedItem(
+                            score.rollout_id, "score", None, fault, version, faults.SCORE
+                        )
                     )
                 else:
                     scores.append(score)
+            quarantined += refused
             dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
             yield Batch(tuple(scores), tuple(quarantined), dealt)
+
+
+ScoreVideos = Callable[
+    [Sequence[Sequence[EncodedExample]], list[QuarantinedItem]], Iterable[TeacherScore]
+]
 
 
 @contextmanager
@@ -72,19 +91,19 @@ def opened_scorer(
     teacher: Policy,
     encoder: ExampleEncoder,
     rollouts: dict[str, list[Rollout]],
-) -> Iterator[Callable[[Sequence[Sequence[EncodedExample]]], Iterable[TeacherScore]]]:
-    """What scores all rollouts of some videos, by the teacher's engine."""
+) -> Iterator[ScoreVideos]:
+    """What scores all rollouts of some videos, by the teacher's engine, and adds to a list what the
+    engine would not take."""
     scorer = describe_scorer(config, encoder.processor_hash)
     if config.teacher.engine == "vllm":
         from opd_core.engines.choice import opened_vllm
         from opd_core.engines.scores import score_with_vllm
 
-        longest = max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
         with opened_vllm(
-            config, teacher.folder, config.teacher.dtype, encoder, longest + 1
+            config, teacher.folder, config.teacher.dtype, encoder, _longest(rollouts)
         ) as engine:
-            yield lambda videos: score_with_vllm(
-                engine, config, teacher, encoder, videos, rollouts, scorer
+            yield lambda videos, refused: score_with_vllm(
+                engine, config, teacher, encoder, videos, rollouts, scorer, refused
             )
         return
     model = TreeModel(
@@ -93,9 +112,14 @@ def opened_scorer(
         config.update.completion_rows_per_chunk,
     )
     by_id = {r.rollout_id: r for rows in rollouts.values() for r in rows}
-    yield lambda videos: _score_trees(
+    yield lambda videos, _: _score_trees(
         model, [rollout_tree(video, rollouts) for video in videos], teacher, by_id, config, scorer
     )
+
+
+def _longest(rollouts: dict[str, list[Rollout]]) -> int:
+    """Tokens of the longest answer, and the one that vLLM has to generate after it."""
+    return 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
 
 
 def describe_scorer(config: Config, processor: str) -> str:

@@ -1,5 +1,7 @@
 """What one optimiser step's forward passes said about its tokens: the numbers of `UpdateStep`.
 
+Ratios and weights are those that the loss used, over the tokens that are in it: pi / pi_v, with
+pi_v as `importance.py` has it, and pi_v / mu. Only the first step's check is against mu itself.
 Where the policy has not sampled the tokens itself (baselines that train on a teacher's answers, or
 on the truth), there is nothing to compare the trainer's log-probs with, and those numbers are None.
 """
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from opd_core.agreement import Bound
+from opd_core.importance import Weights
 from opd_core.training_loss import Chunk
 from opd_core.types import VideoOPDError
 
@@ -37,14 +40,22 @@ class StepRecord:
         self._sampling: list[Tensor] | None = []
         self._teacher: list[Tensor] | None = []
         self._owner: list[tuple[str, int]] = []
+        self._old: list[Tensor] = []
+        self._in_loss: list[Tensor] = []
+        self._weighted = False
         self._weights: list[Tensor] = []
         self._truncated: list[Tensor] = []
+        self._factors: list[Tensor] = []
 
-    def add(self, chunk: Chunk, weights: tuple[Tensor, Tensor] | None) -> None:
+    def add(self, chunk: Chunk, weights: Weights, in_loss_C: Tensor) -> None:
+        """`in_loss_C`: which of the chunk's tokens are trained."""
         self._student.append(chunk.chosen_C.detach().cpu().double())
-        if weights is not None:
-            self._weights.append(weights[0].double().cpu())
-            self._truncated.append(weights[1].double().cpu())
+        self._old.append(chunk.old_C.cpu().double())
+        self._in_loss.append(in_loss_C.cpu())
+        self._weighted |= bool(weights.of_objective)
+        self._weights.append(weights.mean_C.cpu().double())
+        self._truncated.append(weights.cut_C.cpu().double())
+        self._factors.append(weights.factor_C.cpu().double())
         for fact in chunk.facts:
             rollout = fact.rollout
             length = len(rollout.completion_token_ids)
@@ -83,28 +94,31 @@ class StepRecord:
         return float(log_ratio.min().exp()), float(log_ratio.max().exp())
 
     def effective_sample_size(self) -> float | None:
-        log_ratio = self._log_ratio()
-        if log_ratio is None:
+        if self._log_ratio() is None:
             return None
-        ratio = log_ratio.exp()
-        return float(ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum()))
+        factor = self._of_the_loss(self._factors)
+        return float(factor.sum() ** 2 / (len(factor) * (factor**2).sum()))
 
     def tis_weight_mean(self) -> float | None:
-        return float(torch.cat(self._weights).mean()) if self._weights else None
+        return self._mean_if_weighted(self._weights)
 
     def tis_truncated(self) -> float | None:
-        return float(torch.cat(self._truncated).mean()) if self._truncated else None
+        return self._mean_if_weighted(self._truncated)
+
+    def _mean_if_weighted(self, values: list[Tensor]) -> float | None:
+        found = self._of_the_loss(values)
+        return float(found.mean()) if self._weighted and len(found) else None
 
     def check_first_step(self, bound: Bound) -> FirstStep | None:
         """How far student and sampler are apart; raises beyond `bound`, naming the worst token."""
-        log_ratio = self._log_ratio()
-        if log_ratio is None:
+        if self._sampling is None:
             return None
-        difference = log_ratio.abs()
+        sampling = torch.cat(self._sampling)
+        difference = (self._student_T() - sampling).abs()
         worst = int(difference.argmax())
         rollout_id, position = self._owner[worst]
         student = float(self._student_T()[worst])
-        sampler = student - float(log_ratio[worst])
+        sampler = float(sampling[worst])
         found = (
             f"token {position} of rollout {rollout_id} has log-prob {sampler:.6f} from the sampler "
             f"and {student:.6f} from the trainer"
@@ -130,10 +144,14 @@ class StepRecord:
         return torch.cat(self._student)
 
     def _log_ratio(self) -> Tensor | None:
-        """log pi - log pi_v of each token."""
+        """log pi - log pi_v of each token of the loss."""
         if self._sampling is None:
             return None
-        return self._student_T() - torch.cat(self._sampling)
+        found = self._of_the_loss(self._student) - self._of_the_loss(self._old)
+        return found if len(found) else None
+
+    def _of_the_loss(self, values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[torch.cat(self._in_loss)]
 
 
 def _double(values: object) -> Tensor:

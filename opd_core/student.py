@@ -1,8 +1,10 @@
 """Update: a short run of optimiser steps on one round's selected rollouts (arXiv 2602.02994).
 
 One forward and one backward pass a prefix tree; no second student pass for old log-probabilities,
-because the sampler's were kept. On the first step, before any weight has moved, the student's
-log-probs are those of the policy that sampled: how far the two are apart is measured and bounded.
+because the sampler's were kept. Only where those are of another arithmetic and the loss needs the
+trainer's own (`old_logprobs.py`), what later steps train on is run once before the first. On the
+first step, before any weight has moved, the student's log-probs are those of the policy that
+sampled: how far the two are apart is measured and bounded.
 
 Weights that are trained, and the optimiser's state, are float32; a lower precision in the config
 is the precision of the forward pass (autocast). The optimiser's state goes into the checkpoint.
@@ -29,7 +31,10 @@ from opd_core.architectures import Architecture, architecture_of
 from opd_core.checkpoint import save_checkpoint
 from opd_core.config import Config
 from opd_core.continuation import OPTIMIZER_FILE
-from opd_core.encoding import ExampleEncoder
+from opd_core.encoding import EncodedBatch, ExampleEncoder, cut_at_videos
+from opd_core.file_modes import give_umask_modes
+from opd_core.importance import Importance
+from opd_core.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.rollout import Policy
 from opd_core.scoring import rollout_tree
@@ -110,14 +115,13 @@ def update_student(
     first_step: FirstStep | None = None
     stopped: str | None = None
     trained: dict[str, TrainedRollout] = {}
+    if later := student.old.wanted(plan, rollouts):
+        parts = list(cut_at_videos(later, settings.examples_per_step))
+        for batch in encoder.encode_batches(parts, "update", parent.version):
+            student.old.remember(_trees(batch, rollouts))
     for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
         began = time.perf_counter()
-        for item in batch.quarantined:
-            raise VideoOPDError(
-                f"{item.video_path}, on which selected rollouts stand, can no longer be read "
-                f"({item.reason}); restore the file and rerun the update"
-            )
-        trees = [rollout_tree(video, rollouts) for video in batch.videos]
+        trees = _trees(batch, rollouts)
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
         measured = student.accumulate(trees, facts)
         if number == 0:
@@ -180,6 +184,16 @@ def plan_steps(
     return steps[: settings.max_steps]
 
 
+def _trees(batch: EncodedBatch, rollouts: dict[str, list[Rollout]]) -> list[PrefixTree]:
+    for item in batch.quarantined:
+        raise VideoOPDError(
+            f"{item.video_path}, on which selected rollouts stand, can no longer be used "
+            f"({item.reason}); restore it and give the command again, or take its annotations "
+            "out of data.train"
+        )
+    return [rollout_tree(video, rollouts) for video in batch.videos]
+
+
 class _Student:
     """The trained model, its optimiser, and its schedule."""
 
@@ -204,6 +218,10 @@ class _Student:
         self.model = TreeModel(model, tokenizer, settings.completion_rows_per_chunk)
         self._autocast = getattr(torch, config.student.dtype)
         self._loss = TrainingLoss(config, tokenizer, self.model.excluded_ids, self._device)
+        self._importance = Importance(config)
+        self.old = OldLogprobs(
+            self.model, self._importance, self._precision, settings.max_tokens_per_pack
+        )
         self._reference: TreeModel | None = None
         if self._loss.needs_reference:
             if base is None:
@@ -257,16 +275,19 @@ class _Student:
             loss = torch.zeros((), device=self._device)
             with self._precision():
                 for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(packed):
+                    known = [facts[str(key)] for key in keys]
+                    chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
                     chunk = Chunk(
-                        [facts[str(key)] for key in keys],
+                        known,
                         token_ids_C,
-                        logprobs_CV.gather(1, token_ids_C[:, None])[:, 0],
+                        chosen_C,
+                        self.old.of([fact.rollout for fact in known], chosen_C.detach()),
                         logprobs_CV,
                         None if reference is None else torch.cat([reference[k] for k in keys]),
                     )
-                    weights = self._loss.importance_weights(chunk)
+                    weights = self._importance.weights(chunk)
                     loss = loss + self._loss(chunk, weights).sum() / tokens
-                    measured.add(chunk, weights)
+                    measured.add(chunk, weights, self._loss.in_loss(chunk))
             if not torch.isfinite(loss):
                 raise VideoOPDError(
                     f"the loss of the update is {float(loss)} on rollouts such as "
@@ -276,17 +297,9 @@ class _Student:
             measured.loss += float(loss.detach())
         return measured
 
-    @torch.no_grad()
     def _reference_logprobs(self, packed: Pack) -> dict[Hashable, Tensor] | None:
         """The base student's log-probs of each completion of a pack, where the loss needs them."""
-        if self._reference is None:
-            return None
-        found: dict[Hashable, Tensor] = {}
-        for keys, token_ids_C, logprobs_CV in self._reference.completion_distributions(packed):
-            chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-            lengths = [len(packed.completions[key]) for key in keys]
-            found.update(zip(keys, chosen_C.split(lengths), strict=True))
-        return found
+        return None if self._reference is None else completion_logprobs(self._reference, packed)
 
     def step(self, left: float) -> tuple[float, float]:
         """One optimiser step; (learning rate, gradient norm before clipping).
@@ -306,6 +319,7 @@ class _Student:
                 "and rerun the stage"
             )
         self._optimizer.step()
+        self.old.moved = True
         self._steps_done += 1
         return rate, float(norm)
 
@@ -325,6 +339,7 @@ class _Student:
             {"optimizer": self._optimizer.state_dict(), "steps_done": self._steps_done},
             staging / OPTIMIZER_FILE,
         )
+        give_umask_modes(staging)
 
 
 def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Parameter]:

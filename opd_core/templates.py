@@ -1,36 +1,53 @@
 """Prompt templates by name: how the question is put, and how an answer is written and read.
 
-A template is a whole: a model that was asked for JSON is read as JSON. All three are read as far as
-their answer's form goes and no further, so that a wrong form counts as no answer.
+A template is a whole: a model that was asked for JSON is read as JSON. Each is read as a person
+reads it, and no further than its form goes, so that an answer in another form counts as none.
 
     timelens   The event happens in 3.0 - 7.5 seconds   TimeLens' words; the default
     video-opd  <answer>3.00 to 7.50</answer>            room to think first, as R1-like trainers ask
     json       {"start": 3.0, "end": 7.5}               for whom a program reads the answers
 
 `video-opd` is like the prompts of that family, not a quotation: the rows that the paper's authors
-released use TimeLens' words (DESIGN section 7).
+released use TimeLens' words (DESIGN section 7). `own_prompt.py` makes a template of a config's own
+words.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from opd_core.grounding import format_answer, parse_span
+from opd_core.answer_reader import after_thoughts, parse_span
+from opd_core.grounding import format_answer
+from opd_core.json_answer import parse_json
 from opd_core.types import Span
+
+READERS_VERSION = 2
+"""Of what the readers find in an answer: raised when one of them finds another span."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
     text: str
-    """With `{query}`, for `str.format`."""
+    """With `{query}`, for `ask`."""
     format_answer: Callable[[Span], str]
     parse_span: Callable[[str], Span | None]
-    """The first span of an answer, or None where it holds none of this form."""
+    """The span of an answer, or None where it holds none of this form."""
+    reader: str
+    """What reads the answers, as part of the question's key."""
+
+
+def ask(text: str, query: str) -> str:
+    """A template's text with the sentence in it."""
+    return text.format(query=sentence(query))
+
+
+def sentence(query: str) -> str:
+    """The sentence as it is asked, by TimeLens' rule for all its data: white space collapsed, full
+    stops at its ends removed. The example keeps it as it was annotated."""
+    return " ".join(query.split()).strip(".").strip()
 
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
@@ -41,37 +58,13 @@ def _format_tagged(span: Span) -> str:
 
 
 def _parse_tagged(text: str) -> Span | None:
-    """Of what stands in the last `<answer>`: thoughts before it may name spans, too."""
-    answers = _ANSWER.findall(text)
+    """Of the last `<answer>` that holds something: an answer may be corrected."""
+    answers = [found for found in _ANSWER.findall(after_thoughts(text)) if found.strip()]
     return parse_span(answers[-1]) if answers else None
 
 
 def _format_json(span: Span) -> str:
     return json.dumps({"start": round(span.start, 2), "end": round(span.end, 2)})
-
-
-def _parse_json(text: str) -> Span | None:
-    """Of the first JSON object with a start and an end, whatever stands around it."""
-    decoder = json.JSONDecoder()
-    for found in re.finditer(r"\{", text):
-        try:
-            value, _ = decoder.raw_decode(text, found.start())
-        except (ValueError, RecursionError):
-            continue
-        start, end = _seconds(value.get("start")), _seconds(value.get("end"))
-        if start is not None and end is not None:
-            return Span(start, end) if 0 <= start < end else None
-    return None
-
-
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 TEMPLATES = {
@@ -81,6 +74,7 @@ TEMPLATES = {
         "<end time> seconds'.",
         format_answer,
         parse_span,
+        f"timelens {READERS_VERSION}",
     ),
     "video-opd": PromptTemplate(
         "Find the event '{query}' in the video, and determine when it happens. You may think "
@@ -88,12 +82,14 @@ TEMPLATES = {
         "example <answer>12.54 to 17.83</answer>.",
         _format_tagged,
         _parse_tagged,
+        f"video-opd {READERS_VERSION}",
     ),
     "json": PromptTemplate(
         "Find the event '{query}' in the video. Answer only with its start and end time in "
         'seconds as JSON, for example {{"start": 12.5, "end": 17.8}}.',
         _format_json,
-        _parse_json,
+        parse_json,
+        f"json {READERS_VERSION}",
     ),
 }
 

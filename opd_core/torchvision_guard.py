@@ -1,9 +1,9 @@
-"""Lets the processors of transformers import beside a CPU build of torch.
+"""Lets the processors of transformers import beside a CPU build of torch, in a checkout that is
+used without having been installed.
 
-The torchvision wheel on PyPI is compiled against CUDA's torch. Beside torch's CPU build its
-compiled ops do not load, and `import torchvision` fails on the schema of `nms`, though the Python
-transforms (all that a video processor needs) would work. Defining the two schemas is enough.
-Where torchvision loads, this does nothing.
+An install brings `build_backend/videoopd_torchvision.py` along, which does the same for every
+program of the environment and says why. Beside it, and where torchvision loads by itself, this does
+nothing.
 """
 
 from __future__ import annotations

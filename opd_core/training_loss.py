@@ -1,7 +1,8 @@
 """The loss that a config asks for, of each completion token of a forward pass.
 
-A weighted sum of objectives (`objectives.py`) on the same tokens and the same student pass, and the
-options that hold for all of them: importance weights, tokens left out, entropy weights.
+A weighted sum of objectives (`objectives.py`) on the same tokens and the same student pass, each
+with the importance weights that fit it, and the options that hold for all of them: tokens left out,
+entropy weights.
 
 Shape suffixes: C completion tokens of a chunk, V vocabulary, B buckets of tokens, D the teacher's
 hidden size.
@@ -19,6 +20,7 @@ from torch import Tensor
 from opd_core import objectives
 from opd_core.config import Config
 from opd_core.config_sections import DISTRIBUTION_OBJECTIVES
+from opd_core.importance import Weights
 from opd_core.lm_head import load_lm_head
 from opd_core.rescoring import teacher_distribution
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
@@ -43,6 +45,8 @@ class Chunk:
     token_ids_C: Tensor
     chosen_C: Tensor
     """Log-probs of the tokens, with gradient."""
+    old_C: Tensor
+    """Log-probs of the tokens by the policy before its first step, pi_v."""
     logprobs_CV: Tensor
     reference_C: Tensor | None
     """Log-probs of the tokens by the base student, where `grpo.reference_kl` asks for them."""
@@ -88,54 +92,42 @@ class TrainingLoss:
         special = set(self._special.tolist())
         return sum(token not in special for token in token_ids)
 
-    def importance_weights(self, chunk: Chunk) -> tuple[Tensor, Tensor] | None:
-        """Of each token and whether it was cut off; None where the trainer's engine sampled."""
-        rollouts = [fact.rollout for fact in chunk.facts]
-        level = self._settings.tis
-        if level == "auto":
-            level = "off" if all(r.engine == "hf" for r in rollouts) else "token"
-        if level == "off" or any(r.answered_by != "student" for r in rollouts):
-            return None
-        return objectives.truncated_importance_weights(
-            chunk.chosen_C,
-            self._sampling(chunk),
-            [len(r.completion_token_ids) for r in rollouts],
-            level,
-            self._settings.tis_cap,
-        )
-
-    def __call__(self, chunk: Chunk, weights: tuple[Tensor, Tensor] | None) -> Tensor:
+    def __call__(self, chunk: Chunk, weights: Weights) -> Tensor:
         """The loss of each token, [C]; tokens that are left out have 0."""
-        weights_C = None if weights is None else weights[0]
         losses_C = torch.zeros_like(chunk.chosen_C)
         for name, weight in self._weights.items():
-            losses_C = losses_C + weight * _TERMS[name](self, chunk, weights_C)
+            term_C = _TERMS[name](self, chunk, weights.of_objective.get(name))
+            losses_C = losses_C + weight * term_C
         if self._settings.entropy_weight:
             losses_C = losses_C * objectives.entropy_weights(chunk.logprobs_CV)
-        if self._settings.skip_special_tokens:
-            losses_C = losses_C * ~torch.isin(chunk.token_ids_C, self._special)
-        return losses_C
+        return losses_C * self.in_loss(chunk)
+
+    def in_loss(self, chunk: Chunk) -> Tensor:
+        """Which of the tokens are trained, [C]."""
+        if not self._settings.skip_special_tokens:
+            return torch.ones_like(chunk.token_ids_C, dtype=torch.bool)
+        return ~torch.isin(chunk.token_ids_C, self._special)
 
     # --- the objectives, each [C] ----------------------------------------------------------------
 
     def _policy_gradient(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
         return objectives.policy_gradient(
             chunk.chosen_C,
-            self._sampling(chunk),
+            chunk.old_C,
             self._join([s.teacher_logprobs for s in self._scores(chunk)]),
             weights_C,
             self._settings.max_advantage,
         )
 
     def _reverse_kl(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
-        return _weighted(objectives.exact_reverse_kl(*self._buckets(chunk)), weights_C)
+        return objectives.weighted(objectives.exact_reverse_kl(*self._buckets(chunk)), weights_C)
 
     def _forward_kl(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
-        return _weighted(objectives.exact_forward_kl(*self._buckets(chunk)), weights_C)
+        return objectives.weighted(objectives.exact_forward_kl(*self._buckets(chunk)), weights_C)
 
     def _jsd(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
         losses_C = objectives.generalized_jsd(*self._buckets(chunk), self._settings.jsd_beta)
-        return _weighted(losses_C, weights_C)
+        return objectives.weighted(losses_C, weights_C)
 
     def _student_topk(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
         possible = int((chunk.logprobs_CV[0] > float("-inf")).sum())
@@ -143,7 +135,7 @@ class TrainingLoss:
         ids_CK = chunk.logprobs_CV.detach().topk(k, dim=1).indices
         student_CB = objectives.with_tail(chunk.logprobs_CV, ids_CK)
         teacher_CB = objectives.with_tail(self._teacher_vocabulary(chunk), ids_CK)
-        return _weighted(objectives.exact_reverse_kl(student_CB, teacher_CB), weights_C)
+        return objectives.weighted(objectives.exact_reverse_kl(student_CB, teacher_CB), weights_C)
 
     def _grpo(self, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
         grpo = self._settings.grpo
@@ -151,11 +143,12 @@ class TrainingLoss:
             [[f.advantage] * len(f.rollout.completion_token_ids) for f in chunk.facts]
         )
         losses_C = objectives.grpo(
-            chunk.chosen_C, self._sampling(chunk), advantages_C, grpo.clip_low, grpo.clip_high,
-            weights_C,
+            chunk.chosen_C, chunk.old_C, advantages_C, grpo.clip_low, grpo.clip_high, weights_C,
         )  # fmt: skip
         if chunk.reference_C is not None:
-            kl_C = objectives.reference_kl(chunk.chosen_C, chunk.reference_C)
+            kl_C = objectives.reference_kl(
+                chunk.chosen_C, chunk.reference_C, chunk.old_C, weights_C
+            )
             losses_C = losses_C + grpo.reference_kl * kl_C
         return losses_C
 
@@ -207,15 +200,8 @@ class TrainingLoss:
                 )
         return [score for score in scores if score is not None]
 
-    def _sampling(self, chunk: Chunk) -> Tensor:
-        return self._join([fact.rollout.sampling_logprobs for fact in chunk.facts])
-
     def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)
-
-
-def _weighted(losses_C: Tensor, weights_C: Tensor | None) -> Tensor:
-    return losses_C if weights_C is None else weights_C * losses_C
 
 
 _TERMS: dict[str, Callable[[TrainingLoss, Chunk, Tensor | None], Tensor]] = {

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from opd_core.answer_reader import THOUGHT_ENDS
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.engines.choice import room_for
 from opd_core.grounding import answer_iou
+from opd_core.own_prompt import template_of
 from opd_core.rollout import Batch, Policy
-from opd_core.templates import TEMPLATES
 from opd_core.types import GroundingExample, Rollout, make_rollout_id, make_seed
 
 SOURCE = "truth"
@@ -35,7 +37,10 @@ def truth_rollouts(
         if any(wanted(e) for e in batch)
     ]
     encoder = ExampleEncoder(config, policy.folder)
-    batches = encoder.encode_batches(plan, "rollout", policy.version)
+    room = room_for(config, "hf", encoder, config.rollout.max_new_tokens)
+    batches = encoder.encode_batches(
+        plan, "rollout", policy.version, asks=True, room=room, among=examples
+    )
     for batch, encoded in zip(plan, batches, strict=True):
         began = time.perf_counter()
         items = [i for video in encoded.videos for i in video if wanted(i.example)]
@@ -52,7 +57,9 @@ def _answer_ids(
     config: Config, encoder: ExampleEncoder, example: GroundingExample
 ) -> tuple[int, ...]:
     tokenizer = encoder.prompts.tokenizer
-    text = TEMPLATES[config.prompt.template].format_answer(example.span)
+    text = template_of(config.prompt).format_answer(example.span)
+    if encoder.prompts.opened_thought:
+        text = f"\n{THOUGHT_ENDS}\n\n{text}"  # nothing was thought
     ids = tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
     return tuple(ids)
 
@@ -67,7 +74,7 @@ def _record(
 ) -> Rollout:
     example = item.example
     text = encoder.prompts.decode(token_ids)
-    span = TEMPLATES[config.prompt.template].parse_span(text)
+    span = template_of(config.prompt).parse_span(text)
     return Rollout(
         rollout_id=make_rollout_id(policy.version, example.example_id, 0),
         policy_version=policy.version,
@@ -89,7 +96,7 @@ def _record(
         pixel_hash=item.clip.pixel_hash,
         processor_hash=encoder.processor_hash,
         engine=SOURCE,
-        engine_version=f"template {config.prompt.template}",
+        engine_version=f"template {template_of(config.prompt).reader}",
         engine_mismatch=None,
         seconds=seconds,
         second_per_grid=item.prompt.vision.second_per_grid,

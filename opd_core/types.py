@@ -69,6 +69,28 @@ class QuarantinedItem:
     reason: str
     policy_version: int | None
     """None for what was found in no round: while importing, or evaluating another model."""
+    kind: str | None = None
+    """What is at fault (`opd_core/faults.py`): it decides whether later rounds try it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataChange:
+    """What became of an annotation since the run first read it. `examples` keeps it as it was."""
+
+    sequence: int
+    """1, 2, ... in a run; the changes that were found in one reading have one number."""
+    item_id: str
+    """As in `quarantine`: an example id, or the place of an annotation that makes no example."""
+    change: str
+    """`added` (after the run began), `removed`, `returned`, `moved` (to the other split) or
+    `corrected` (another duration or source; another sentence or span is another example)."""
+    split: str | None
+    """`train` or `eval` from now on; None where no annotation file holds it any more."""
+    duration: float | None
+    """Seconds, as annotated now."""
+    source: str | None
+    newest_policy: int
+    """The newest committed policy when that was found; rounds that sample from it go by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +275,18 @@ class UpdateStep:
     without the teacher's scores, or on answers that the policy has not sampled. So are the next
     four, which compare with the policy that sampled."""
     policy_kl: float | None
-    """KL(pi_v || pi) to the policy that sampled: mean over tokens of ratio - 1 - log ratio (k3)."""
+    """KL(pi_v || pi) to the policy that the update began with: mean over tokens of ratio - 1 - log
+    ratio (k3), ratio = pi / pi_v. pi_v is the trainer's own where another engine sampled and the
+    loss needs it (`opd_core/importance.py`), else as it was sampled."""
     ratio_min: float | None
+    """Smallest pi / pi_v of a token."""
     ratio_max: float | None
     effective_sample_size: float | None
-    """(sum w)^2 / (n * sum w^2) of the per-token ratios: 1 = fully on-policy."""
+    """(sum w)^2 / (n * sum w^2) of what a token counts by in the loss: its importance weight, times
+    pi / pi_v in the objectives that have the ratio. 1: all count alike."""
     tis_weight_mean: float | None
-    """Mean truncated importance weight of a token; None where no such weights were used."""
+    """Mean truncated importance weight of a token, as the objective used it (of a weighted sum the
+    mean of its parts by their shares); None where no such weights were used."""
     tis_truncated: float | None
     """Share of tokens whose weight was cut off at update.tis_cap."""
     seconds: float
@@ -348,9 +375,13 @@ class Evaluation:
     finish_reason: str
     predicted_span: Span | None
     iou: float
-    """Unrounded temporal IoU (protocol `strict`); no span counts 0."""
-    iou_rounded: float
-    """Temporal IoU of the prediction rounded to whole seconds (protocol `timelens`)."""
+    """Unrounded temporal IoU with the best window (protocols `strict` and `qvhighlights`); no span
+    counts 0."""
+    timelens_span: Span | None
+    """What TimeLens' evaluation reads in the text, before it rounds (`protocols.py`)."""
+    timelens_iou: float | None
+    """Its IoU by protocol `timelens`, of whole seconds and the first window; no span counts 0. None
+    in rows of before it was kept."""
     engine: str
     seconds: float
 
@@ -371,8 +402,9 @@ class ModelEvaluation:
     finish_reason: str
     predicted_span: Span | None
     iou: float
-    """As `Evaluation.iou`."""
-    iou_rounded: float
+    """As `Evaluation.iou`; so are the next two."""
+    timelens_span: Span | None
+    timelens_iou: float | None
     engine: str
     seconds: float
 

@@ -1,8 +1,8 @@
 """From a video file to the frames a model sees, or to the reason why it cannot see them.
 
-The parts: which frames, and what size (`frame_selection.py`); a child process in which files are
-opened and decoded (`decoding.py`), with a hard timeout (`decoder_process.py`); here, what holds
-them together, remembers clips, and works ahead.
+The parts: which frames (`frame_selection.py`), at what size (`frame_size.py`); a child process in
+which files are opened and decoded (`decoding.py`), with a hard timeout (`decoder_process.py`);
+here, what holds them together, remembers clips, and works ahead.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from opd_core.architectures import QWEN3_VL, smart_resize
+from opd_core.architectures import QWEN3_VL
 from opd_core.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
 from opd_core.config_sections import VideoSection
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
-from opd_core.frame_selection import sample_frame_indices, target_size
+from opd_core.frame_selection import sample_frame_indices
+from opd_core.frame_size import SizeRule, import_resize_rules
 from opd_core.types import VideoOPDError
 
 MAX_CACHE_BYTES = 4 << 30
@@ -34,6 +35,10 @@ _Key = tuple[str, int, int]
 
 class VideoError(Exception):
     """A video that cannot be used; str(error) is the reason for `quarantine` (one sentence)."""
+
+
+class NoFileError(VideoError):
+    """There is no file, or the system cannot read it. Not remembered: it may come back."""
 
 
 class DecoderLostError(VideoError):
@@ -50,15 +55,14 @@ class VideoReader:
         self,
         settings: VideoSection,
         *,
-        patch_size: int = 16,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
+        size_rule: SizeRule | None = None,
         min_frames: int = QWEN3_VL.min_frames,
-        resize: str = QWEN3_VL.resize,
         max_cache_bytes: int = MAX_CACHE_BYTES,
         codec: Codec = "raw",
         store: ClipStore | None = None,
     ) -> None:
+        size_rule = size_rule or SizeRule()
+        temporal_patch_size = size_rule.temporal_patch_size
         fewest = -(-settings.max_frames // temporal_patch_size)
         if settings.max_video_tokens < fewest:
             raise VideoOPDError(
@@ -70,24 +74,13 @@ class VideoReader:
                 f"video.max_frames = {settings.max_frames} is less than the "
                 f"{temporal_patch_size} frames of one patch; set it to {temporal_patch_size}"
             )
-        smart_resize(resize)  # takes seconds: now, not in the background or against a deadline
+        import_resize_rules()  # takes seconds: now, not in the background or against a deadline
         self._settings = settings
-        self._patch_size = patch_size
-        self._merge_size = merge_size
-        self._temporal_patch_size = temporal_patch_size
+        self._size_rule = size_rule
         self._min_frames = min_frames
-        self._resize = resize
         self._max_cache_bytes = max_cache_bytes
         self._codec = codec
-        self._spec = frame_spec(
-            settings,
-            codec,
-            patch=patch_size,
-            merge=merge_size,
-            temporal=temporal_patch_size,
-            min_frames=min_frames,
-            resize=resize,
-        )
+        self._spec = frame_spec(settings, codec, size_rule, min_frames)
         self.store = store
         """Asked before a video is decoded, told what was. May be changed at any time."""
         self._decoding = threading.Lock()
@@ -191,7 +184,9 @@ class VideoReader:
             try:
                 entry = self._stored_or_decoded(path)
             except VideoError as error:
-                entry = error
+                entry = _not_there_any_more(path) or error
+            if isinstance(entry, NoFileError):
+                return entry
             if keep_lost or not isinstance(entry, DecoderLostError):
                 self._remember(key, entry)
             return entry
@@ -247,21 +242,26 @@ class VideoReader:
 
     def _ask_child(self, child: DecoderProcess, path: Path, deadline: float) -> VideoClip:
         settings = self._settings
-        probed, _ = child.ask({"do": "probe", "path": str(path.absolute())}, deadline)
+        probed, times = child.ask({"do": "probe", "path": str(path.absolute())}, deadline)
         if "unusable" in probed:
             raise VideoError(f"{path.name} {probed['unusable']}")
         total, fps = int(probed["total_frames"]), float(probed["fps"])
-        indices = sample_frame_indices(total, fps, settings, self._min_frames)
+        seconds = np.frombuffer(times)
+        indices = sample_frame_indices(
+            total,
+            fps,
+            settings,
+            self._min_frames,
+            None if probed["constant"] else seconds,
+            self._size_rule.temporal_patch_size,
+        )
         try:
-            height, width = target_size(
+            height, width = self._size_rule.target_size(
                 len(indices),
                 probed["height"],
                 probed["width"],
                 settings.max_video_tokens,
-                patch_size=self._patch_size,
-                merge_size=self._merge_size,
-                temporal_patch_size=self._temporal_patch_size,
-                resize=self._resize,
+                settings.max_frame_tokens,
             )
         except ValueError as error:
             size = f"{probed['width']}x{probed['height']}"
@@ -271,21 +271,46 @@ class VideoReader:
         if "unusable" in reply:
             raise VideoError(f"{path.name} {reply['unusable']}")
         frames = np.frombuffer(pixels, dtype=np.uint8).reshape(reply["shape"])
-        return VideoClip.of(frames, tuple(indices), fps, total, settings.decoder)
+        return VideoClip.of(
+            frames,
+            tuple(indices),
+            fps,
+            total,
+            settings.decoder,
+            timestamps=tuple(seconds[indices].tolist()),
+            duration=float(probed["duration"]),
+        )
 
 
 def _file_key(path: Path) -> _Key:
     try:
         found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            with path.open("rb") as file:  # rights, a stale mount: not for the decoder to find out
+                file.read(1)
     except FileNotFoundError:
-        raise VideoError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
+        raise NoFileError(f"there is no file {path}") from None
+    except OSError as error:
+        raise NoFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise VideoError(f"{path} cannot be read: {error}") from None
     if not stat.S_ISREG(found.st_mode):
         raise VideoError(f"{path} is no regular file")
     if found.st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes)")
     return str(path.absolute()), found.st_mtime_ns, found.st_size
+
+
+def _not_there_any_more(path: Path) -> NoFileError | None:
+    """Why a file is gone that was there before it was decoded: its folder may have been unmounted,
+    of which the decoder makes a damaged file."""
+    try:
+        _file_key(path)
+    except NoFileError as error:
+        return error
+    except VideoError:
+        pass
+    return None
 
 
 def _size(entry: VideoClip | VideoError) -> int:

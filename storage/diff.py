@@ -189,10 +189,8 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
         rows = run.evaluations().filter(pl.col("policy_version") == _versions(run)[0])
         return rows.select("example_id", pl.col(column).alias("value"))
 
-    yield _mean("eval IoU, strict", "examples", answered(a, "iou"), answered(b, "iou"))
-    yield _mean(
-        "eval IoU, timelens", "examples", answered(a, "iou_rounded"), answered(b, "iou_rounded")
-    )
+    for name, column in (("strict", "iou"), ("timelens", "timelens_iou")):
+        yield _mean(f"eval IoU, {name}", "examples", answered(a, column), answered(b, column))
 
     def of_round(run: Run) -> pl.LazyFrame:
         return run.trajectories().filter(pl.col("policy_version") == _versions(run)[1])

@@ -9,15 +9,14 @@ Written beside the folder and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
 from storage import run_folder
-from storage.files import disk_troubles
+from storage.described import meanings
+from storage.files import new_folder
 from storage.schemas import TABLES
 from storage.views import VIEWS, Texts
 
@@ -29,15 +28,22 @@ if TYPE_CHECKING:
 FORMATS = ("parquet", "jsonl", "hf")
 DEFAULT = ("trajectories",)
 NAMES = (*TABLES, *VIEWS)
+_BY_US = "by Video-OPD"
 
 
 def export(
-    run: Run, to: str, out: Path, names: Sequence[str] = DEFAULT, texts: Texts | None = None
+    run: Run,
+    to: str,
+    out: Path,
+    names: Sequence[str] = DEFAULT,
+    texts: Texts | None = None,
+    replace: bool = False,
 ) -> dict[str, int]:
     """Writes the named tables and views into the new folder `out`; table -> rows written.
 
-    Raises `VideoOPDError` for an unknown name, a folder that holds something, and where there is
-    no row to write.
+    With `replace`, an export that is there is replaced, by the whole new one at once. Raises
+    `VideoOPDError` for an unknown name, a folder that holds something (anything but an export,
+    with `replace`), and where there is no row to write.
     """
     if to not in FORMATS:
         raise VideoOPDError(f"there is no format {to!r}; they are: {', '.join(FORMATS)}")
@@ -45,30 +51,28 @@ def export(
     for name in names:
         if name not in NAMES:
             raise VideoOPDError(f"there is no table {name!r}; the tables are: {', '.join(NAMES)}")
-    out = Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VideoOPDError(f"{out} is not empty; give --out a new folder")
-    aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_troubles(out.parent):
-            aside.mkdir(parents=True)
-            rows, files = {}, {}
-            for name in names:
-                frame = _frame(run, name, texts)
-                rows[name] = int(frame.select(_count()).collect().item())
-                files[name] = _write(frame, name, to, aside)
-            if not any(rows.values()):
-                raise VideoOPDError(
-                    f"run {run.path} has no rows of {', '.join(names)} yet; run a round first"
-                )
-            if to == "hf":
-                (aside / "README.md").write_text(_card(run, rows, files, texts))
-            if out.exists():
-                out.rmdir()
-            aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(out, _own_names if replace else None) as folder:
+        rows, files = {}, {}
+        for name in names:
+            frame = _frame(run, name, texts)
+            rows[name] = int(frame.select(_count()).collect().item())
+            files[name] = _write(frame, name, to, folder)
+        if not any(rows.values()):
+            raise VideoOPDError(
+                f"run {run.path} has no rows of {', '.join(names)} yet; run a round first"
+            )
+        if to == "hf":
+            (folder / "README.md").write_text(_card(run, rows, files, texts))
     return rows
+
+
+def _own_names(out: Path) -> set[str]:
+    """What an export may have written into a folder."""
+    ours = {f"{name}.{end}" for name in NAMES for end in ("parquet", "jsonl")}
+    card = out / "README.md"
+    if card.is_file() and _BY_US in card.read_text(errors="replace"):
+        ours |= {"README.md", "data"}
+    return ours
 
 
 def _frame(run: Run, name: str, texts: Texts | None) -> pl.LazyFrame:
@@ -127,7 +131,7 @@ def _card(
     lines += [
         "# Trajectories of on-policy distillation",
         "",
-        f"Exported from run `{run.run_id}`{as_of} by Video-OPD. Base student"
+        f"Exported from run `{run.run_id}`{as_of} {_BY_US}. Base student"
         f" `{content['student']['weights_hash']}`, teacher `{content['teacher']['weights_hash']}`,"
         f" code `{content['git_commit']}`. Absent is null; times are seconds, log-probabilities"
         " natural logarithms.",
@@ -136,40 +140,9 @@ def _card(
     for name, count in rows.items():
         about = VIEWS.get(name) or TABLES[name].description
         lines += [f"## {name}: {count:,} rows", "", about, ""]
-        described = _described() | (_OF_TOKENS if name == "tokens" else {})
-        if name in TABLES:
-            described |= {column.name: column.description for column in TABLES[name].columns}
+        described = meanings(name)
         schema = _frame(run, name, texts).collect_schema()
         lines += ["| column | type | |", "|---|---|---|"]
         lines += [f"| {c} | {kind} | {described.get(c, '')} |" for c, kind in schema.items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def _described() -> dict[str, str]:
-    """Columns of the views: those of the tables, and what the views add."""
-    known = {c.name: c.description for spec in reversed(TABLES.values()) for c in spec.columns}
-    return known | {
-        "teacher_iou": "Mean IoU of the round's teacher's own answers.",
-        "teacher_answers": "How many those are.",
-        "tokens": "Tokens of the answer.",
-        "reverse_kl": "Mean of sampling - teacher log-probs over the answer's tokens, nats.",
-        "trained": "Whether a committed update trained on it.",
-        "trained_in": "policy_version of the policy that update made.",
-        "position": "0, 1, ... within the answer.",
-        "token_id": "The sampled token.",
-        "text": "As text.",
-        "sampling_logprob": "log pi_v, recorded while sampling.",
-        "student_logprob": "log pi, of the trainer when it first met the rollout.",
-        "teacher_logprob": "log q of the round's teacher.",
-        "advantage": "teacher_logprob - sampling_logprob.",
-    }
-
-
-_OF_TOKENS = {
-    "teacher_entropy": "Entropy of q at the token, nats (score.teacher_entropy).",
-    "forward_kl": "KL(q || pi_v) at the token, whole vocabulary, nats (`videoopd rescore`).",
-    "reverse_kl": "KL(pi_v || q) at the token, whole vocabulary, nats (`videoopd rescore`).",
-    "js": "Jensen-Shannon divergence at the token, nats (`videoopd rescore`).",
-}
-"""Columns that are lists, or means, elsewhere."""

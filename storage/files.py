@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,98 @@ def disk_troubles(folder: Path) -> Iterator[None]:
     except VideoOPDError:
         raise
     except Exception as error:
-        for text, meaning in _TROUBLES.items():
-            if text in str(error):
-                raise VideoOPDError(f"{folder} cannot be written: {meaning}") from error
+        if meaning := told_by_disk(error):
+            raise VideoOPDError(f"{folder} cannot be written: {meaning}") from error
         raise
+
+
+def told_by_disk(error: BaseException) -> str | None:
+    """What a full, read-only or forbidden disk says, and the fix; None for any other error."""
+    return next((meaning for text, meaning in _TROUBLES.items() if text in str(error)), None)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` with its parents, where it is not there yet. Raises `VideoOPDError`."""
+    with disk_troubles(folder):
+        try:
+            folder.resolve().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if told_by_disk(error):
+                raise
+            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "a file is in the way" if in_the_way else error.strerror
+            raise VideoOPDError(
+                f"the folder {folder} cannot be made ({why}); choose another place"
+            ) from None
+
+
+@contextmanager
+def removed_if_refused(folder: Path) -> Iterator[bool]:
+    """Makes `folder` with its parents; what of them was not there is removed again, with all that
+    is in it, where the block ends with a `VideoOPDError`. Yields whether something was not."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    make_folder(folder)
+    try:
+        yield bool(missing)
+    except VideoOPDError:
+        if missing:
+            shutil.rmtree(missing[-1], ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_folder(out: Path, ours: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` by a rename at the end: there whole or not at all.
+
+    Raises `VideoOPDError` where `out` holds something; with `ours`, only where it holds anything
+    but these names, and it is then replaced. Refused, it leaves no folder behind.
+    """
+    out = Path(out).absolute()
+    _refuse_to_overwrite(out, ours)
+    aside = out.with_name(f".{out.name}.exporting-{uuid.uuid4().hex[:8]}")
+    missing: list[Path] = []
+    try:
+        with disk_troubles(out.parent):
+            missing = [p for p in out.parents if not p.exists()]
+            make_folder(aside)
+            yield aside
+            if out.exists():
+                shutil.rmtree(out)
+            aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in missing:  # from the innermost on; one that holds something stays
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _refuse_to_overwrite(out: Path, ours: Callable[[Path], Collection[str]] | None) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise VideoOPDError(f"{out} is a file; give --out a new folder")
+    content = {p.name for p in out.iterdir()}
+    if not content:
+        return
+    if ours is None:
+        raise VideoOPDError(f"{out} is not empty; give --out a new folder, or add --force")
+    if foreign := content - set(ours(out)):
+        raise VideoOPDError(
+            f"{out} holds what no export wrote, {min(foreign)} among it; give --out a new folder"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` to `path`: readers see the old content or the new one, never a part."""
+    write_bytes_whole(path, text.encode())
+
+
+def write_bytes_whole(path: Path, content: bytes | memoryview) -> None:
+    """As `write_whole`."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with aside.open("w") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,35 @@ _AT_ONCE = 1 << 22
 """Numbers that are looked at together; it bounds the memory that takes."""
 
 
-class WeightsCache:
+Stats = dict[str, list[int]]
+"""File name -> size, modification time, inode change time."""
+
+
+class FolderCache:
     """Hashes of folders whose files have not been touched since, in one JSON file.
 
     A file counts as untouched when size, modification time and inode change time are the same.
+    `stats` says which files of a folder the hash is of.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stats: Callable[[Path], Stats]) -> None:
+        self.path, self._stats = path, stats
 
     def get(self, folder: Path) -> str | None:
-        """The hash of the tensors in `folder`, or None when it must be computed."""
+        """The hash of `folder`, or None when it must be computed."""
         entry = self._content().get(str(folder.resolve()))
-        return entry["hash"] if entry and entry["files"] == _stats(folder) else None
+        return entry["hash"] if entry and entry["files"] == self._stats(folder) else None
 
-    def put(self, folder: Path, digest: str, files: dict[str, list[int]]) -> None:
+    def known(self, folder: Path, compute: Callable[[], str]) -> str:
+        """The hash of `folder`, computed where it must be."""
+        digest = self.get(folder)
+        if digest is None:
+            files = self._stats(folder)  # before reading, so that a change meanwhile is noticed
+            digest = compute()
+            self.put(folder, digest, files)
+        return digest
+
+    def put(self, folder: Path, digest: str, files: Stats) -> None:
         content = self._content()
         content[str(folder.resolve())] = {"hash": digest, "files": files}
         self._write(content)
@@ -77,27 +91,31 @@ class WeightsCache:
         return content if isinstance(content, dict) else {}
 
 
+class WeightsCache(FolderCache):
+    """Of the tensors in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _stats)
+
+
 def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | None = None) -> str:
     """sha256 (hex) over the tensors of all `*.safetensors` in `folder`: name, dtype, shape, bytes.
 
-    For a PEFT adapter, what its config says and the hash of its base are mixed in; the base is
-    `base`, or else what adapter_config.json names. Raises `VideoOPDError` without weights, and for
-    weights that are no numbers: each byte passes by here once, before anything is paid for.
+    For a PEFT adapter, what its config says and the hash of its base are mixed in: of the base that
+    adapter_config.json names, which is the one that gets loaded, or of `base` where that is gone.
+    Raises `VideoOPDError` without weights, and for weights that are no numbers: each byte passes by
+    here once, before anything is paid for.
     """
-    own = cache.get(folder) if cache else None
-    if own is None:
-        files = _stats(folder)  # before reading, so that a change meanwhile is noticed later
-        own = _tensors_hash(folder)
-        if cache:
-            cache.put(folder, own, files)
+    own = cache.known(folder, lambda: _tensors_hash(folder)) if cache else _tensors_hash(folder)
     adapter = folder / "adapter_config.json"
     if not adapter.exists():
         return own
     config, named = _adapter(adapter)
-    base = base or named
+    if named.is_dir() or base is None:
+        base = named
     if not base.is_dir():
         raise VideoOPDError(
-            f"the adapter in {folder} was trained on {base}, which is not there; restore it, or"
+            f"the adapter in {folder} was trained on {named}, which is not there; restore it, or"
             f" correct base_model_name_or_path in its {adapter.name}"
         )
     settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}
@@ -182,8 +200,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _stats(folder: Path) -> dict[str, list[int]]:
-    stats = {path.name: path.stat() for path in _weight_files(folder)}
+def _stats(folder: Path) -> Stats:
+    return stats_of(_weight_files(folder))
+
+
+def stats_of(files: Iterable[Path]) -> Stats:
+    stats = {path.name: path.stat() for path in files}
     return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()}
 
 

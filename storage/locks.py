@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
-from storage.files import disk_troubles
+from storage.files import disk_troubles, make_folder
 
 _POLL_SECONDS = 0.02
+_PROBE_SECONDS = 0.1
+"""Who only looks whether a lock is held has let go by then."""
 _descriptors: set[int] = set()
 
 
@@ -40,23 +42,21 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 @contextmanager
 def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
-    """Holds the lock `path` for `stage`; waits up to `timeout` seconds for another holder.
+    """Holds the lock `path` for `stage`; waits up to `timeout` seconds for another holder, and a
+    moment for one who only looks (`refuse_held`).
 
     Raises `InUseError` naming the holder when it does not let go in time.
     """
+    make_folder(path.parent)
     with disk_troubles(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _descriptors.add(descriptor)
     owner = os.getpid()
     try:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + max(timeout, _PROBE_SECONDS)
         while not _try(descriptor, path):
             if time.monotonic() >= deadline:
-                raise InUseError(
-                    f"{path.stem} is in use by {holder(path)}; wait for it to end, or stop"
-                    " it, and run the same command again"
-                )
+                raise _in_use(path)
             time.sleep(_POLL_SECONDS)
         with disk_troubles(path.parent):
             _describe(descriptor, stage)
@@ -65,6 +65,30 @@ def held(path: Path, stage: str, timeout: float) -> Iterator[None]:
         if os.getpid() == owner:
             _descriptors.discard(descriptor)
             os.close(descriptor)
+
+
+def refuse_held(path: Path) -> None:
+    """Raises `InUseError` naming the holder when the lock is held now; makes nothing.
+
+    For a quick answer before seconds of preparation: what comes of them still takes the lock.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # nobody has ever held it, or it will be told where it is taken
+    try:
+        # Shared, so that two who look do not see each other.
+        if not _try(descriptor, path, fcntl.LOCK_SH):
+            raise _in_use(path)
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(path: Path) -> InUseError:
+    return InUseError(
+        f"{path.stem} is in use by {holder(path)}; wait for it to end, or stop it, and run the same"
+        " command again"
+    )
 
 
 def holder(path: Path) -> str:
@@ -79,9 +103,9 @@ def holder(path: Path) -> str:
         return "another process"
 
 
-def _try(descriptor: int, path: Path) -> bool:
+def _try(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -2,6 +2,7 @@
 
     run.json                   run id, when it began, base student and teacher with their hashes
     configs/<hash>.json        every config the run was continued with
+    config_source.json         the file, and its overrides, that it was continued with last
     tables/<name>.lance        see `storage/schemas.py`
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     .locks/  .cache/           who is working on it now; hashes of untouched folders
@@ -21,11 +22,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from opd_core.types import Rerun, VideoOPDError
-from storage import cleanup, history, locks, older_formats, policies, run_folder, upkeep, views
+from opd_core.types import GroundingExample, Rerun, VideoOPDError
+from storage import (
+    cleanup,
+    history,
+    locks,
+    older_formats,
+    policies,
+    present,
+    run_folder,
+    upkeep,
+    views,
+)
 from storage.files import disk_troubles, write_whole
 from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
+from storage.records import from_rows
 from storage.schemas import TABLES
 from storage.tables import Tables
 from storage.takes import StageRound, Takes
@@ -328,7 +340,32 @@ class Run:
         return views.tokens(self.scan, self.teacher_hash, texts)
 
     def examples(self) -> pl.LazyFrame:
+        """Every annotation that the run has ever read, as it was first read."""
         return self.scan("examples")
+
+    def present(self) -> pl.LazyFrame:
+        """Those that the annotation files hold now, as they are there (`storage/present.py`)."""
+        return present.present(self.scan)
+
+    def present_examples(self, filter: pl.Expr | None = None) -> list[GroundingExample]:
+        """The rows of `present` as records; all, or those for which `filter` is true."""
+        rows = self.present() if filter is None else self.present().filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
+
+    def last_known_examples(self, filter: pl.Expr) -> list[GroundingExample]:
+        """Those that `filter` is true for, also such as the files hold no longer, as last held."""
+        rows = present.latest(self.scan).filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
+
+    def present_evaluations(self) -> pl.LazyFrame:
+        """The answers to what is in the eval split now: what any number is made of."""
+        import polars as pl
+
+        asked = self.present().filter(pl.col("split") == "eval").select("example_id")
+        return self.evaluations().join(asked, on="example_id", how="semi", maintain_order="left")
+
+    def data_changes(self) -> pl.LazyFrame:
+        return self.scan("data_changes")
 
     def quarantine(self) -> pl.LazyFrame:
         return self.scan("quarantine")
@@ -409,7 +446,7 @@ class Run:
     @contextmanager
     def exclusive(self, stage: str, timeout: float = 0.0) -> Iterator[None]:
         """One process at a time in `stage` of this run; the next one is told who is in it."""
-        with locks.held(self.path / ".locks" / f"{stage}.lock", stage, timeout):
+        with locks.held(run_folder.lock_file(self.path, stage), stage, timeout):
             self._attempts.clear()
             yield
 

@@ -89,11 +89,14 @@ STEP = pa.struct(
         Column(
             "reverse_kl", FLOAT, "Mean of student - teacher log-prob, nats.", optional=True
         ).field,
-        Column("policy_kl", FLOAT, "KL to the sampling policy (k3), nats.", optional=True).field,
+        Column("policy_kl", FLOAT, "KL to the starting policy (k3), nats.", optional=True).field,
         Column("ratio_min", FLOAT, "Smallest pi / pi_v of a token.", optional=True).field,
         Column("ratio_max", FLOAT, "Largest pi / pi_v of a token.", optional=True).field,
         Column(
-            "effective_sample_size", FLOAT, "(sum w)^2 / (n sum w^2) of the ratios.", optional=True
+            "effective_sample_size",
+            FLOAT,
+            "(sum w)^2 / (n sum w^2) of tokens in the loss.",
+            optional=True,
         ).field,
         Column("tis_weight_mean", FLOAT, "Mean truncated importance weight.", optional=True).field,
         Column("tis_truncated", FLOAT, "Share of tokens cut off at the cap.", optional=True).field,
@@ -130,8 +133,20 @@ _GREEDY_ANSWER = (
     _COMPLETION,
     _FINISH,
     *_PREDICTED,
-    Column("iou", FLOAT, "Unrounded IoU (protocol `strict`); no span counts 0."),
-    Column("iou_rounded", FLOAT, "IoU in whole seconds (protocol `timelens`)."),
+    Column("iou", FLOAT, "Unrounded IoU (`strict`, `qvhighlights`); no span counts 0."),
+    Column(
+        "timelens_start",
+        FLOAT,
+        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        optional=True,
+    ),
+    Column("timelens_end", FLOAT, "End that it reads, s; null: none.", optional=True),
+    Column(
+        "timelens_iou",
+        FLOAT,
+        "IoU by protocol `timelens`; no span counts 0; null: written before it was kept.",
+        optional=True,
+    ),
     _ENGINE,
     _seconds("this answer's share of its batch"),
 )
@@ -148,7 +163,7 @@ TABLES: dict[str, TableSpec] = _by_name(
             types.GroundingExample,
             writer="import",
             key=("example_id",),
-            description="One video, one sentence, its true span or spans.",
+            description="One video, one sentence, its true span or spans, as first read.",
             round_column=None,
             own_columns=(
                 Column("example_id", STRING, "Hash of video path, sentence and spans."),
@@ -178,6 +193,34 @@ TABLES: dict[str, TableSpec] = _by_name(
                 Column("video_path", STRING, "Its video, when it has one.", optional=True),
                 Column("reason", STRING, "Why, in a sentence."),
                 Column("policy_version", INT, "Round; null: found in none.", optional=True),
+                Column(
+                    "kind",
+                    STRING,
+                    "What is at fault: `no file` and `decoder lost` are tried again in later"
+                    " rounds. Null: rows of older programs.",
+                    optional=True,
+                ),
+            ),
+        ),
+        TableSpec(
+            "data_changes",
+            types.DataChange,
+            writer="import",
+            key=("sequence", "item_id"),
+            description="What became of annotations since the run first read them.",
+            round_column=None,
+            own_columns=(
+                Column("sequence", INT, "1, 2, ...: one number a reading that found changes."),
+                Column("item_id", STRING, "Example id, or place of one that makes no example."),
+                Column(
+                    "change",
+                    STRING,
+                    "`added`, `removed`, `returned`, `moved` or `corrected`.",
+                ),
+                Column("split", STRING, "Where it is from now on; null: in none.", optional=True),
+                Column("duration", FLOAT, "As annotated from now on, s.", optional=True),
+                Column("source", STRING, "As annotated from now on.", optional=True),
+                Column("newest_policy", INT, "Newest committed policy when it was found."),
             ),
         ),
         TableSpec(
@@ -245,7 +288,7 @@ TABLES: dict[str, TableSpec] = _by_name(
                 *_PREDICTED,
                 Column("student_iou", FLOAT, "Temporal IoU with the truth; no span counts 0."),
                 Column("frame_indices", TOKENS, "[F] Which frames of the file were seen."),
-                Column("frame_timestamps", pa.list_(FLOAT), "[F] Their times, s."),
+                Column("frame_timestamps", pa.list_(FLOAT), "[F] When each is shown, s."),
                 Column("grid_thw", TOKENS, "[3] Vision patches: time, height, width, unmerged."),
                 Column("pixel_hash", STRING, "Hash of the resized uint8 frames."),
                 Column("processor_hash", STRING, "Hash of tokenizer, template and processors."),

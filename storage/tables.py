@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from opd_core.types import VideoOPDError
 from storage import locks, older_formats
-from storage.files import disk_troubles, sync_folder, write_json
+from storage.files import disk_troubles, make_folder, sync_folder, write_json
 from storage.older_formats import FORMAT_FILE
 from storage.provenance import Provenance, git_commit
 from storage.records import from_rows, to_table
@@ -60,7 +60,7 @@ class Tables:
         aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex}")
         try:
             with disk_troubles(folder.parent):
-                aside.mkdir(parents=True)
+                make_folder(aside)
                 for spec in TABLES.values():
                     lance.write_dataset(
                         spec.schema.empty_table(), aside / f"{spec.name}.lance", mode="create"

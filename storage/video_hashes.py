@@ -88,7 +88,7 @@ class VideoHashes:
 
 def append_line(path: Path, text: str) -> None:
     """One write, on a line of its own even if another process was killed in the middle of one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, f"\n{text}\n".encode())
     finally:

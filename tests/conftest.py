@@ -44,6 +44,17 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+WORLD = ("tiny_world", "models", "prefect_api")
+"""Fixtures that take seconds before a test begins, and whose tests mostly do whole stages."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out."""
+    for item in items:
+        if set(WORLD) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.world)
+
+
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small tiny world: 24 + 8 videos, about 70 + 24 sentences."""

@@ -24,6 +24,7 @@ def tiny_settings(run: Path, world: Any) -> dict[str, Any]:
         "teacher.dtype": "float32",
         "teacher.predictions": 2,
         "video.max_frames": 24,
+        "video.max_video_tokens": 12,  # the size they were trained on: else answers hold no span
         "rollout.examples_per_round": 8,
         "rollout.rollouts_per_example": 2,
         "rollout.max_new_tokens": 24,

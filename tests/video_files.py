@@ -7,10 +7,12 @@ can ask any decoded picture which frame of the file it is.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.bitstream
 import numpy as np
 
 BLOCK = 8
@@ -36,7 +38,7 @@ def write_video(
     path: Path,
     *,
     frames: int = 48,
-    fps: int = 8,
+    fps: int | Fraction = 8,
     height: int = 64,
     width: int = 128,
     codec: str = "libx264",
@@ -46,14 +48,15 @@ def write_video(
     audio_seconds: float = 0.0,
     times: list[float] | None = None,
     faststart: bool = False,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """One file; the container follows from the suffix. `times`: seconds of each frame."""
     options = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=codec_options or {})
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000 if times else fps)
+        stream.codec_context.time_base = Fraction(1, 1000) if times else 1 / Fraction(fps)
         stream.codec_context.gop_size = keyframe_every
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.thread_count = 1
@@ -68,6 +71,32 @@ def write_video(
         container.mux(stream.encode())
         if audio is not None:
             _write_silence(container, audio, audio_seconds)
+    return path
+
+
+def copy_packets(
+    source: Path,
+    path: Path,
+    change: Callable[[int, av.Packet], av.Packet | None] = lambda number, packet: packet,
+    bitstream_filter: str | None = None,
+) -> Path:
+    """The video stream of `source` in another file, undecoded. `change` gets the number and the
+    packet, and gives None for those that are to be left out."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        split = None
+        if bitstream_filter:
+            split = av.bitstream.BitStreamFilterContext(bitstream_filter, given.streams.video[0])
+        number = 0
+        for packet in given.demux(video=0):
+            if not packet.size:
+                continue
+            for part in split.filter(packet) if split else [packet]:
+                changed = change(number, part)
+                number += 1
+                if changed is not None:
+                    changed.stream = stream
+                    container.mux(changed)
     return path
 
 

@@ -18,6 +18,7 @@ from opd_core.checkpoint import (
     refuse_not_finite,
     save_checkpoint,
 )
+from opd_core.file_modes import give_umask_modes
 from opd_core.weight_files import ADAPTER_CONFIG, stored_tensors
 
 
@@ -79,4 +80,5 @@ def merge_adapter(adapter: Path, target: Path, dtype: str) -> Path:
         weights = file.suffix in (".safetensors", ".pt", ".bin") or file.name == ADAPTER_CONFIG
         if file.is_file() and not weights and not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)
+    give_umask_modes(target)
     return target

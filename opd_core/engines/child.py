@@ -35,7 +35,7 @@ from opd_core.engines.vllm import (
     VLLMSettings,
     prepare_environment,
 )
-from opd_core.sampling import Request, Sample, SamplingParams
+from opd_core.sampling import Refused, Request, Sample, SamplingParams
 from opd_core.types import VideoOPDError
 
 PARENT_CHECK_SECONDS = 0.5
@@ -94,17 +94,17 @@ class ChildEngine:
 
     def sample(
         self, videos: Sequence[Sequence[Request]], params: SamplingParams
-    ) -> dict[Hashable, list[Sample]]:
+    ) -> dict[Hashable, list[Sample] | Refused]:
         prompts = [
             [VLLMPrompt(r.key, r.prompt.text, _clip(r), r.seeds) for r in video] for video in videos
         ]
-        answers: dict[Hashable, list[Sample]] = self._ask("sample", params, prompts)
+        answers: dict[Hashable, list[Sample] | Refused] = self._ask("sample", params, prompts)
         return answers
 
     def score(
         self, videos: Sequence[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored]]:
-        scores: dict[Hashable, list[Scored]] = self._ask("score", topk, videos)
+    ) -> dict[Hashable, list[Scored] | Refused]:
+        scores: dict[Hashable, list[Scored] | Refused] = self._ask("score", topk, videos)
         return scores
 
     def _ask(self, what: str, how: Any, videos: Sequence[Sequence[VLLMPrompt]]) -> Any:

@@ -17,6 +17,7 @@ from opd_core.types import VideoOPDError
 if TYPE_CHECKING:
     from opd_core.encoding import ExampleEncoder
     from opd_core.engines.child import ChildEngine
+    from opd_core.prompt_faults import Room
 
 TOKENS_OF_TEXT = 1024
 """Of the question and the chat around it, generously."""
@@ -28,8 +29,7 @@ def opened_engine(
 ) -> Iterator[Engine]:
     """An engine that samples from the checkpoint in `folder`."""
     if engine == "vllm":
-        longest = max(config.rollout.max_new_tokens, config.evaluate.max_new_tokens)
-        with opened_vllm(config, folder, dtype, encoder, longest) as child:
+        with opened_vllm(config, folder, dtype, encoder, longest_answer(config)) as child:
             yield child
         return
     from opd_core.engines.hf import HFEngine
@@ -60,13 +60,43 @@ def opened_vllm(
             folder=folder,
             dtype=dtype,
             device=choose_device(config.machine.device).type,
-            max_model_len=config.vllm.max_model_len or _longest(config, encoder, new_tokens),
+            max_model_len=_model_len(config, encoder, new_tokens),
             section=config.vllm,
             scratch=Path(scratch),
             max_logprobs=config.score.teacher_topk,
         )
         with ChildEngine(settings, config.machine.threads) as child:
             yield child
+
+
+def room_for(
+    config: Config,
+    engine: EngineName,
+    encoder: ExampleEncoder,
+    new_tokens: int,
+    opened_for: int | None = None,
+) -> Room:
+    """The tokens that the engine of a stage has room for, `new_tokens` of them for an answer.
+
+    `opened_for`: the longest answer that a vLLM is opened for, where it does not sample.
+    """
+    from opd_core.prompt_faults import Room
+
+    model = encoder.prompts.max_positions
+    if engine == "vllm":
+        opened = _model_len(config, encoder, opened_for or longest_answer(config))
+        if opened < model:
+            return Room(opened, new_tokens, "vllm.max_model_len, which may be raised")
+    return Room(model, new_tokens, "max_position_embeddings of the model")
+
+
+def longest_answer(config: Config) -> int:
+    """Tokens of the longest answer that a policy is asked for."""
+    return max(config.rollout.max_new_tokens, config.evaluate.max_new_tokens)
+
+
+def _model_len(config: Config, encoder: ExampleEncoder, new_tokens: int) -> int:
+    return config.vllm.max_model_len or _longest(config, encoder, new_tokens)
 
 
 def _longest(config: Config, encoder: ExampleEncoder, new_tokens: int) -> int:

@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from opd_core import faults
 from opd_core.alignment import Gate
 from opd_core.config import Config
 from opd_core.encoding import EncodedExample, ExampleEncoder
 from opd_core.engines.child import ChildEngine
 from opd_core.engines.vllm import Scored, VLLMPrompt, tail_logprob
+from opd_core.sampling import Refused
 from opd_core.score_key import content_hash
-from opd_core.types import Rollout, TeacherScore, VideoOPDError
+from opd_core.types import QuarantinedItem, Rollout, TeacherScore, VideoOPDError
 
 if TYPE_CHECKING:
     from opd_core.rollout import Policy
@@ -31,8 +33,9 @@ def score_with_vllm(
     videos: Sequence[Sequence[EncodedExample]],
     rollouts: Mapping[str, Sequence[Rollout]],
     scorer: str,
+    refused: list[QuarantinedItem],
 ) -> list[TeacherScore]:
-    """Scores of the rollouts of each example.
+    """Scores of the rollouts of each example; to `refused` is added what vLLM would not take.
 
     Raises `VideoOPDError` when the engine's prompt is not the one that was answered.
     """
@@ -58,9 +61,28 @@ def score_with_vllm(
             asked.append(VLLMPrompt(key, item.prompt.text, item.clip, completions=answers))
         prompts.append(asked)
     found = engine.score(prompts, config.score.teacher_topk)
+    reasons = [one.reason for one in found.values() if isinstance(one, Refused)]
+    if len(reasons) == len(found) > 1:
+        raise VideoOPDError(
+            f"vLLM would take none of {len(found)} prompts to score ({reasons[0]}); correct the "
+            "[vllm] section, or set teacher.engine = 'hf'"
+        )
     pairs: list[tuple[Rollout, Scored]] = []
     for item in (item for video in videos for item in video):
         scored = found[item.example.example_id]
+        if isinstance(scored, Refused):
+            example = item.example
+            refused.append(
+                QuarantinedItem(
+                    example.example_id,
+                    "score",
+                    example.video_path,
+                    f"vllm: {scored.reason}",
+                    teacher.version,
+                    faults.ENGINE,
+                )
+            )
+            continue
         for rollout, one in zip(rollouts[item.example.example_id], scored, strict=True):
             if fault := gate.prompt_fault(item, one.prompt):
                 raise VideoOPDError(

@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
 from opd_core.engines.checkpoints import end_token_ids, merge_adapter, published_form
-from opd_core.sampling import Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
+from opd_core.sampling import Refused, Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
 from opd_core.weight_files import ADAPTER_CONFIG
@@ -78,6 +78,16 @@ class Scored:
     """[T, K], likeliest first; K = 0 where none were asked for."""
     topk_logprobs: tuple[tuple[float, ...], ...]
     prompt: SeenPrompt
+
+
+class _Asked(NamedTuple):
+    """A request that vLLM has taken."""
+
+    name: str
+    key: Hashable
+    seen: SeenPrompt
+    length: int = 0
+    """Tokens of the completion, where one is scored."""
 
 
 class VLLMEngine:
@@ -176,34 +186,58 @@ class VLLMEngine:
 
     def sample(
         self, prompts: Iterable[Sequence[VLLMPrompt]], params: SamplingParams
-    ) -> dict[Hashable, list[Sample]]:
-        """Answers by key; the prompts of one inner sequence share a video."""
+    ) -> dict[Hashable, list[Sample] | Refused]:
+        """Answers by key; the prompts of one inner sequence share a video.
+
+        `Refused` with the reason for a prompt on which vLLM raises: it costs that prompt alone.
+        """
         import vllm
 
-        asked: dict[str, tuple[Hashable, SeenPrompt]] = {}
-        for video in prompts:
-            for prompt in video:
-                rendered, seen = self._render(prompt, params.max_new_tokens)
-                for seed in prompt.seeds:
-                    name = self._add(
-                        rendered,
-                        vllm.SamplingParams(
-                            seed=seed,
-                            temperature=0.0 if params.greedy else params.temperature,
-                            top_p=1.0 if params.greedy else params.top_p,
-                            top_k=0 if params.greedy else params.top_k,
-                            max_tokens=params.max_new_tokens,
-                            stop_token_ids=sorted(self._end_ids),
-                            logprobs=0,
-                            detokenize=False,
-                        ),
-                    )
-                    asked[name] = (prompt.key, seen)
+        def ask(prompt: VLLMPrompt) -> list[_Asked]:
+            rendered, seen = self._render(prompt, params.max_new_tokens)
+            each = (
+                vllm.SamplingParams(
+                    seed=seed,
+                    temperature=0.0 if params.greedy else params.temperature,
+                    top_p=1.0 if params.greedy else params.top_p,
+                    top_k=0 if params.greedy else params.top_k,
+                    max_tokens=params.max_new_tokens,
+                    stop_token_ids=sorted(self._end_ids),
+                    logprobs=0,
+                    detokenize=False,
+                )
+                for seed in prompt.seeds
+            )
+            return [_Asked(self._add(rendered, wanted), prompt.key, seen) for wanted in each]
+
+        asked, refused = self._ask_each(prompts, ask)
         outputs = self._run()
         answers: dict[Hashable, list[Sample]] = {}
-        for name, (key, seen) in asked.items():
-            answers.setdefault(key, []).append(self._sample(outputs[name], seen))
-        return answers
+        for one in asked:
+            found = self._sample(outputs[one.name], one.seen)
+            answers.setdefault(one.key, []).append(found)
+        return {**answers, **refused}
+
+    def _ask_each(
+        self,
+        prompts: Iterable[Sequence[VLLMPrompt]],
+        ask: Callable[[VLLMPrompt], list[_Asked]],
+    ) -> tuple[list[_Asked], dict[Hashable, Refused]]:
+        """What was handed over to vLLM, and the prompts that it would not take."""
+        asked: list[_Asked] = []
+        refused: dict[Hashable, Refused] = {}
+        for prompt in (prompt for video in prompts for prompt in video):
+            before = len(self._asked)
+            try:
+                asked += ask(prompt)
+            except MemoryError:
+                raise
+            except Exception as error:  # of its processor, or of ours; vLLM raises all kinds
+                self._llm.llm_engine.abort_request(self._asked[before:])
+                del self._asked[before:]
+                told = isinstance(error, VideoOPDError)
+                refused[prompt.key] = Refused(str(error) if told else _first_line(error))
+        return asked, refused
 
     def _sample(self, output: Any, seen: SeenPrompt) -> Sample:
         (answer,) = output.outputs
@@ -218,28 +252,38 @@ class VLLMEngine:
 
     def score(
         self, prompts: Iterable[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored]]:
+    ) -> dict[Hashable, list[Scored] | Refused]:
         """Log-probs of each prompt's completions: a prefill of prompt and completion each, of which
-        vLLM projects every row onto the vocabulary."""
+        vLLM projects every row onto the vocabulary. `Refused` as in `sample`."""
         import vllm
 
         topk = min(topk, self._possible)
-        asked: dict[str, tuple[Hashable, SeenPrompt, int]] = {}
-        for video in prompts:
-            for prompt in video:
-                rendered, seen = self._render(prompt, max(map(len, prompt.completions)) + 1)
-                for completion in prompt.completions:
-                    tokens = [*rendered["prompt_token_ids"], *completion]
-                    name = self._add(
-                        {**rendered, "prompt_token_ids": tokens},
-                        vllm.SamplingParams(
-                            temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
-                        ),
-                    )
-                    asked[name] = (prompt.key, seen, len(completion))
+
+        def ask(prompt: VLLMPrompt) -> list[_Asked]:
+            rendered, seen = self._render(prompt, max(map(len, prompt.completions)) + 1)
+            wanted = vllm.SamplingParams(
+                temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
+            )
+            return [
+                _Asked(
+                    self._add(
+                        {
+                            **rendered,
+                            "prompt_token_ids": [*rendered["prompt_token_ids"], *completion],
+                        },
+                        wanted,
+                    ),
+                    prompt.key,
+                    seen,
+                    len(completion),
+                )
+                for completion in prompt.completions
+            ]
+
+        asked, refused = self._ask_each(prompts, ask)
         outputs = self._run()
         scores: dict[Hashable, list[Scored]] = {}
-        for name, (key, seen, length) in asked.items():
+        for name, key, seen, length in asked:
             output = outputs[name]
             tokens = list(output.prompt_token_ids)
             used = replace(seen, token_ids=tuple(tokens[:-length]))
@@ -254,7 +298,7 @@ class VLLMEngine:
                     used,
                 )
             )
-        return scores
+        return {**scores, **refused}
 
     def _render(self, prompt: VLLMPrompt, new_tokens: int) -> tuple[dict[str, Any], SeenPrompt]:
         """The prompt as vLLM's own processor makes it, and the evidence of what that is."""

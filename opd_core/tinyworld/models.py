@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from opd_core.architectures import QWEN3_VL, Architecture
+from opd_core.file_modes import give_umask_modes
 from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS, SECONDS
 
 if TYPE_CHECKING:
@@ -267,8 +268,8 @@ def save_model(model: Any, processor: Qwen3VLProcessor, folder: Path | str) -> N
     from opd_core.checkpoint import save_checkpoint
 
     save_checkpoint(copy.deepcopy(model).to(torch.bfloat16), Path(folder))
-    (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors makes it private
     processor.save_pretrained(folder)
+    give_umask_modes(Path(folder))
 
 
 def parameters(model: Any) -> int:

@@ -33,9 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opd_core import torchvision_guard
+from opd_core.answer_reader import parse_span
 from opd_core.architectures import architecture_of
 from opd_core.engines.hf import HFEngine
-from opd_core.grounding import answer_iou, parse_span
+from opd_core.grounding import answer_iou
 from opd_core.prefix_tree import Pack, grow, pack
 from opd_core.prompts import PromptEncoder
 from opd_core.sampling import Request, SamplingParams

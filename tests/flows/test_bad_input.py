@@ -20,7 +20,9 @@ import pytest
 from kill_points import run_without_server
 
 from flows import stages
+from flows.outcome import REASONS_TOLD
 from flows.prepare import opened
+from flows.report import rounds_table
 from opd_core.types import VideoOPDError
 from storage.run import Run
 from storage.schemas import TABLES
@@ -116,16 +118,20 @@ def test_different_vocabularies(write_config: Any, models: dict[str, Path], tmp_
 def poisoned(
     models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`poisoned("student")`: its folder with NaN in one weight of the last layer."""
+    """`poisoned("student")`: its folder with a last layer so large that its sums are no numbers.
+
+    (Weights that are NaN themselves are refused: `test_broken_models.py`.)
+    """
 
     def make(role: str) -> Path:
+        import torch
         from safetensors.torch import load_file, save_file
 
         folder = tmp_path_factory.mktemp("poisoned") / role
         shutil.copytree(models[role], folder)
         weights = load_file(folder / "model.safetensors")
         name = [n for n in weights if n.endswith("mlp.down_proj.weight")][-1]
-        weights[name][0, 0] = float("nan")
+        weights[name].fill_(torch.finfo(weights[name].dtype).max)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
@@ -138,9 +144,12 @@ def test_nan_log_probs_never_make_a_row(
 ) -> None:
     said = refused(write_config(tmp_path, {f"{role}.path": poisoned(role), **UNIFORM}))
     assert "log-prob" in said and "nan" in said
+    if role == "student":
+        assert not (tmp_path / "run").exists(), "the first answer was refused: nothing to keep"
+        return
     counts = count(tmp_path)
     assert counts["teacher_scores"] == counts["updates"] == 0
-    assert (counts["rollouts"] == 0) == (role == "student")
+    assert counts["rollouts"] > 0
     assert all("log-prob of token 0 is nan" in r for r in quarantine(tmp_path).values())
 
 
@@ -280,11 +289,40 @@ def test_bad_videos_are_set_aside_and_the_rest_goes_on(mixed: Path, tmp_path: Pa
     for name, (_, reason) in BAD_VIDEOS.items():
         assert reason in reasons[name]
     counts = count(tmp_path)
-    assert counts["draws"] == 24 + 6, "the second round draws none that is in quarantine"
+    assert counts["draws"] == 24 + 6 + 2, "the second round tries only the missing file again"
     assert counts["rollouts"] == counts["teacher_scores"] == 2 * 6 * 2
     assert counts["updates"] == 2
     assert [r.eval_examples for r in summary.rounds] == [1, 1, 1]
-    assert any("quarantined: 18" in note for note in summary.rounds[1].notes)
+    # 18 in rollout and, in each round and before, one that is to be evaluated.
+    assert [r.left_out for r in summary.rounds] == [None, 19, 1]
+    assert [r.annotations_left_out for r in summary.rounds] == [0, 0, 0]
+    assert [r.no_span for r in summary.rounds] == [1.0, 1.0, 1.0], "untrained models answer nothing"
+    assert [r.rollouts_without_span for r in summary.rounds] == [None, 12, 12]
+    left_out = [note for note in summary.rounds[1].notes if note.startswith("left out: ")]
+    assert len(left_out) == REASONS_TOLD + 1 and "other reasons" in left_out[-1]
+    printed = rows_of(rounds_table(summary.rounds[1:], 0, {"parse_failures": 1.0}))
+    assert printed["eval answers without a span"] == ["1.000", "1.000", "1.000"]
+    assert printed["rollouts without a span"] == ["", "12", "12"]
+    assert printed["left out in the round"] == ["", "19", "1"]
+    assert printed["annotations left out"] == ["", "0", "0"]
+
+
+def rows_of(table: Any) -> dict[str, list[str]]:
+    names, *columns = ([str(cell) for cell in column.cells] for column in table.columns)
+    return dict(zip(names, map(list, zip(*columns, strict=True)), strict=True))
+
+
+def test_annotations_that_are_left_out_are_counted_and_told(
+    write_config: Any, tmp_path: Path, tiny_world: Any
+) -> None:
+    bad = [line_of("a.mp4", ("backwards", 4, 2), ("b", 9, 1)), line_of("c.mp4", ("late", 90, 99))]
+    train = tmp_path / "train.jsonl"
+    annotate(train, bad)
+    train.write_text(tiny_world.train.read_text() + train.read_text())
+    summary = run_without_server(str(write_config(tmp_path, {"data.train": train})))
+    assert [r.annotations_left_out for r in summary.rounds] == [3, 3]
+    assert any(note.startswith("left out: 2 in import: the first: ") and "the span ends at 2 s"
+               in note for note in summary.rounds[0].notes), summary.rounds[0].notes  # fmt: skip
 
 
 def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
@@ -338,8 +376,8 @@ def test_no_usable_video_at_all_is_an_error_that_says_why(
     write_config: Any, tmp_path: Path
 ) -> None:
     said = refused(write_config(tmp_path, {"data.videos": tmp_path / "elsewhere"}))
-    assert "there is no file" in said and str(tmp_path / "elsewhere") in said
-    assert count(tmp_path)["rollouts"] == 0
+    assert f"the folder of videos {tmp_path / 'elsewhere'} is not there" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_video_that_goes_away_before_it_is_scored(mixed: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from flows import cli, demo, report, show
+from flows.commands import looking
 from flows.progress import progress
 from opd_core.token_text import token_texts
 from opd_core.types import VideoOPDError
@@ -70,8 +71,9 @@ def test_status_knows_the_policies_and_what_is_next(finished):
         assert "policy    2" in told.stdout
         assert "nothing drawn yet" in told.stdout
         assert "teacher_predictions" in told.stdout
-        hint = config if asked == config else "CONFIG"
-        assert f"continue  videoopd run {hint}" in told.stdout
+        # By its folder, the run says the config and the overrides that it was run with.
+        hint = config if asked == config else f"{config} --set focus.top_k=3"
+        assert f"continue  videoopd run {hint}\n" in told.stdout
 
 
 @pytest.mark.server
@@ -122,7 +124,7 @@ def test_an_unknown_rollout_is_answered_with_one_that_exists(finished):
         (["run", "{config}", "--set", "focus.topk=3"], "did you mean 'top_k'"),
         (["run", "{config}", "--set", "focus"], "is not section.key=value"),
         (["run", "{config}", "--set", "rollout.temperature=0.7"], "rollout.temperature = 1.0"),
-        (["status", "nowhere"], "is no run"),
+        (["status", "nowhere"], "there is nothing of that name"),
         (["status", "{config}"], "videoopd run"),
         (["query", "nowhere", "SELECT 1"], "is no run"),
         (["show", "nowhere", "v0-x-0"], "is no run"),
@@ -168,7 +170,7 @@ def test_an_unknown_error_keeps_its_traceback(monkeypatch):
     def broken(options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_status", broken)
+    monkeypatch.setattr(looking, "status", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["status", "somewhere"])
 
@@ -180,7 +182,7 @@ def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(monkeypatch, 
         except KeyboardInterrupt as error:
             raise pl.exceptions.PanicException("called unwrap on an Err value") from error
 
-    monkeypatch.setattr(cli, "_status", panicking)
+    monkeypatch.setattr(looking, "status", panicking)
     before = signal.getsignal(signal.SIGINT)
     assert cli.main(["status", "somewhere"]) == 130
     assert "continue with the same command" in capsys.readouterr().err
@@ -216,17 +218,6 @@ def wait_for(ready, process, seconds: float = 120.0) -> None:
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def test_parquet_is_not_written_onto_a_terminal(monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    with pytest.raises(VideoOPDError, match="--out FILE"):
-        report.write_frame(pl.DataFrame({"a": [1]}), "parquet", None)
-
-
-def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
-    with pytest.raises(VideoOPDError, match="choose another --out"):
-        report.write_frame(pl.DataFrame({"a": [1]}), "csv", tmp_path / "no" / "rows.csv")
 
 
 def test_what_a_model_sampled_cannot_move_the_cursor():

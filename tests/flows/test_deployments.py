@@ -95,16 +95,23 @@ class Project:
         watch = ("--watch", "--watch-timeout", "200")
         return self.prefect("deployment", "run", name, *given, *watch)
 
-    def _run(self, module: str, *words: object) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, module: str, *words: object, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", module, *map(str, words)],
-            cwd=self.folder,
-            env=clean_environment(),
+            cwd=folder or self.folder,
+            env=clean_environment() | {"HOME": str(self.home)},
             capture_output=True,
             text=True,
             timeout=280,
             check=False,
         )
+
+    @property
+    def home(self) -> Path:
+        """The user's."""
+        return self.folder.parent / f"{self.folder.name}-home"
 
     @property
     def mark(self) -> str:
@@ -125,6 +132,7 @@ def project(tmp_path_factory, tiny_world) -> Iterator[Project]:
     settings_of_run = tiny_settings(Path("../runs/tiny"), tiny_world)
     (folder / "configs" / "tiny.toml").write_text(as_toml(settings_of_run))
     made = Project(folder)
+    made.home.mkdir()
     yield made
     made.videoopd("down")
 
@@ -187,6 +195,22 @@ def test_a_stage_by_its_deployment(up, round_run):
 
 
 @pytest.mark.server
+def test_from_any_folder_prefect_finds_the_server_that_is_up(up, round_run, tmp_path):
+    named = ("deployment", "run", "videoopd/validate", "--watch", "--watch-timeout", "200")
+    given = ("--param", "config=configs/tiny.toml", "--param", "round=1")
+    found = up._run("prefect", *named, *given, folder=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.server
+def test_a_stage_with_nothing_to_force_says_so(up, round_run):
+    done = up.deployment_run("videoopd/validate", "config=configs/tiny.toml", "force=true")
+    assert done.returncode == 1
+    assert "forcing it would give the same answers" in " ".join(done.stdout.split())
+
+
+@pytest.mark.server
 def test_a_failed_flow_is_an_exit_code_and_its_reason(up):
     done = up.deployment_run("videoopd/score", "config=configs/nothing.toml")
     assert done.returncode == 1
@@ -236,6 +260,28 @@ def test_down_leaves_no_process(up):
     assert processes.marked(up.mark) == []
     assert not settings.answers(url)
     assert not (up.folder / ".prefect" / "profiles.toml").exists()
+    assert not (up.home / ".prefect" / "profiles.toml").exists()
+
+
+def test_a_profile_of_the_users_own_is_left_alone(tmp_path, monkeypatch):
+    """And the sentence says what to type instead."""
+    monkeypatch.delenv("PREFECT_HOME")
+    monkeypatch.delenv("PREFECT_PROFILES_PATH")
+    (tmp_path / "project").mkdir()
+    shutil.copy(ROOT / "prefect.toml", tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    own = tmp_path / ".prefect" / "profiles.toml"
+    said: list[str] = []
+    server._publish_profile("http://127.0.0.1:9/api", said.append)
+    assert said == [] and "127.0.0.1:9/api" in own.read_text()
+    server._publish_profile("http://127.0.0.1:10/api", said.append)
+    assert said == [] and "127.0.0.1:10/api" in own.read_text(), "of a server that is gone"
+    own.write_text('active = "mine"\n')
+    server._publish_profile("http://127.0.0.1:11/api", said.append)
+    assert own.read_text() == 'active = "mine"\n'
+    (line,) = said
+    assert line.endswith("export PREFECT_API_URL=http://127.0.0.1:11/api")
 
 
 SLEEPER = """
@@ -274,6 +320,34 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path):
     os.waitpid(started.pid, 0)
     assert processes.stop([started], "orphans") == 1
     assert gone(child)
+
+
+def test_what_ends_with_us_ends_however_we_do(tmp_path):
+    """Killed outright, a command leaves no server behind, also when it holds Lance."""
+    code = (
+        "import os, signal, sys, lance\n"
+        "from pathlib import Path\n"
+        "from flows.processes import start\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
+        f"log = Path({str(tmp_path / 'log')!r})\n"
+        "print(start(command, {}, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    child = psutil.Process(int(parent.stdout.readline()))
+    end = time.monotonic() + 20
+    while "sleep" not in " ".join(child.cmdline()[:3]):  # it has become the command
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.kill()
+    _, complaint = parent.communicate()
+    assert complaint == "", "nothing was forked"
+    while not gone(child):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_number_that_was_used_again_is_another_process():

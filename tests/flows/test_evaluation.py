@@ -14,7 +14,16 @@ from kill_points import run_without_server
 
 from flows.audit import Depth, audit
 from flows.cli import main
-from flows.evaluation import compare, groups, numbers, of_policy
+from flows.evaluation import (
+    Answers,
+    _show_comparison,
+    _show_groups,
+    compare,
+    groups,
+    numbers,
+    of_policy,
+)
+from opd_core.metrics import PER_EXAMPLE
 from storage.run import Run
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
@@ -27,7 +36,7 @@ STUDENT = ROOT / "configs" / "tiny" / "student"
 def config(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one round; 12 eval sentences by the config of the run, 20 by the one returned."""
     folder = tmp_path_factory.mktemp("evaluated")
-    settings = tiny_settings(folder / "run", tiny_world) | {"video.max_video_tokens": 12}
+    settings = tiny_settings(folder / "run", tiny_world)
     for name, count in (("first.toml", 12), ("all.toml", 20)):
         (folder / name).write_text(as_toml(settings | {"evaluate.max_examples": count}))
     run_without_server(str(folder / "first.toml"), 1)
@@ -231,3 +240,37 @@ def test_the_deployments_summary_has_the_numbers(config: Path) -> None:
     assert summary.notes["timelens_r1_50"] == every.metrics["timelens_r1_50"].value
     assert {k: summary.notes[k] for k in numbers(every)} == numbers(every)
     assert "strict_miou_low" in summary.notes
+
+
+def test_answers_from_before_a_protocol_was_kept_have_no_number_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    older = pl.DataFrame(
+        {
+            "example_id": ["a", "b", "c"],
+            "video": ["1", "2", "3"],
+            "iou": [0.5, 1.0, 0.0],
+            "predicted_start": [0.0, 1.0, None],
+            "timelens_start": [0.0, None, None],
+            "timelens_iou": [0.5, None, 0.0],
+        }
+    ).with_columns(value.alias(name) for name, value in PER_EXAMPLE.items())
+    answers = Answers("older", older)
+    (every,) = groups(answers)
+    unknown = {name for name, estimate in every.metrics.items() if estimate.value is None}
+    assert unknown == {name for name in PER_EXAMPLE if name.startswith("timelens")}
+    assert (
+        every.metrics["strict_miou"].value == 0.5 and every.metrics["strict_miou"].low is not None
+    )
+    assert not unknown & set(numbers(every))
+    _show_groups(answers, [every], "table")
+    said = capsys.readouterr().out
+    assert "some answers are of before timelens was kept" in said and "nan" not in said.lower()
+    _show_groups(answers, [every], "json")
+    found = json.loads(capsys.readouterr().out)["groups"][0]["metrics"]
+    assert found["timelens_r1_50"]["value"] is None
+    apart = compare(answers, answers)
+    assert apart.difference.metrics["timelens_miou"].value is None
+    assert apart.difference.metrics["qvhighlights_r1_50"].value == 0.0
+    _show_comparison(apart, "table")
+    assert "nan" not in capsys.readouterr().out.lower()

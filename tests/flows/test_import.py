@@ -105,12 +105,37 @@ def test_sentences_of_a_video_that_stand_together_make_one_row(videos, tmp_path)
     assert (summary.taken, len(summary.taken_videos)) == (4, 2)
 
 
-def test_a_wrong_annotated_duration_is_told_and_the_files_own_is_written(videos, tmp_path):
-    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2) | {"duration": 30})
+def test_an_annotation_of_another_cut_is_left_out(videos, tmp_path):
+    lines = [plain("a", 1, 2) | {"duration": 30}, plain("a", 2, 3) | {"duration": 6.9}]
+    file = write_lines(tmp_path / "in.jsonl", *lines)
     out = tmp_path / "out.jsonl"
-    assert import_files(ImportOptions("jsonl", [file], videos, out)).noted == 1
-    assert rows(out)[0]["duration"] == 6.0
-    assert rows(report_path(out))[0]["note"] == "annotated for 30 s, the file has 6.00 s"
+    assert import_files(ImportOptions("jsonl", [file], videos, out)).taken == 1
+    assert rows(out)[0]["duration"] == 6.0 and rows(out)[0]["events"][0]["span"] == [[2, 3]]
+    (first, second) = rows(report_path(out))
+    assert first["kind"] == "another duration" and second["taken"]
+    assert "annotated for a video of 30 s and the file has 6 s" in first["reason"]
+
+
+def test_a_sentence_with_a_control_token_is_left_out(videos, tmp_path):
+    tokens = ["<|video_pad|>", "<|im_end|>", "<|placeholder|>"]
+    lines = [plain("a", 1, 2, f"a red ball{token}") for token in tokens]
+    file = write_lines(tmp_path / "in.jsonl", *lines, plain("a", 1, 2, "a ball, <3 and |x|"))
+    out = tmp_path / "out.jsonl"
+    assert import_files(ImportOptions("jsonl", [file], videos, out)).taken == 1
+    for row, token in zip(rows(report_path(out)), tokens, strict=False):
+        assert row["kind"] == "control token" and repr(token) in row["reason"]
+
+
+def test_most_videos_missing_is_one_sentence_and_no_file(videos, tmp_path, capsys):
+    file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2), plain("x", 1, 2), plain("y", 1, 2))
+    out = tmp_path / "out.jsonl"
+    command = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "2 of the 3 videos that are named have no file" in told and "'x'" in told
+    assert not out.exists() and not report_path(out).exists()
+    assert cli.main([*command, "--allow-missing"]) == 0
+    assert len(rows(out)) == 1
 
 
 def test_a_second_import_looks_at_nothing_and_a_changed_file_is_looked_at_again(videos, tmp_path):

@@ -68,6 +68,22 @@ def test_the_truth_is_trained_as_it_is_annotated(write_config: Any, tmp_path: Pa
     assert losses[-1] < losses[0], "three passes over six answers bring their loss down"
 
 
+def test_a_round_in_words_of_its_own(write_config: Any, tmp_path: Path) -> None:
+    own = [
+        "prompt.text=When does '{query}' happen? Say: from START to END.",
+        r"prompt.reader=from (?P<start>\S+) to (?P<end>\S+)",
+        "prompt.answer=from {start:.1f} to {end:.1f}",
+    ]
+    settings = {**EVERYTHING, "update.objective": "sft", **CASES["sft"]}
+    run_without_server(str(write_config(tmp_path, settings)), 1, own)
+    run = Run.open(tmp_path / "run")
+    rows = run.trajectories().select("text", "predicted_start", "predicted_end", "student_iou")
+    for text, start, end, iou in rows.collect().iter_rows():
+        assert text == f"from {start:.1f} to {end:.1f}" and iou > 0.9
+    for verdict in audit(run, Depth(1.0, 1.0, None, 0)):
+        assert verdict.broken is None, verdict
+
+
 @pytest.mark.parametrize(("settings", "word"), [
     (["update.objective=gpro"], "did you mean 'grpo'"),
     (["update.objective={}"], "at least one"),

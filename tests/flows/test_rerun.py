@@ -93,7 +93,7 @@ def test_a_forced_score_makes_focus_stale_until_it_is_run_again(
     assert "focus of round 1 was computed from rows of score that take 1 superseded" in str(
         refused.value
     )
-    assert "videoopd stage focus CONFIG --round 1" in str(refused.value)
+    assert f"videoopd stage focus {config} --round 1" in str(refused.value)
     shown = status(run, capsys)
     assert "focus of round 1 was computed from rows of score that take 1 superseded" in shown
     assert f"score of round 1, take 1 (forced): {scored} rows superseded" in shown
@@ -236,7 +236,7 @@ def test_other_answers_do_not_meet_the_old_scores_in_the_views(
     run_without_server(config)
     write_config(tmp_path, {"rollout.max_new_tokens": 5})
     # It is another question to the teacher too, whose answers decide what is sampled.
-    with pytest.raises(VideoOPDError, match="videoopd stage rollout CONFIG --round 1"):
+    with pytest.raises(VideoOPDError, match=rf"videoopd stage validate {config} --round 1"):
         stage(config, "rollout", round=1, force=True)
     with opened(config) as work:
         stages.validate.fn(work, work.policy(0))
@@ -284,7 +284,7 @@ def test_a_draw_of_unusable_examples_is_drawn_again(
         (videos / path).unlink()
     with pytest.raises(VideoOPDError) as refused:
         run_without_server(config)
-    assert "videoopd stage draw CONFIG --round 1 --force" in str(refused.value)
+    assert f"videoopd stage draw {config} --round 1 --force" in str(refused.value)
     with pytest.raises(VideoOPDError):
         run_without_server(config)
     drawn = stage(config, "draw", force=True)
@@ -319,9 +319,54 @@ def test_the_command_runs_a_stage(write_config: Any, tmp_path: Path, command: An
     done = command("stage", "score", config, "--force")
     assert done.returncode == 0, done.stderr
     assert re.match(r"score of round 1: \d+ rows; ", done.stdout)
+    assert "fork" not in done.stderr, "the server is started beside Lance, not forked from it"
     done = command("stage", "rollout", config, "--force", "--set", "rollout.max_new_tokens=5")
     assert done.returncode == 0, done.stderr
     assert takes(tmp_path / "run", "rollouts", 0) == {0: 20, 1: 20}, "the teacher was asked too"
+    done = command("stage", "stale", config, "--set", "rollout.max_new_tokens=5")
+    assert done.returncode == 0, done.stderr
+    told = [line.split(";")[0].split(":")[0] for line in done.stdout.splitlines()]
+    assert told[:2] == ["score of round 1", "focus of round 1"]
+    assert told[2:] == ["nothing is stale any more"]
+    assert Run.open(tmp_path / "run").takes().stale() == []
+
+
+def test_everything_stale_is_run_again_in_its_order(
+    write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from flows import launch
+
+    config, run = str(write_config(tmp_path, {"score.hidden_states": True})), tmp_path / "run"
+    with pytest.raises(VideoOPDError, match="there is no run at"):
+        launch.run_stale(config, None, False, ())
+    run_without_server(config, 2)
+    rescore_run(Run.open(run))
+    stage(config, "rollout", round=1, force=True)
+    ran: list[tuple[str, int]] = []
+
+    def one(name: str, file: str, round: int, force: bool, overrides: Sequence[str]) -> None:
+        ran.append((name, round))
+        if name == "rollout":  # as its deployment does
+            stage(file, "validate", round)
+        stage(file, name, round, force)
+
+    monkeypatch.setattr(launch, "_connect", lambda: None)
+    monkeypatch.setattr(launch, "_run_one", one)
+    with pytest.raises(VideoOPDError, match="without --force"):
+        launch.run_stale(config, None, True, ())
+    assert ran == []
+    launch.run_stale(config, 1, False, ())
+    assert ran == [("score", 1), ("focus", 1), ("update", 1)]
+    assert Run.open(run).takes().stale() == [], "the update made round 2 again from nothing"
+    assert "nothing of round 1 is stale any more" in capsys.readouterr().out
+    run_without_server(config, 2)  # the first finishes round 1 again
+    stage(config, "draw", round=2, force=True)
+    ran.clear()
+    launch.run_stale(config, None, False, ())
+    assert ran == [("rollout", 2), ("score", 2), ("focus", 2), ("update", 2)]
+    launch.run_stale(config, None, False, ())
+    assert capsys.readouterr().out.endswith("\nnothing is stale\n")
+    assert verdicts(run) == {}
 
 
 def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from opd_core.clip import VideoClip, frame_spec, pack, unpack
 from opd_core.config_sections import VideoSection
+from opd_core.frame_size import SizeRule
 from opd_core.video import VideoError, VideoReader
 from storage import video_hashes
 from storage.frames import FrameStore, usage
@@ -23,7 +25,8 @@ MIB = 1 << 20
 @pytest.fixture
 def clip() -> VideoClip:
     pictures = np.stack([video_files.picture(i) for i in range(4)])
-    return VideoClip.of(pictures, (0, 3, 6, 9), 8.0, 10, "pyav")
+    times = (0.5, 0.71, 1.0, 11.0)
+    return VideoClip.of(pictures, (0, 3, 6, 9), 8.0, 10, "pyav", timestamps=times, duration=12.0)
 
 
 @pytest.fixture
@@ -96,16 +99,23 @@ def test_spoilt_bytes_are_noticed(clip, codec):
 
 
 def test_the_spec_names_all_that_frames_depend_on():
-    sizes = {"patch": 16, "merge": 2, "temporal": 2, "min_frames": 4, "resize": "a:b"}
-    specs = {frame_spec(TINY, "raw", **sizes), frame_spec(TINY, "jpeg", **sizes)}
-    specs |= {frame_spec(TINY, "raw", **sizes | {name: 8}) for name in sizes}
-    changes = {"fps": 1.0, "max_frames": 8, "max_video_tokens": 99, "decoder": "decord"}
-    specs |= {
-        frame_spec(TINY.model_copy(update={k: v}), "raw", **sizes) for k, v in changes.items()
+    rule = SizeRule()
+    rules = [SizeRule("qwen2_vl"), *(replace(rule, **{f: 8}) for f in SizeRule.__slots__[1:])]
+    specs = {frame_spec(TINY, "raw", rule, 4), frame_spec(TINY, "jpeg", rule, 4)}
+    specs |= {frame_spec(TINY, "raw", rule, 8), *(frame_spec(TINY, "raw", r, 4) for r in rules)}
+    changes = {
+        "fps": 1.0,
+        "max_frames": 8,
+        "max_video_tokens": 99,
+        "max_frame_tokens": 9,
+        "decoder": "decord",
     }
-    assert len(specs) == 2 + len(sizes) + len(changes)
+    specs |= {
+        frame_spec(TINY.model_copy(update={k: v}), "raw", rule, 4) for k, v in changes.items()
+    }
+    assert len(specs) == 3 + len(rules) + len(changes)
     other = TINY.model_copy(update={"cached_videos": 3, "decode_timeout_seconds": 1.0})
-    assert frame_spec(other, "raw", **sizes) in specs
+    assert frame_spec(other, "raw", rule, 4) in specs
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])

@@ -80,4 +80,4 @@ def test_the_default_is_the_papers_method():
     assert config.focus.curriculum == "tvdf"
     assert config.rollout.temperature == 1.0
     assert config.update.learning_rate == 1e-6
-    assert config.video.max_video_tokens == 8192
+    assert config.video.max_video_tokens == 8192 and config.video.max_frame_tokens == 768

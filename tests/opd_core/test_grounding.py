@@ -1,50 +1,11 @@
-"""Spans: IoU against sets of instants, and a table of answers as models write them."""
+"""Spans: IoU against sets of instants, rounding, and the default prompt's answer."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_core.grounding import (
-    answer_iou,
-    format_answer,
-    parse_span,
-    round_span,
-    temporal_iou,
-)
+from opd_core.answer_reader import parse_span
+from opd_core.grounding import answer_iou, format_answer, round_span, temporal_iou
 from opd_core.types import Span
-
-ANSWERS = [
-    ("The event happens in 3.0 - 7.5 seconds", (3.0, 7.5)),
-    ("The event happens in 3.0 - 7.5 seconds.", (3.0, 7.5)),
-    ("The event happens in 3 - 7 seconds", (3.0, 7.0)),
-    ("The event happens in 12.25-13.5 seconds", (12.25, 13.5)),
-    ("3.0s to 7.5s", (3.0, 7.5)),
-    ("from 3 seconds to 7 seconds", (3.0, 7.0)),
-    ("between 3 and 7 seconds", (3.0, 7.0)),
-    ("from 3 until 7", (3.0, 7.0)),
-    ("[3, 7.5]", (3.0, 7.5)),
-    ("(3.0, 7.5)", (3.0, 7.5)),
-    ("3.0 – 7.5 seconds", (3.0, 7.5)),
-    ("00:03 - 01:07.5", (3.0, 67.5)),
-    ("1:00:00 to 1:00:10", (3600.0, 3610.0)),
-    ('{"start": 3, "end": 7}', (3.0, 7.0)),
-    ('{"start_time": 3.5, "end_time": 7}', (3.5, 7.0)),
-    ("First 1 - 2 seconds, then 4 - 9 seconds", (1.0, 2.0)),
-    ("", None),
-    ("I cannot see it.", None),
-    ("The event happens in 3.0 seconds", None),
-    ("The event happens in 7.5 - 3.0 seconds", None),
-    ("The event happens in 3.0 - 3.0 seconds", None),
-    ("The event happens in <start time> - <end time> seconds", None),
-    ("The event happens in nan - inf seconds", None),
-    ("The event happens in 3..0 - 7 seconds", None),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), ANSWERS)
-def test_parse_span(text, expected):
-    assert parse_span(text) == (None if expected is None else Span(*expected))
-
 
 tenths = st.integers(0, 9999).map(lambda n: n / 10)
 spans = st.tuples(tenths, tenths).filter(lambda s: s[0] < s[1]).map(lambda s: Span(*s))
@@ -53,12 +14,6 @@ spans = st.tuples(tenths, tenths).filter(lambda s: s[0] < s[1]).map(lambda s: Sp
 @given(spans)
 def test_an_answer_as_asked_for_is_read_back(span):
     assert parse_span(format_answer(span)) == span
-
-
-@given(st.text())
-def test_no_text_breaks_the_parser(text):
-    span = parse_span(text)
-    assert span is None or span.start < span.end
 
 
 whole = st.tuples(st.integers(0, 30), st.integers(0, 30)).filter(lambda s: s[0] < s[1])
@@ -80,6 +35,8 @@ def test_of_several_spans_of_truth_the_best_counts():
     assert answer_iou(None, Span(8, 9), Span(2, 6)) == 0.0
 
 
-def test_rounding_is_half_up_not_half_even():
-    assert round_span(Span(0.5, 2.5)) == Span(1, 3)
+def test_rounding_is_half_to_even():
+    assert round_span(Span(0.5, 2.5)) == Span(0, 2)
+    assert round_span(Span(77.0, 92.5)) == Span(77, 92)
+    assert round_span(Span(1.5, 3.5)) == Span(2, 4)
     assert round_span(Span(1.4, 1.6)) == Span(1, 2)

@@ -17,10 +17,11 @@ from opd_core.importing import Rules, decide, timelens_rows
 from opd_core.probing import Probe, Unusable
 from opd_core.types import GroundingExample, Span
 
-PATHS = {"a": "a.mp4", "b": "sub/b.mp4", "bad": "bad.mp4", "none": None}
+PATHS = {"a": "a.mp4", "b": "sub/b.mp4", "long": "long.mp4", "bad": "bad.mp4", "none": None}
 PROBES = {
     "a.mp4": Probe(6.0004, 8.0, "h264", "0" * 64),
     "sub/b.mp4": Probe(100 / 29.97, 29.97, "h264", "1" * 64),
+    "long.mp4": Probe(100.0, 8.0, "h264", "2" * 64),
     "bad.mp4": Unusable("it has no video stream", final=True),
 }
 
@@ -79,17 +80,21 @@ def test_kinds():
         Annotated("f:2", "none", "q", (Span(1, 2),)),
         Annotated("f:3", "bad", "q", (Span(1, 2),)),
         Annotated("f:4", "a", "q", (Span(1, 2), Span(5, 9))),
-        Annotated("f:5", "a", "q", (Span(1, 2),), duration=50.0),
+        Annotated("f:5", "a", "q", (Span(1, 2),), duration=6.9),
         Annotated("f:6", "a", "q", (Span(1, 2),)),
         Annotated("f:7", "a", "the sound of rain", (Span(1, 2),)),
+        Annotated("f:8", "a", "q", (Span(1, 3),), duration=50.0),
+        Annotated("f:9", "a", "q<|im_end|>", (Span(1, 3),)),
+        Annotated("f:10", "long", "q", (Span(1, 3),), duration=101.9),
     ]
     decided = decisions(found, Rules("mine", skip_audio_queries=True))
     assert [d.kind for d in decided] == [
         "not of this format", "no such video", "unusable video", "span outside of its video",
-        None, "said twice", "audio query",
+        None, "said twice", "audio query", "another duration", "control token", None,
     ]  # fmt: skip
     assert "3.00 s too late; --clamp SECONDS" in decided[3].reason
-    assert decided[4].note == "annotated for 50 s, the file has 6.00 s"
+    assert decided[4].note is None
+    assert decided[9].note == "annotated for 101.9 s, the file has 100.00 s"
     assert decided[5].reason == "is the same annotation as f:5"
 
 

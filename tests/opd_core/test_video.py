@@ -10,17 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from opd_core import torchvision_guard, video
 from opd_core.config_sections import VideoSection
-from opd_core.frame_selection import sample_frame_indices, target_size
 from opd_core.types import VideoOPDError
 from opd_core.video import DecoderLostError, VideoClip, VideoError, VideoReader
 from tests import video_files
@@ -53,48 +49,6 @@ def qwen_processor(max_frames: int = 768, fps: float = 2.0):
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     return Qwen3VLVideoProcessor(max_frames=max_frames, fps=fps)
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    total=st.integers(2, 200_000),
-    file_fps=st.sampled_from([0.5, 8.0, 23.976, 25.0, 29.97, 30000 / 1001, 60.0])
-    | st.floats(0.1, 240),
-    fps=st.sampled_from([0.3, 1.0, 2.0, 4.0]),
-    max_frames=st.sampled_from([2, 7, 24, 768]),
-)
-def test_frames_are_those_that_qwens_own_processor_samples(total, file_fps, fps, max_frames):
-    processor, metadata = qwen_processor(max_frames, fps), SimpleNamespace()
-    metadata.total_num_frames, metadata.fps = total, file_fps
-    chosen = VideoSection(fps=fps, max_frames=max_frames)
-    expected = processor.sample_frames(metadata).tolist()
-    assert sample_frame_indices(total, file_fps, chosen) == expected
-
-
-def test_the_tiny_world_costs_twelve_tokens():
-    assert target_size(24, 64, 64, 12) == (32, 32)
-
-
-def test_a_video_within_the_budget_is_only_rounded():
-    assert target_size(24, 90, 150, 8192) == (96, 160)
-    assert target_size(4, 10, 10, 8192) == (32, 32)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    frames=st.integers(2, 768),
-    height=st.integers(2, 2200),
-    width=st.integers(2, 4000),
-    tokens=st.integers(384, 9000),
-)
-def test_no_video_exceeds_the_token_budget(frames, height, width, tokens):
-    try:
-        new_height, new_width = target_size(frames, height, width, tokens)
-    except ValueError:
-        assert max(height, width) / min(height, width) > 190  # Qwen's limit is 200, after rounding
-        return
-    assert new_height % 32 == 0 and new_width % 32 == 0 and new_height and new_width
-    assert -(-frames // 2) * (new_height // 32) * (new_width // 32) <= tokens
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from opd_core.engines.hf import HFEngine
 from opd_core.engines.scores import score_with_vllm
 from opd_core.engines.vllm import VLLMPrompt, WorkerTools, tail_logprob
 from opd_core.prefix_tree import grow, pack
-from opd_core.sampling import Request, SamplingParams
+from opd_core.sampling import Refused, Request, SamplingParams
 from opd_core.scoring import score_rollouts
 from opd_core.tree_attention import PackedAttention
 from opd_core.tree_model import TreeModel, load_model
@@ -219,7 +220,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
     (batch,) = score_rollouts(config, policy, work)
     theirs = {
         s.rollout_id: s
-        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example, "vllm")
+        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example, "vllm", [])
     }
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
@@ -235,7 +236,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
         score_with_vllm(
-            engine, config, policy, encoder, [[moved]], {item.example.example_id: rows}, "vllm"
+            engine, config, policy, encoder, [[moved]], {item.example.example_id: rows}, "vllm", []
         )
 
 
@@ -245,12 +246,53 @@ def test_the_weights_were_compared(engine):
 
 
 def test_a_prompt_without_room_is_refused_with_the_length_it_needs(engine, videos, answers):
-    with pytest.raises(VideoOPDError, match=r"more than the 4096 .* set vllm.max_model_len = \d+"):
-        engine.sample(requests(videos), SamplingParams(5000))
-    again = engine.sample(requests(videos), SamplingParams(NEW_TOKENS))
-    assert {k: [s.token_ids for s in v] for k, v in again.items()} == {
-        k: [s.token_ids for s in v] for k, v in answers.items()
+    found = engine.sample(requests(videos), SamplingParams(5000))
+    assert found.keys() == answers.keys()
+    for one in found.values():
+        assert isinstance(one, Refused)
+        assert re.search(r"more than the 4096 .* set vllm.max_model_len = \d+", one.reason)
+    assert same_answers(engine.sample(requests(videos), SamplingParams(NEW_TOKENS)), answers)
+
+
+def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(engine, encoder, videos, answers):
+    asked = requests(videos)
+    bad = asked[0][0]
+    no_video = bad.prompt.text.replace("<|video_pad|>", "")
+    asked[0][0] = replace(bad, prompt=replace(bad.prompt, text=no_video))
+    found = dict(engine.sample(asked, SamplingParams(NEW_TOKENS)))
+    refused = found.pop(bad.key)
+    assert isinstance(refused, Refused) and "Error" in refused.reason
+    assert same_answers(found, {k: v for k, v in answers.items() if k != bad.key})
+    (lost,) = [i for i in items(videos) if i.example.example_id == bad.key]
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
+    faults = gate.check("vllm", items(videos), found | {bad.key: refused})
+    assert faults == {lost.example.example_id: refused.reason}
+    prompt = VLLMPrompt(bad.key, no_video, lost.clip, completions=((1, 2),))
+    good = items(videos)[-1]
+    other = VLLMPrompt("good", good.prompt.text, good.clip, completions=((1, 2),))
+    scored = engine.score([[prompt], [other]], 4)
+    assert isinstance(scored[bad.key], Refused) and len(scored["good"]) == 1
+
+
+def same_answers(found, expected):
+    return {k: [s.token_ids for s in v] for k, v in found.items()} == {
+        k: [s.token_ids for s in v] for k, v in expected.items()
     }
+
+
+@pytest.mark.slow
+def test_a_sentence_longer_than_vllm_was_opened_for_is_set_aside(folder, tiny_world):
+    place = folder / "long"
+    place.mkdir()
+    config = make_config(place, tiny_world, {"rollout.engine": "vllm", "vllm.max_model_len": 400})
+    first, *others = read_examples(config, 3)
+    long = replace(first, query=" ".join(["a red ball"] * 200))
+    policy = rollouts.Policy(0, config.student.path, "h")
+    (batch,) = rollouts.sample_rollouts(config, policy, [long, *others], set())
+    (lost,) = batch.quarantined
+    assert (lost.item_id, lost.kind) == (long.example_id, "too long")
+    assert "room for 400 (vllm.max_model_len" in lost.reason
+    assert {r.example_id for r in batch.records} == {e.example_id for e in others}
 
 
 def test_other_weights_are_named(config, tmp_path):
@@ -474,9 +516,17 @@ def test_a_killed_engine_is_an_error_of_one_sentence(config, encoder, videos):
 def test_models_that_are_none_are_named(config, encoder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(make_model(tmp_path / "student"), broken)
+    whole = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(b"no weights")
-    with (
-        pytest.raises(VideoOPDError, match=r"vLLM cannot open .*broken"),
-        opened_vllm(config, broken, "float32", encoder, NEW_TOKENS) as child,
-    ):
+    with pytest.raises(VideoOPDError, match=r"broken/model.safetensors is not a whole"):
+        _open(config, encoder, broken)
+    (broken / "model.safetensors").write_bytes(whole)
+    described = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(described | {"architectures": ["NoSuch"]}))
+    with pytest.raises(VideoOPDError, match=r"vLLM cannot open .*broken"):
+        _open(config, encoder, broken)
+
+
+def _open(config, encoder, folder):
+    with opened_vllm(config, folder, "float32", encoder, NEW_TOKENS) as child:
         child.version  # noqa: B018  (waits for the engine)

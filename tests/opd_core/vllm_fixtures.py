@@ -119,6 +119,7 @@ def make_config(
         "teacher.path": str(make_model(folder / "teacher", "teacher", 1, kind)),
         "rollout.max_new_tokens": 12,
         "evaluate.max_new_tokens": 12,
+        "video.max_video_tokens": 8192,
         "vllm.kv_cache_gib": 0.125,
     }
     path = folder / "tiny.toml"

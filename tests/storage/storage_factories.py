@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from opd_core.types import (
+    DataChange,
     Divergence,
     Draw,
     Evaluation,
@@ -135,6 +136,7 @@ def one_of_each() -> dict[str, object]:
     return {
         "examples": GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.0), "s", "train"),
         "quarantine": QuarantinedItem("e", "score", None, "too long", None),
+        "data_changes": DataChange(1, "e", "removed", None, None, None, 0),
         "draws": Draw(0, "e", 0),
         "teacher_predictions": TeacherPrediction(
             "e", 0, "t", "h", "q", "?", None, 0.0, 1, "p", None
@@ -146,9 +148,9 @@ def one_of_each() -> dict[str, object]:
         "trained_rollouts": TrainedRollout("r", 0, 0, (-0.5,)),
         "updates": update(),
         "reruns": Rerun(1, 0, "score", 1, "forced", 12, ("focus",)),
-        "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1),
+        "evaluations": Evaluation(0, "p", "e", "?", (1,), "stop", None, 0.0, None, None, "hf", 0.1),
         "model_evaluations": ModelEvaluation(
-            "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, 0.0, "hf", 0.1
+            "m", "q", "model", "e", "?", (1,), "stop", None, 0.0, None, None, "hf", 0.1
         ),
     }
 

@@ -68,9 +68,9 @@ def set_last(**values):
 def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
     assert main(["audit", str(finished.run), "--deep", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("✓") == 16 and "✗" not in out
+    assert out.count("✓") == 17 and "✗" not in out
     assert out.count("equal to the last bit") == 2
-    assert "all 16 links hold" in out
+    assert "all 17 links hold" in out
 
 
 def test_a_config_from_before_a_key_came_is_what_its_name_says(copy):
@@ -205,7 +205,9 @@ def test_an_edited_or_missing_config(copy):
         ("rollouts", lambda rows: rows.clear(), STEPS, "there is no such rollout"),
         ("draws", lambda rows: rows.clear(), ROLLOUTS, "round 1 never drew its example"),
         ("evaluations", set_last(iou=0.123), ANSWERS, "iou is 0.123 and should be"),
-        ("evaluations", set_last(iou_rounded=0.123), ANSWERS, "iou_rounded is 0.123 and"),
+        ("evaluations", set_last(timelens_iou=0.123), ANSWERS, "timelens_iou is 0.123 and"),
+        ("evaluations", set_last(timelens_end=99.5), ANSWERS, "timelens_end is 99.5 and"),
+        ("evaluations", set_last(timelens_start=None), ANSWERS, "timelens_start is None and"),
         ("evaluations", set_last(policy_hash="x"), ROLLOUTS, "policy_hash is 'x' and should be"),
         ("teacher_scores", set_all(teacher_hash="x"), SCORES, "has no score by teacher"),
         ("teacher_scores", set_all(teacher_hash="x"), SELECTIONS, "selected is True and"),

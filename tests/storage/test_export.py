@@ -70,7 +70,7 @@ def test_the_command_exports_a_round_with_the_text_of_its_tokens(finished, tmp_p
     arguments = ["export", f"{finished.run}@1", "--to", "parquet", "--out", str(out)]
     assert main([*arguments, "--table", "tokens", "--table", "updates"]) == 0
     printed = capsys.readouterr().out
-    assert "updates: 1 rows" in printed and "open with polars.read_parquet(" in printed
+    assert "wrote 1 rows of updates to " in printed and "open with polars.read_parquet(" in printed
     assert pl.read_parquet(out / "tokens.parquet")["text"].null_count() == 0
 
 

@@ -68,6 +68,36 @@ def test_an_adapter_is_its_tensors_its_settings_and_its_base(tmp_path):
     assert len({first, *map(weights_hash, different)}) == 4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_weights_that_are_no_numbers_are_told_from_the_largest_ones(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    largest = torch.finfo(kind).max
+    for value in (largest, -largest, 0.0, torch.finfo(kind).tiny):
+        save_file(_with(torch, kind, value), tmp_path / "model.safetensors")
+        weights_hash(tmp_path)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        save_file(_with(torch, kind, value), tmp_path / "model.safetensors")
+        with pytest.raises(VideoOPDError, match="NaN or infinite, w among them; restore"):
+            weights_hash(tmp_path)
+
+
+def _with(torch, kind, value):
+    weights = torch.randn(7, 5).to(kind)
+    weights[6, 4] = value
+    return {"a": torch.zeros(3, dtype=torch.uint8), "w": weights}
+
+
+def test_an_update_that_gave_no_numbers_is_not_published(tmp_path):
+    staging = tmp_path / ".v1.staging"
+    write_safetensors(staging / "model.safetensors", {"w": np.array([1.0, np.nan], "f4")})
+    with pytest.raises(VideoOPDError, match="NaN or infinite, w among them"):
+        publish(staging, tmp_path / "v1", MANIFEST)
+    assert not (tmp_path / "v1").exists()
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "header", "none", "twice"])
 def test_damaged_weights_are_named(tmp_path, damage):
     folder = checkpoint(tmp_path / "policy")

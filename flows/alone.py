@@ -1,0 +1,61 @@
+"""A stage alone: what its deployment does, and whether there is anything to do before it begins.
+
+Knows no Prefect: that a stage has nothing to do is found out in a second, without a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flows import stages
+from flows.evaluation import groups, numbers, of_policy
+from flows.prepare import Work, WorkLeft, opened
+from flows.rerun import refuse_stale_inputs
+from flows.summaries import StageSummary
+from opd_core.config import load_config
+from storage.policies import PolicyRef
+from storage.run_folder import RUN_FILE
+
+Alone = Callable[..., StageSummary]
+"""(work, policy, force) -> what was done."""
+
+
+def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+    summary = stages.evaluate(work, policy, force)
+    (every,) = groups(of_policy(work.run, policy.version))
+    return summary.noting(answers=every.examples, **numbers(every))
+
+
+def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+    stages.validate(work, policy)  # asked first: on its answers depends what is sampled
+    return stages.rollout(work, policy, force)
+
+
+_evaluate.__name__, _rollout.__name__ = "evaluate", "rollout"
+_WITH_MORE: dict[str, Alone] = {"evaluate": _evaluate, "rollout": _rollout}
+
+
+def alone(name: str) -> Alone:
+    """The stage, with what goes with it when no round surrounds it."""
+    stage: Alone = getattr(stages, name)
+    return _WITH_MORE.get(name, stage)
+
+
+def nothing_to_do(
+    name: str, config: str, round: int | None, overrides: Sequence[str]
+) -> StageSummary | None:
+    """What a stage says that has nothing to do; None where it has, or where there is no run yet.
+
+    Raises `VideoOPDError` where the stage itself would.
+    """
+    if not (load_config(config, overrides).run.path / RUN_FILE).exists():
+        return None
+    with opened(config, overrides, looking=True) as work:
+        policy = work.policy_at(name, round)
+        refuse_stale_inputs(work.run, name, policy.version)
+        if work.run.takes().stale_at(name, policy.version):
+            return None
+        try:
+            return alone(name)(work, policy, False)
+        except WorkLeft:
+            return None

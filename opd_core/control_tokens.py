@@ -1,0 +1,44 @@
+"""Sentences that would become something else than text: those that hold a control token.
+
+A tokenizer finds its added tokens in any text. A sentence with `<|im_end|>` ends the user's turn,
+one with `<|video_pad|>` asks for pixels that nobody has, and some versions of Qwen's processors put
+the video where the text says `<|placeholder|>`. Nobody meant such an annotation.
+
+Where a tokenizer is at hand, its own tokens count. Without one (importing annotations), and beside
+it, everything of the form `<|...|>` does: it is how all models of this family write them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+_MARKED = re.compile(r"<[|\uff5c][^\s<>|\uff5c]{1,64}[|\uff5c]>")  # also with full-width bars
+
+
+def control_fault(query: str, known: Collection[str] = ()) -> str | None:
+    """Why a sentence cannot be asked, or None. `known`: `control_tokens` of the checkpoint."""
+    marked = _MARKED.search(query)
+    found = [token for token in known if token in query]
+    if marked:
+        found.append(marked[0])
+    if not found:
+        return None
+    token = min(found, key=lambda t: (query.index(t), -len(t)))
+    return f"the sentence holds {token!r}, which is a control token and no text"
+
+
+def control_tokens(tokenizer: Any, chat_template: str) -> frozenset[str]:
+    """The texts that a Hugging Face tokenizer takes for control tokens.
+
+    Its special tokens, and of the other added ones (`<think>`, `<tool_call>`) those that the chat
+    template writes; a word that somebody added to the vocabulary is none.
+    """
+    tokens = set(tokenizer.all_special_tokens)
+    for added in tokenizer.added_tokens_decoder.values():
+        text = added.content
+        written = text in chat_template and bool(text.strip()) and not text.strip().isalnum()
+        if added.special or written:
+            tokens.add(text)
+    return frozenset(token for token in tokens if token.strip())
