@@ -62,7 +62,7 @@ class SizeRule:
             least = int(self.shortest_edge * LEAST_SHARE)
             capped = min(share, max(max_frame_tokens * token, least))
         import_resize_rules()
-        if self.name == "qwen3_vl":
+        if self.name == QWEN3_VL.size_rule:
             from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
             size: tuple[int, int] = smart_resize(
