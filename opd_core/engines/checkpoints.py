@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
 
 from opd_core.architectures import architecture_in
 from opd_core.checkpoint import (
@@ -24,7 +22,7 @@ from opd_core.weight_files import ADAPTER_CONFIG, stored_tensors
 
 def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     """As `engines.hf.end_token_ids`, from the folder's files."""
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     try:
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -41,6 +39,9 @@ def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
 def published_form(folder: Path, target: Path) -> Path:
     """`folder`; or `target`, with the same checkpoint in it, where fused experts lie as
     transformers writes them and not as their family is published, which is all that vLLM reads."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
+
     experts = architecture_in(folder).experts
     if experts is None or not experts.published_transposed:
         return folder
