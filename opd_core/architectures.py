@@ -44,6 +44,10 @@ class Experts:
     """Whether published files hold [E, D, 2I] and [E, I, D], which is then what we write and vLLM
     reads: transformers takes both forms, by their shapes, and by itself writes its own."""
 
+    vllm_settings: tuple[tuple[str, bool], ...]
+    """Of the text config: what vLLM asks for and transformers does in this one way, whatever the
+    checkpoint's config.json says or leaves out."""
+
     def holds(self, name: str) -> bool:
         """Whether a stored tensor is all experts' gate_up or down of a layer."""
         return name.endswith((f".{self.module}.{self.gate_up}", f".{self.module}.{self.down}"))
@@ -139,6 +143,12 @@ class Architecture:
     def vision_settings(self, config: Any) -> Any:
         return getattr(config, self.vision_config)
 
+    def vllm_overrides(self) -> dict[str, Any]:
+        """Of config.json for vLLM, so that it computes what transformers does."""
+        settings = {} if self.experts is None else dict(self.experts.vllm_settings)
+        text = {self.text_config: settings} if settings else {}
+        return {"architectures": [self.model_class], **text}
+
     def load_class(self) -> Any:
         """The family's class in transformers, whose `config_class` is that of its config."""
         import transformers
@@ -208,7 +218,14 @@ QWEN3_VL_MOE = replace(
     model_type="qwen3_vl_moe",
     published="Qwen3-VL-30B-A3B, -235B-A22B",
     model_class="Qwen3VLMoeForConditionalGeneration",
-    experts=Experts("mlp.experts", "gate_up_proj", "down_proj", "mlp.gate", True),
+    experts=Experts(
+        module="mlp.experts",
+        gate_up="gate_up_proj",
+        down="down_proj",
+        router="mlp.gate",
+        published_transposed=True,
+        vllm_settings=(("norm_topk_prob", True),),
+    ),
     lora_modules=_ATTENTION,
 )
 

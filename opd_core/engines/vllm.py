@@ -152,7 +152,8 @@ class VLLMEngine:
             described = json.loads((self._settings.folder / ADAPTER_CONFIG).read_text())
             options |= {"enable_lora": True, "max_lora_rank": _lora_rank(described["r"])}
         try:
-            architecture = architecture_in(served).model_class
+            family = architecture_in(served)
+            architecture = family.model_class
             # Not the registry's subprocess: it would miss the torchvision guard, and takes seconds.
             registry = vllm.ModelRegistry
             registry.register_model(architecture, registry.models[architecture].load_model_cls())
@@ -166,6 +167,7 @@ class VLLMEngine:
                 enforce_eager=section.enforce_eager or self._on_cpu,
                 enable_prefix_caching=True,
                 generation_config="vllm",
+                hf_overrides=family.vllm_overrides(),
                 logprobs_mode="raw_logprobs",
                 max_logprobs=max(self._settings.max_logprobs, 1),
                 limit_mm_per_prompt={"video": 1, "image": 0},

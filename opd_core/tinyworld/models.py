@@ -254,8 +254,6 @@ def _experts(size: ModelSize) -> dict[str, Any]:
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": size.mlp // 2,
-        # transformers always divides the weights of the chosen by their sum; vLLM where told to.
-        "norm_topk_prob": True,
     }
 
 

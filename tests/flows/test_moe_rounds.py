@@ -16,10 +16,10 @@ from flows import stages
 from flows.prepare import opened
 from opd_core.architectures import QWEN3_VL_MOE, architecture_in
 from opd_core.checkpoint import check_checkpoint, save_checkpoint
-from opd_core.tree_model import load_model
+from opd_core.tree_model import TreeModel, load_model
 from opd_core.types import VideoOPDError
 from storage.run import Run
-from tests.opd_core.vllm_fixtures import make_config, make_model
+from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -127,6 +127,19 @@ def test_a_dense_student_of_a_teacher_with_experts(tmp_path: Path, tiny_world: A
     assert update["steps"][0]["reverse_kl"] > 0
 
 
+def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: Any) -> None:
+    """Rounding sends a token to other experts now and then; the trainer rounds otherwise."""
+    with_bounds_of_the_precision = {k: v for k, v in SETTINGS.items() if "mismatch" not in k}
+    low = {"student.dtype": "bfloat16", "teacher.dtype": "bfloat16"}
+    make_config(tmp_path, tiny_world, with_bounds_of_the_precision | low, kind=MOE)
+    with opened(str(tmp_path / "tiny.toml")) as work:
+        policy = work.policy()
+        for stage in ROUND:
+            getattr(stages, stage).fn(work, policy)
+        (update,) = work.run.updates().collect().iter_rows(named=True)
+    assert 0 < update["mean_logprob_mismatch"] < update["mean_logprob_bound"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
@@ -147,8 +160,10 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
     tmp_path: Path, tiny_world: Any
 ) -> None:
     pytest.importorskip("vllm")
+    from opd_core.alignment import probe
     from opd_core.encoding import ExampleEncoder
     from opd_core.engines.choice import opened_vllm
+    from opd_core.sampling import Request, SamplingParams
 
     config = make_config(tmp_path, tiny_world, kind=MOE)
     encoder = ExampleEncoder(config, config.student.path)
@@ -157,8 +172,18 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
     model.save_pretrained(theirs)  # type: ignore[operator]
     (one, other) = (load_file(f / "model.safetensors") for f in (config.student.path, theirs))
     assert one.keys() == other.keys() and any(one[n].shape != other[n].shape for n in one)
+    # transformers divides the weights of the chosen experts by their sum, whatever is said of it.
+    said = json.loads((theirs / "config.json").read_text())
+    assert "norm_topk_prob" not in said["text_config"]
+    said["text_config"]["norm_topk_prob"] = False
+    (theirs / "config.json").write_text(json.dumps(said))
+    (batch,) = encoder.encode_batches([read_examples(config, 1)], "test", 0)
+    item = batch.videos[0][0]
     with opened_vllm(config, theirs, "float32", encoder, 8) as engine:
         assert engine.weights_compared["language"] > 20
+        answers = engine.sample([[Request("x", item.prompt, (1, 2))]], SamplingParams(8))
+    trainer = TreeModel(load_model(theirs, "float32"), encoder.prompts.tokenizer)
+    assert max(token.difference for token in probe(trainer, item, answers["x"])) < 1e-4
     # Square matrices have no form that can be told: vLLM turns them round, and is found out.
     config_of_it = model.config
     config_of_it.text_config.moe_intermediate_size = config_of_it.text_config.hidden_size // 2
