@@ -7,7 +7,6 @@ of one video takes them once, because prompts of a clip share their `vision`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from opd_core import torchvision_guard
 from opd_core.answer_reader import THOUGHT
-from opd_core.architectures import Architecture, architecture_of
+from opd_core.architectures import Architecture, architecture_in
 from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
 from opd_core.templates import TEMPLATES, ask
 from opd_core.types import VideoOPDError
 from opd_core.video import VideoError
+from opd_core.weight_files import is_adapter
 
 TIMELENS = TEMPLATES["timelens"].text
 
@@ -83,10 +83,10 @@ class PromptEncoder:
         text = self.architecture.text_settings(self._model_config)
         return int(text.max_position_embeddings)
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """Of the checkpoint's model. Raises `VideoOPDError` for a family without a record."""
-        return architecture_of(self._model_config)
+        return architecture_in(self._model_folder)
 
     @property
     def positions(self) -> PositionRule:
@@ -97,10 +97,16 @@ class PromptEncoder:
     def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        folder = self.folder
-        if (adapter := folder / "adapter_config.json").exists():
-            folder = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)
+
+    @cached_property
+    def _model_folder(self) -> Path:
+        """Where config.json is: an adapter's base has it."""
+        if not is_adapter(self.folder):
+            return self.folder
+        from opd_core.checkpoint import base_folder
+
+        return base_folder(self.folder)
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""

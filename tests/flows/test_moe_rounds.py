@@ -148,7 +148,7 @@ def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: Any) -
 def test_rounds_with_vllm(tmp_path: Path, tiny_world: Any, settings: dict[str, Any]) -> None:
     """The second round samples from weights that the first has written."""
     pytest.importorskip("vllm")
-    engines = {"rollout.engine": "vllm", "evaluate.engine": "vllm"}
+    engines = {"rollout.engine": "vllm"}
     run = play(tmp_path, tiny_world, engines | settings, MOE, rounds=2)
     assert set(run.rollouts().collect()["engine"]) == {"vllm"}
     assert_evidence(run, 2)
