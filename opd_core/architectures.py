@@ -146,8 +146,7 @@ class Architecture:
     def vllm_overrides(self) -> dict[str, Any]:
         """Of config.json for vLLM, so that it computes what transformers does."""
         settings = {} if self.experts is None else dict(self.experts.vllm_settings)
-        text = {self.text_config: settings} if settings else {}
-        return {"architectures": [self.model_class], **text}
+        return {self.text_config: settings} if settings else {}
 
     def load_class(self) -> Any:
         """The family's class in transformers, whose `config_class` is that of its config."""
