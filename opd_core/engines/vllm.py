@@ -121,6 +121,11 @@ class VLLMEngine:
                 from vllm.lora.request import LoRARequest
 
                 served = base_folder(settings.folder)
+                if self._on_cpu and architecture_in(served).experts is not None:
+                    raise VideoOPDError(
+                        f"on a CPU vLLM {vllm.__version__} runs no experts beside an adapter (its "
+                        "kernel for the two is Triton's); set vllm.lora = 'merged'"
+                    )
                 self._lora = LoRARequest("policy", 1, str(settings.folder))
         served = published_form(served, settings.scratch / "published")
         self._llm = self._load(vllm, served, self._lora is not None)
