@@ -67,7 +67,11 @@ def _experts_differ(
     layer = model.get_submodule(_renamed(module, model)).routed_experts
     gate_up_EIO, down_EIO = stored[experts.gate_up], stored[experts.down]
     if experts.published_transposed:
-        gate_up_EIO, down_EIO = gate_up_EIO.transpose(1, 2), down_EIO.transpose(1, 2)
+        # A square one lies as transformers reads it, which vLLM does not know.
+        gate_up_EIO, down_EIO = (
+            tensor.transpose(1, 2) if tensor.shape[1] != tensor.shape[2] else tensor
+            for tensor in (gate_up_EIO, down_EIO)
+        )
     if layer.moe_config.intermediate_size_per_partition != down_EIO.shape[2] or (
         layer.moe_config.num_local_experts != len(down_EIO)
     ):
