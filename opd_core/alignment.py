@@ -25,6 +25,7 @@ from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
 
 if TYPE_CHECKING:
+    from opd_core.architectures import Architecture
     from opd_core.encoding import EncodedExample, ExampleEncoder
     from opd_core.positions import PositionRule
     from opd_core.prefix_tree import Pack, PrefixTree
@@ -55,13 +56,17 @@ class Gate:
     """Compares the answers to a batch with its questions."""
 
     def __init__(
-        self, tokenizer: Any, max_new_tokens: int, positions: PositionRule | None = None
+        self,
+        tokenizer: Any,
+        max_new_tokens: int,
+        family: Architecture,
+        positions: PositionRule | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._positions = positions
         self._max_new_tokens = max_new_tokens
         self._size = max(tokenizer.get_vocab().values()) + 1
-        self._excluded = frozenset(excluded_token_ids(tokenizer, self._size))
+        self._excluded = frozenset(excluded_token_ids(tokenizer, self._size, family.placeholders))
 
     def check(
         self,

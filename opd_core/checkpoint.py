@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from opd_core.architectures import architecture_in, architecture_of
 from opd_core.lm_head import two_heads
 from opd_core.types import VideoOPDError
 from opd_core.weight_files import ADAPTER_CONFIG, StoredTensor, is_adapter, stored_tensors
@@ -37,6 +38,31 @@ def open_checkpoint(folder: Path, dtype: str, device: torch.device | str = "cpu"
     refuse_not_finite(folder, model)
     _refuse_two_heads(folder, model)
     return model
+
+
+def save_checkpoint(model: Any, folder: Path) -> None:
+    """Writes a model's weights (with an adapter: that alone) and its config, in the form in which
+    its family is published."""
+    experts = architecture_of(model.config).experts
+    if experts is None or not experts.published_transposed or _adapted(model):
+        model.save_pretrained(folder)
+        return
+    # transformers reads both forms of fused experts, tells them apart by their shapes, and writes
+    # its own only; vLLM reads the published one only. (The views are copied shard by shard.)
+    state = {
+        name: tensor.transpose(1, 2) if experts.holds(name) and _tells_its_form(tensor) else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=state, save_original_format=False)
+
+
+def _adapted(model: Any) -> bool:
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def _tells_its_form(experts_EIO: Any) -> bool:
+    """Nobody can tell whether a square matrix lies transposed; transformers takes it as it is."""
+    return bool(experts_EIO.shape[1] != experts_EIO.shape[2])
 
 
 def refuse_not_finite(folder: Path, model: Any) -> None:
@@ -93,6 +119,7 @@ def _open_full(
 ) -> Any:
     from transformers import AutoModelForImageTextToText
 
+    architecture_in(folder)  # what has no record could be loaded, and then not be used
     _refuse_quantised(folder, stored)
     with _quiet(), _told(folder, "checkpoint"):
         model, info = AutoModelForImageTextToText.from_pretrained(
@@ -143,13 +170,7 @@ def _shape(size: Iterable[int]) -> str:
 
 
 def _refuse_quantised(folder: Path, stored: dict[str, StoredTensor]) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise VideoOPDError(
-            f"{folder} is no loadable checkpoint (no readable config.json: {error}); give a folder "
-            "with config.json and safetensors weights"
-        ) from None
+    config = json.loads((folder / "config.json").read_text())
     kinds = sorted({t.dtype for t in stored.values()} - {"F64", "F32", "F16", "BF16"})
     if "quantization_config" in config or kinds:
         found = f"weights of {kinds[0]}" if kinds else "a quantization_config"
@@ -164,7 +185,7 @@ def _refuse_two_heads(folder: Path, model: Any) -> None:
     head = model.get_output_embeddings()
     tied = head is None or head.weight is model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and not tied:
-        raise two_heads(folder)
+        raise two_heads(folder, architecture_of(model.config))
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class VideoClip:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What Qwen's processors and vLLM want to know of a video whose frames are chosen.
+        """What the processors and vLLM want to know of a video whose frames are chosen.
 
         They take index / fps for a frame's time, and frames / (total / fps) for the sampled rate.
         Where that is not so, because the rate varies or the picture starts late, they are told

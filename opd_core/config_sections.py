@@ -223,9 +223,9 @@ class LoraSection(Section):
     rank: Positive
     alpha: Positive = 32
     dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Last parts of the names of linear layers in the language model. None: all of them, in
+    `opd_core/architectures.py`; a mixture of experts has those of its attention only."""
 
 
 class GRPOSection(Section):

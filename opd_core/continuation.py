@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opd_core.architectures import architecture_in
 from opd_core.config import Config
 from opd_core.config_sections import LoraSection, UpdateSection
 from opd_core.types import VideoOPDError
@@ -73,13 +74,16 @@ def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
 
 
 def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:
+    from opd_core.checkpoint import base_folder
+
     described = json.loads((policy / ADAPTER_CONFIG).read_text())
     names = [name for name in stored_tensors(policy) if ".lora_" in name]
+    wanted_modules = lora.target_modules or architecture_in(base_folder(policy)).lora_modules
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
     for key, found, wanted in (
         ("rank", described.get("r"), lora.rank),
         ("alpha", described.get("lora_alpha"), lora.alpha),
-        ("target_modules", modules, sorted(set(lora.target_modules))),
+        ("target_modules", modules, sorted(set(wanted_modules))),
     ):
         if found != wanted:
             raise VideoOPDError(
@@ -96,14 +100,10 @@ def _start_anew(version: int) -> str:
 
 def _refuse_unknown_modules(base: Path, lora: LoraSection) -> None:
     """By the names of the base's matrices; the vision tower and the head are never adapted."""
+    family = architecture_in(base)
     known = {
         name.removesuffix(".weight").rsplit(".", 1)[-1]
         for name, stored in stored_tensors(base).items()
-        if ".layers." in name and "visual" not in name and len(stored.shape) == 2
+        if ".layers." in name and len(stored.shape) == 2 and family.is_linear(name)
     }
-    unknown = sorted(set(lora.target_modules) - known)
-    if unknown:
-        raise VideoOPDError(
-            f"update.lora.target_modules names {unknown[0]!r}, which is no matrix in the layers of "
-            f"the language model of {base}; they are: {', '.join(sorted(known))}"
-        )
+    family.refuse_lora_of(set(lora.target_modules or family.lora_modules) - known, known)

@@ -43,7 +43,7 @@ class EncodedBatch:
     quarantined: tuple[QuarantinedItem, ...]
 
 
-_readers: dict[tuple[VideoSection, Codec, SizeRule], VideoReader] = {}
+_readers: dict[tuple[VideoSection, Codec, SizeRule, int], VideoReader] = {}
 _store: ClipStore | None = None
 
 
@@ -68,12 +68,16 @@ def _use(store: ClipStore | None) -> None:
         reader.store = store
 
 
-def _reader(config: Config, size_rule: SizeRule) -> VideoReader:
+def _reader(config: Config, size_rule: SizeRule, min_frames: int) -> VideoReader:
     """One reader a process, so that the stages of a round decode each video once."""
-    key = (config.video, config.frames.codec, size_rule)
+    key = (config.video, config.frames.codec, size_rule, min_frames)
     if key not in _readers:
         _readers[key] = VideoReader(
-            config.video, size_rule=size_rule, codec=config.frames.codec, store=_store
+            config.video,
+            size_rule=size_rule,
+            min_frames=min_frames,
+            codec=config.frames.codec,
+            store=_store,
         )
     return _readers[key]
 
@@ -91,7 +95,9 @@ class ExampleEncoder:
     def __init__(self, config: Config, folder: Path) -> None:
         self._videos, self._train = config.data.videos, config.data.train
         self.prompts = PromptEncoder(folder, template_of(config.prompt).text)
-        self._reader = _reader(config, SizeRule.of(self.prompts.processor.video_processor))
+        family = self.prompts.architecture
+        rule = SizeRule.of(self.prompts.processor.video_processor, family.size_rule)
+        self._reader = _reader(config, rule, family.min_frames)
         self.processor_hash = processor_hash(self.prompts.processor)
         self._checked = CheckedPrompts(self.prompts)
 

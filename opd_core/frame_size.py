@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-SizeRuleName = Literal["qwen3_vl", "qwen2_vl"]
+from opd_core.architectures import QWEN3_VL, SizeRuleName
+
 SHORTEST_EDGE = 4096
 """Pixels below which Qwen3-VL's released processors enlarge a video."""
 LEAST_SHARE = 1.05
@@ -16,7 +17,7 @@ LEAST_SHARE = 1.05
 class SizeRule:
     """What of a processor its sizes depend on, its budget excepted, which is [video]'s."""
 
-    name: SizeRuleName = "qwen3_vl"
+    name: SizeRuleName = QWEN3_VL.size_rule
     """Qwen3-VL counts the pixels of a video, Qwen2-VL and Qwen2.5-VL those of each frame."""
     patch_size: int = 16
     merge_size: int = 2
@@ -25,9 +26,8 @@ class SizeRule:
     """Pixels below which it enlarges: `size["shortest_edge"]` of the processor."""
 
     @classmethod
-    def of(cls, video_processor: Any) -> SizeRule:
-        """That of a Hugging Face video processor."""
-        name: SizeRuleName = "qwen2_vl" if "Qwen2" in type(video_processor).__name__ else "qwen3_vl"
+    def of(cls, video_processor: Any, name: SizeRuleName) -> SizeRule:
+        """That of a Hugging Face video processor, of the family's kind."""
         return cls(
             name,
             video_processor.patch_size,
@@ -62,7 +62,7 @@ class SizeRule:
             least = int(self.shortest_edge * LEAST_SHARE)
             capped = min(share, max(max_frame_tokens * token, least))
         import_resize_rules()
-        if self.name == "qwen3_vl":
+        if self.name == QWEN3_VL.size_rule:
             from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
             size: tuple[int, int] = smart_resize(

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from opd_core.architectures import Architecture, architecture_in
 from opd_core.types import VideoOPDError
 from opd_core.weight_files import StoredTensor, header, is_adapter
-
-HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
 def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -> Tensor:
@@ -30,6 +29,7 @@ def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -
         from opd_core.checkpoint import base_folder
 
         folder = base_folder(folder)
+    family = architecture_in(folder)
     stored: dict[str, StoredTensor] = {}
     for file in sorted(folder.glob("*.safetensors")):  # those that are there: one is enough
         stored |= header(file)
@@ -39,17 +39,17 @@ def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -
             weight: Tensor = opened.get_tensor(name)
         return weight
 
-    head, embedding = _find(stored, HEAD), _find(stored, EMBEDDING)
+    head, embedding = (_find(stored, name, family) for name in weight_names(family))
     tied = _is_tied(folder)
     name = embedding if tied else head
     if name is None:
         raise VideoOPDError(
-            f"{folder} has no {EMBEDDING if tied else HEAD} in its *.safetensors; give the "
+            f"{folder} has no {weight_names(family)[tied]} in its *.safetensors; give the "
             "checkpoint folder of the teacher that scored"
         )
     weight = read(name)
     if tied and head is not None and not torch.equal(read(head), weight):
-        raise two_heads(folder)
+        raise two_heads(folder, family)
     if not torch.isfinite(weight).all():
         raise VideoOPDError(
             f"{name} of {folder} is NaN or infinite in places; restore it from a copy that was "
@@ -58,15 +58,22 @@ def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -
     return weight.to(device=device, dtype=getattr(torch, dtype))
 
 
-def _find(stored: Mapping[str, StoredTensor], wanted: str) -> str | None:
+def weight_names(family: Architecture) -> tuple[str, str]:
+    """Of the head and of the embedding, without what a checkpoint of another age puts before."""
+    head, embedding = (path.rsplit(".", 1)[-1] for path in (family.lm_head, family.embedding))
+    return f"{head}.weight", f"{embedding}.weight"
+
+
+def _find(stored: Mapping[str, StoredTensor], wanted: str, family: Architecture) -> str | None:
     names = (name for name in stored if name == wanted or name.endswith(f".{wanted}"))
-    return next((name for name in names if "visual" not in name), None)
+    return next((name for name in names if not family.is_vision(name)), None)
 
 
-def two_heads(folder: Path) -> VideoOPDError:
+def two_heads(folder: Path, family: Architecture) -> VideoOPDError:
     """transformers would take the one, vLLM the other."""
+    head, _ = weight_names(family)
     return VideoOPDError(
-        f"{folder} has a {HEAD} that differs from its embedding, while its config.json says that "
+        f"{folder} has a {head} that differs from its embedding, while its config.json says that "
         "they are one (tie_word_embeddings = true); set that to false, or remove the weight"
     )
 

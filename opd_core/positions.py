@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opd_core.architectures import architecture_of
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
     from opd_core.prompts import VisionInput
-
-SUPPORTED = ("qwen3_vl", "qwen2_5_vl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +43,13 @@ class PositionRule:
     @classmethod
     def of(cls, config: Any) -> PositionRule:
         """The rule of a transformers config. Raises `VideoOPDError` for another architecture."""
-        kind = config.model_type
-        if kind not in SUPPORTED:
-            raise VideoOPDError(
-                f"prefix trees do not know how to continue positions in {kind!r}; "
-                f"use a checkpoint of {' or '.join(SUPPORTED)}"
-            )
-        vision = config.vision_config
+        family = architecture_of(config)
+        vision = family.vision_settings(config)
+        one_grid = family.grids == "one a video"
         return cls(
-            video_token_id=config.video_token_id,
+            video_token_id=getattr(config, family.video_token_id),
             merge=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second if kind == "qwen2_5_vl" else None,
+            tokens_per_second=vision.tokens_per_second if one_grid else None,
         )
 
     def key(self, token_ids: tuple[int, ...], vision: VisionInput) -> tuple[object, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from opd_core import torchvision_guard
 from opd_core.answer_reader import THOUGHT
+from opd_core.architectures import Architecture, architecture_in
 from opd_core.clip import VideoClip
 from opd_core.positions import PositionRule
 from opd_core.templates import TEMPLATES, ask
@@ -79,7 +80,13 @@ class PromptEncoder:
     @property
     def max_positions(self) -> int:
         """Tokens that the checkpoint's model has positions for."""
-        return int(self._model_config.get_text_config().max_position_embeddings)
+        text = self.architecture.text_settings(self._model_config)
+        return int(text.max_position_embeddings)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Of the checkpoint's model. Raises `VideoOPDError` for a family without a record."""
+        return architecture_in(self._model_folder)
 
     @property
     def positions(self) -> PositionRule:
@@ -90,15 +97,20 @@ class PromptEncoder:
     def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        folder = self.folder
-        if is_adapter(folder):
-            from opd_core.checkpoint import base_folder
+        return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)
 
-            folder = base_folder(folder)
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    @cached_property
+    def _model_folder(self) -> Path:
+        """Where config.json is: an adapter's base has it."""
+        if not is_adapter(self.folder):
+            return self.folder
+        from opd_core.checkpoint import base_folder
+
+        return base_folder(self.folder)
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""
+        family = self.architecture
         prompts: list[EncodedPrompt] = []
         vision: VisionInput | None = None
         # vLLM reads do_sample_frames from the metadata, transformers takes it as an argument.
@@ -113,16 +125,13 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
-            if "second_per_grid_ts" in batch:
-                check_even(clip, float(torch.as_tensor(batch["second_per_grid_ts"])[0]))
+            given = batch.get(family.second_per_grid)
+            seconds = None if given is None else float(torch.as_tensor(given)[0])
+            if seconds is not None:
+                check_even(clip, seconds)
             if vision is None:
-                t, h, w = (int(n) for n in batch["video_grid_thw"][0])
-                seconds = batch.get("second_per_grid_ts")
-                vision = VisionInput(
-                    batch["pixel_values_videos"],
-                    (t, h, w),
-                    None if seconds is None else float(torch.as_tensor(seconds)[0]),
-                )
+                t, h, w = (int(n) for n in batch[family.grid][0])
+                vision = VisionInput(batch[family.pixels], (t, h, w), seconds)
             token_ids = tuple(batch["input_ids"][0].tolist())
             prompts.append(EncodedPrompt(token_ids, vision, text, clip))
         return prompts

@@ -283,8 +283,10 @@ def _answer(
         if any(e.example_id in needed for e in batch)
     ]
     encoder = ExampleEncoder(config, work.policy.folder)
-    rule = encoder.prompts.positions
-    gate = Gate(encoder.prompts.tokenizer, work.params.max_new_tokens, rule)
+    prompts = encoder.prompts
+    gate = Gate(
+        prompts.tokenizer, work.params.max_new_tokens, prompts.architecture, prompts.positions
+    )
     with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
         room = room_for(config, work.engine, encoder, work.params.max_new_tokens)

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from opd_core.agreement import bound_for, served_dtype
+from opd_core.architectures import Architecture, architecture_of
+from opd_core.checkpoint import save_checkpoint
 from opd_core.config import Config
 from opd_core.continuation import OPTIMIZER_FILE
 from opd_core.encoding import EncodedBatch, ExampleEncoder, cut_at_videos
@@ -330,7 +332,7 @@ class _Student:
     def save(self, staging: Path, parent: Path) -> None:
         """A Hugging Face folder (or PEFT adapter folder) with processor and optimiser state."""
         staging.mkdir(parents=True, exist_ok=True)
-        self.model.model.save_pretrained(staging)
+        save_checkpoint(self.model.model, staging)
         for file in sorted(parent.iterdir()):
             if file.is_file() and _belongs_to_processor(file.name):
                 shutil.copyfile(file, staging / file.name)
@@ -344,6 +346,7 @@ class _Student:
 def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Parameter]:
     """Freeze what the config freezes; add or continue the LoRA adapter."""
     settings = config.update
+    family = architecture_of(model.config)
     adapted = is_adapter(folder)
     if settings.lora is not None:
         if adapted:
@@ -356,14 +359,16 @@ def _choose_trainable(model: Any, config: Config, folder: Path) -> list[nn.Param
                     r=settings.lora.rank,
                     lora_alpha=settings.lora.alpha,
                     lora_dropout=settings.lora.dropout,
-                    target_modules=_language_modules(model, settings.lora.target_modules),
+                    target_modules=_language_modules(
+                        model, family, settings.lora.target_modules or family.lora_modules
+                    ),
                     base_model_name_or_path=str(folder),
                 )
             )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
     elif settings.freeze_vision:
-        model.model.visual.requires_grad_(False)
+        family.freeze_vision(model)
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -379,16 +384,15 @@ def _set_dropout(model: Any, share: float) -> None:
                 module.lora_dropout[name] = nn.Dropout(share) if share else nn.Identity()
 
 
-def _language_modules(model: Any, names: Sequence[str]) -> list[str]:
+def _language_modules(model: Any, family: Architecture, names: Sequence[str]) -> list[str]:
     """The full names of the language model's layers: the vision tower stays as it is."""
-    found = [n for n, _ in model.named_modules()
-             if "language_model" in n and n.rsplit(".", 1)[-1] in names]  # fmt: skip
-    if not found:
-        raise VideoOPDError(
-            f"update.lora.target_modules {list(names)} name no layer of the language model; "
-            "correct the names"
-        )
-    return found
+    linear = {
+        n: n.rsplit(".", 1)[-1]
+        for n, module in model.named_modules()
+        if family.is_text(n) and isinstance(module, nn.Linear)
+    }
+    family.refuse_lora_of(set(names) - set(linear.values()), set(linear.values()))
+    return [n for n, last in linear.items() if last in names]
 
 
 def _belongs_to_processor(name: str) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opd_core import token_count
+from opd_core.architectures import architecture_of
 from opd_core.positions import PositionRule
 from opd_core.prefix_tree import Pack, PrefixTree
 from opd_core.types import VideoOPDError
@@ -30,15 +31,18 @@ class TreeModel:
     def __init__(self, model: Any, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
         from opd_core import tree_attention
 
+        self.architecture = family = architecture_of(model.config)
         self.positions = PositionRule.of(model.config)
         tree_attention.register()
         self.model = model
         self.rows_per_chunk = rows_per_chunk
         self.forwards = 0
         """Passes of the language model so far; `make bench` reads it."""
-        model.config.text_config._attn_implementation = tree_attention.NAME
-        vocab_size = model.config.text_config.vocab_size
-        self.excluded_ids = excluded_token_ids(tokenizer, vocab_size)
+        self._backbone = family.module(model, family.backbone)
+        self._lm_head = family.module(model, family.lm_head)
+        text = family.text_settings(model.config)
+        text._attn_implementation = tree_attention.NAME
+        self.excluded_ids = excluded_token_ids(tokenizer, text.vocab_size, family.placeholders)
         self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
         self._prompt_positions: dict[tuple[object, ...], np.ndarray] = {}
 
@@ -53,15 +57,19 @@ class TreeModel:
         positions_3N = pack.positions(self.prompt_positions)
         self.forwards += 1
         token_count.passed(len(pack.token_ids_N))
-        output = self.model.model(
+        output = self._backbone(
             input_ids=self._tensor(pack.token_ids_N)[None],
             position_ids=self._tensor(positions_3N)[:, None],
-            pixel_values_videos=torch.cat([v.patches for v in visions]).to(
-                self.device, self.model.dtype
-            ),
-            video_grid_thw=torch.tensor([v.grid_thw for v in visions], device=self.device),
             tree_layout=layout,
             use_cache=False,
+            **{
+                self.architecture.pixels: torch.cat([v.patches for v in visions]).to(
+                    self.device, self.model.dtype
+                ),
+                self.architecture.grid: torch.tensor(
+                    [v.grid_thw for v in visions], device=self.device
+                ),
+            },
         )
         return output.last_hidden_state[0]
 
@@ -69,7 +77,7 @@ class TreeModel:
         """Last hidden states, [B, D], of one new text token a row."""
         self.forwards += 1
         token_count.passed(len(token_ids_B))
-        output = self.model.model(
+        output = self._backbone(
             input_ids=token_ids_B[:, None],
             position_ids=positions_B[None, :, None].expand(3, -1, 1),
             tree_layout=layout,
@@ -79,7 +87,7 @@ class TreeModel:
 
     def log_softmax(self, hidden_CD: Tensor) -> Tensor:
         """Log-probabilities [C, V] in float32, -inf at the excluded ids."""
-        logits = self.model.lm_head(hidden_CD).float()
+        logits = self._lm_head(hidden_CD).float()
         logits = logits.index_fill(1, self._excluded, float("-inf"))
         return logits.log_softmax(dim=1)
 

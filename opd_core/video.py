@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from opd_core.architectures import QWEN3_VL
 from opd_core.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
 from opd_core.config_sections import VideoSection
 from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
@@ -55,7 +56,7 @@ class VideoReader:
         settings: VideoSection,
         *,
         size_rule: SizeRule | None = None,
-        min_frames: int = 4,
+        min_frames: int = QWEN3_VL.min_frames,
         max_cache_bytes: int = MAX_CACHE_BYTES,
         codec: Codec = "raw",
         store: ClipStore | None = None,

@@ -9,29 +9,25 @@ and the teacher's log-softmax. So all log-probabilities speak of one distributio
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from opd_core.types import VideoOPDError
 
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
-
-def excluded_token_ids(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
+def excluded_token_ids(
+    tokenizer: Any, vocab_size: int, placeholders: Sequence[str]
+) -> tuple[int, ...]:
     """Ids in [0, vocab_size) that no engine may sample, ascending.
 
-    `tokenizer` is a Hugging Face tokenizer; `vocab_size` is the number of rows of `lm_head`.
+    `tokenizer` is a Hugging Face tokenizer; `vocab_size` is the number of rows of `lm_head`;
+    `placeholders` are the family's (`Architecture.placeholders`).
     """
     known = tokenizer.get_vocab()
-    placeholders = {known[token] for token in VISION_TOKENS if token in known}
+    placeholder_ids = {known[token] for token in placeholders if token in known}
     untokenizable = set(range(vocab_size)) - set(known.values())
-    return tuple(sorted(placeholders | untokenizable))
+    return tuple(sorted(placeholder_ids | untokenizable))
 
 
 def check_same_vocabulary(student: Path, teacher: Path) -> None:

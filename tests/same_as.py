@@ -100,6 +100,8 @@ def _tables(older: Path, newer: Path) -> Iterator[str]:
 
 def _table(path: Path) -> pl.DataFrame:
     frame = pl.DataFrame(pl.from_arrow(lance.dataset(path).to_table()))
+    if "reused_from" in frame.columns:  # RUN/ROLLOUT, and a run's id is drawn
+        frame = frame.with_columns(pl.col("reused_from").str.replace(r"^[^/]*/", ""))
     return frame.drop(LEFT_OUT, strict=False)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from opd_core import objectives, torchvision_guard
+from opd_core.architectures import QWEN3_VL
 from opd_core.bench.interleaved import Row
 from opd_core.engines.hf import HFEngine
 from opd_core.prefix_tree import PrefixTree, grow, pack
@@ -74,14 +75,15 @@ SMALL = Shape(
 
 
 class _Tokenizer:
-    """The last five ids are Qwen's vision tokens; no id ends an answer."""
+    """The last ids are Qwen's vision tokens; no id ends an answer."""
 
     eos_token_id = None
 
     def __init__(self, vocabulary: int) -> None:
-        names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
-        self.ids = {f"<|{n}|>": vocabulary - 5 + i for i, n in enumerate(names)}
-        self._vocabulary = {f"t{i}": i for i in range(vocabulary - 5)} | self.ids
+        names = QWEN3_VL.placeholders
+        words = vocabulary - len(names)
+        self.ids = {name: words + i for i, name in enumerate(names)}
+        self._vocabulary = {f"t{i}": i for i in range(words)} | self.ids
 
     def get_vocab(self) -> dict[str, int]:
         return self._vocabulary
@@ -101,10 +103,8 @@ def accelerator_rows(repetitions: int = 3) -> Iterator[Row]:
 
 def _build(shape: Shape, device: torch.device) -> TreeModel:
     torchvision_guard.install()
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
     tokenizer = _Tokenizer(shape.text["vocab_size"])
-    config = Qwen3VLConfig(
+    config = QWEN3_VL.load_class().config_class(
         text_config=shape.text,
         vision_config=shape.vision,
         image_token_id=tokenizer.ids["<|image_pad|>"],
@@ -118,10 +118,10 @@ def _build(shape: Shape, device: torch.device) -> TreeModel:
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            model = Qwen3VLForConditionalGeneration(config).eval()
+            model = QWEN3_VL.load_class()(config).eval()
         finally:
             torch.set_default_dtype(previous)
-    model.model.visual.requires_grad_(False)
+    QWEN3_VL.freeze_vision(model)
     return TreeModel(model, tokenizer)
 
 
@@ -129,7 +129,7 @@ def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
     tree, prompt = _tree(shape, model, video_tokens)
     apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in _answers(tree)]
     engine = HFEngine(model, _Tokenizer(shape.text["vocab_size"]))
-    language = sum(p.numel() for p in model.model.model.language_model.parameters())
+    language = sum(p.numel() for p in QWEN3_VL.module(model.model, QWEN3_VL.text).parameters())
 
     def sample(group: int) -> None:
         for first in range(0, ROLLOUTS, group):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from opd_core import objectives, torchvision_guard
+from opd_core.architectures import QWEN3_VL
 from opd_core.bench.interleaved import Row, at_least, at_most, medians
 from opd_core.engines.hf import HFEngine
 from opd_core.prefix_tree import grow, pack
@@ -49,7 +50,7 @@ class Models:
             for model in (self.plain, ours):
                 model.resize_token_embeddings(vocabulary)
         for model in (self.plain, ours):
-            model.model.visual.requires_grad_(False)
+            QWEN3_VL.freeze_vision(model)
         self.tree = TreeModel(ours, self.tokenizer)
         self.video_id = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
 

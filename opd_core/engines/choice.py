@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from opd_core.engines.child import ChildEngine
     from opd_core.prompt_faults import Room
 
-TOKENS_PER_TIMESTAMP = 16
-"""`<12.5 seconds>` and the marks around a frame's tokens, generously."""
 TOKENS_OF_TEXT = 1024
 """Of the question and the chat around it, generously."""
 
@@ -105,5 +103,6 @@ def _longest(config: Config, encoder: ExampleEncoder, new_tokens: int) -> int:
     """Tokens of the longest prompt that [video] allows, and an answer; at most the model's own."""
     video = config.video
     frames = -(-video.max_frames // encoder.prompts.processor.video_processor.temporal_patch_size)
-    needed = video.max_video_tokens + frames * TOKENS_PER_TIMESTAMP + TOKENS_OF_TEXT + new_tokens
+    words = frames * encoder.prompts.architecture.words_per_frame_pair + TOKENS_OF_TEXT
+    needed = video.max_video_tokens + words + new_tokens
     return min(needed, encoder.prompts.max_positions)

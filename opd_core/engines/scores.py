@@ -43,7 +43,12 @@ def score_with_vllm(
 
     began = time.perf_counter()
     prompts_of = encoder.prompts
-    gate = Gate(prompts_of.tokenizer, config.rollout.max_new_tokens, prompts_of.positions)
+    gate = Gate(
+        prompts_of.tokenizer,
+        config.rollout.max_new_tokens,
+        prompts_of.architecture,
+        prompts_of.positions,
+    )
     prompts: list[list[VLLMPrompt]] = []
     for video in videos:
         asked: list[VLLMPrompt] = []

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.architectures import ARCHITECTURES, Architecture, architecture_in
 from opd_core.checkpoint import base_folder
 from opd_core.clip import VideoClip, hash_pixels
 from opd_core.config_sections import VLLMSection
 from opd_core.engines import loaded_weights
-from opd_core.engines.checkpoints import end_token_ids, merge_adapter
+from opd_core.engines.checkpoints import end_token_ids, merge_adapter, published_form
 from opd_core.sampling import Refused, Sample, SamplingParams, SeenPrompt, pixel_sample, sample_rows
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import excluded_token_ids
@@ -113,21 +114,29 @@ class VLLMEngine:
         self._asked: list[str] = []
         self._lora: Any = None
         served = settings.folder
-        if adapter := is_adapter(settings.folder):
+        if is_adapter(settings.folder):
             if settings.section.lora == "merged":
                 served = merge_adapter(settings.folder, settings.scratch, settings.dtype)
             else:
                 from vllm.lora.request import LoRARequest
 
                 served = base_folder(settings.folder)
+                if self._on_cpu and architecture_in(served).experts is not None:
+                    raise VideoOPDError(
+                        f"on a CPU vLLM {vllm.__version__} runs no experts beside an adapter (its "
+                        "kernel for the two is Triton's); set vllm.lora = 'merged'"
+                    )
                 self._lora = LoRARequest("policy", 1, str(settings.folder))
-        self._llm = self._load(vllm, served, adapter and served != settings.scratch)
+        served = published_form(served, settings.scratch / "published")
+        self._llm = self._load(vllm, served, self._lora is not None)
+        family = architecture_in(served)
         tokenizer = self._llm.get_tokenizer()
         vocab_size = self._llm.model_config.get_vocab_size()
-        self._possible = vocab_size - len(excluded_token_ids(tokenizer, vocab_size))
-        self._llm.collective_rpc(
-            "exclude_tokens", args=(list(excluded_token_ids(tokenizer, vocab_size)),)
-        )
+        excluded = excluded_token_ids(tokenizer, vocab_size, family.placeholders)
+        self._family = family
+        self._llm.collective_rpc("use_family", args=(family.model_type,))
+        self._possible = vocab_size - len(excluded)
+        self._llm.collective_rpc("exclude_tokens", args=(list(excluded),))
         self._end_ids = end_token_ids(served, tokenizer)
         self.weights_compared = self._check_weights(served)
 
@@ -148,7 +157,8 @@ class VLLMEngine:
             described = json.loads((self._settings.folder / ADAPTER_CONFIG).read_text())
             options |= {"enable_lora": True, "max_lora_rank": _lora_rank(described["r"])}
         try:
-            (architecture,) = json.loads((served / "config.json").read_text())["architectures"]
+            family = architecture_in(served)
+            architecture = family.model_class
             # Not the registry's subprocess: it would miss the torchvision guard, and takes seconds.
             registry = vllm.ModelRegistry
             registry.register_model(architecture, registry.models[architecture].load_model_cls())
@@ -162,6 +172,7 @@ class VLLMEngine:
                 enforce_eager=section.enforce_eager or self._on_cpu,
                 enable_prefix_caching=True,
                 generation_config="vllm",
+                hf_overrides=family.vllm_overrides(),
                 logprobs_mode="raw_logprobs",
                 max_logprobs=max(self._settings.max_logprobs, 1),
                 limit_mm_per_prompt={"video": 1, "image": 0},
@@ -318,15 +329,17 @@ class VLLMEngine:
                 f"tokens, more than the {longest} that vLLM was opened for; set "
                 f"vllm.max_model_len = {len(tokens) + new_tokens}, or lower video.max_video_tokens"
             )
+        family = self._family
         (video,) = rendered["mm_kwargs"]["video"]
-        t, h, w = (int(n) for n in video["video_grid_thw"].data)
-        patches = video["pixel_values_videos"].data
+        t, h, w = (int(n) for n in video[family.grid].data)
+        patches = video[family.pixels].data
         rows = patches[sample_rows(len(patches))]
         normalised = self._llm.collective_rpc("normalise", args=(rows,))[0]
         (placed,) = rendered["mm_placeholders"]["video"]
-        grid = type(video)({k: v for k, v in video.items() if k != "pixel_values_videos"})
+        grid = type(video)({k: v for k, v in video.items() if k != family.pixels})
         position = self._llm.collective_rpc("answer_position", args=(tokens, grid, placed))[0]
-        seconds = video["second_per_grid_ts"].data.item() if "second_per_grid_ts" in video else None
+        given = video.get(family.second_per_grid)
+        seconds = None if given is None else given.data.item()
         return rendered, SeenPrompt(
             tokens, (t, h, w), pixel_sample(normalised), pixel_hash, seconds, position
         )
@@ -371,6 +384,11 @@ class WorkerTools:
     """What vLLM's workers can do besides; mixed into their class by `worker_extension_cls`."""
 
     get_model: Any
+    family: Architecture
+
+    def use_family(self, model_type: str) -> None:
+        """Whose model this is: asked first."""
+        self.family = ARCHITECTURES[model_type]
 
     def exclude_tokens(self, token_ids: list[int]) -> None:
         """-inf at these ids in all logits from now on."""
@@ -389,7 +407,7 @@ class WorkerTools:
     @torch.inference_mode()
     def normalise(self, patches: Tensor) -> Tensor:
         """Patches as the vision tower sees them: vLLM may normalise only there."""
-        visual = self.get_model().visual
+        visual = getattr(self.get_model(), self.family.vision.rsplit(".", 1)[-1])
         norm = getattr(visual, "input_norm", None)
         if norm is None:
             return patches.float().cpu()

@@ -18,13 +18,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from opd_core.architectures import QWEN3_VL, Architecture
 from opd_core.file_modes import give_umask_modes
 from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS, SECONDS
 
 if TYPE_CHECKING:
-    from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers import Qwen2Tokenizer, Qwen3VLProcessor
 
 Role = Literal["teacher", "student"]
 
@@ -34,11 +35,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *QWEN3_VL.placeholders,
 )
 FRAME_PIXELS = 32 * 32
 """Pixels of a frame as the models see it: one vision token for each two frames."""
@@ -186,16 +183,18 @@ def build_processor() -> Qwen3VLProcessor:
 
 
 def build_model(
-    role: Role, tokenizer: Qwen2Tokenizer, seed: int
-) -> Qwen3VLForConditionalGeneration:
-    """An untrained model in fp32, weights drawn from `seed`."""
+    role: Role, tokenizer: Qwen2Tokenizer, seed: int, family: Architecture = QWEN3_VL
+) -> Any:
+    """An untrained model in fp32, weights drawn from `seed`; of `qwen3_vl`, or of a family whose
+    config has the same fields (`qwen3_vl_moe`)."""
     import torch
-    from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import GenerationConfig
 
     size = SIZES[role]
     token = tokenizer.convert_tokens_to_ids
     third = size.head_dim // 2 // 3
-    config = Qwen3VLConfig(
+    model_class = family.load_class()
+    config = model_class.config_class(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": size.hidden,
@@ -215,6 +214,7 @@ def build_model(
             "eos_token_id": token("<|im_end|>"),
             "tie_word_embeddings": True,
             "initializer_range": INITIALIZER_RANGE,
+            **(_experts(size) if family.experts else {}),
         },
         vision_config={
             "depth": size.vision_depth,
@@ -236,7 +236,7 @@ def build_model(
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config)
+    model = model_class(config)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.7,
@@ -248,19 +248,28 @@ def build_model(
     return model
 
 
-def save_model(
-    model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path | str
-) -> None:
+def _experts(size: ModelSize) -> dict[str, Any]:
+    """Four, of which a token asks two, which do as much as the dense layer."""
+    return {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": size.mlp // 2,
+    }
+
+
+def save_model(model: Any, processor: Qwen3VLProcessor, folder: Path | str) -> None:
     """Writes a loadable checkpoint folder: bf16 safetensors, configs, tokenizer, processor."""
     import copy
 
     import torch
 
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    from opd_core.checkpoint import save_checkpoint
+
+    save_checkpoint(copy.deepcopy(model).to(torch.bfloat16), Path(folder))
     processor.save_pretrained(folder)
     give_umask_modes(Path(folder))
 
 
-def parameters(model: Qwen3VLForConditionalGeneration) -> int:
+def parameters(model: Any) -> int:
     """How many numbers the model holds, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())

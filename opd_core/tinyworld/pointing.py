@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opd_core.architectures import architecture_of
 from opd_core.prefix_tree import Pack
 from opd_core.tinyworld.world import SECONDS
 from opd_core.tree_attention import TreeLayout
@@ -71,15 +72,16 @@ class Pointing(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, inside_layer: int) -> None:
         super().__init__()
-        width = model.config.text_config.hidden_size
-        layers = model.model.language_model.layers
+        family = architecture_of(model.config)
+        width = family.text_settings(model.config).hidden_size
+        layers = family.module(model, family.layers)
         self.last_layer = len(layers) - 1
         self.row = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.bias = nn.Parameter(torch.tensor(-1.0))
         self.clock = nn.Linear(width, SECONDS)
         self._space = tokenizer.convert_tokens_to_ids("Ġ")
-        self._video_pad = model.config.video_token_id
+        self._video_pad = getattr(model.config, family.video_token_id)
         self._heard: dict[int, Tensor] = {}
         self._inside_layer = inside_layer
         self._hooks = [

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from opd_core import torchvision_guard
 from opd_core.answer_reader import parse_span
+from opd_core.architectures import architecture_of
 from opd_core.engines.hf import HFEngine
 from opd_core.grounding import answer_iou
 from opd_core.prefix_tree import Pack, grow, pack
@@ -133,6 +134,7 @@ def train(
     model = build_model(role, processor.tokenizer, chosen.seed)
     with tempfile.TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
+        model.config.save_pretrained(scratch)
         encoder = PromptEncoder(Path(scratch))
         root = Path(world) if world else Path(scratch) / "world"
         train_set, eval_set = _load_world(root, chosen, encoder, say)
@@ -193,8 +195,9 @@ def learn_to_see(
     say: Report,
 ) -> None:
     """Stage 1: the vision tower learns which shapes are in view in each second."""
-    tower = model.model.visual
-    width = model.config.vision_config.out_hidden_size
+    family = architecture_of(model.config)
+    tower = family.module(model, family.vision)
+    width = family.vision_settings(model.config).out_hidden_size
     probe = nn.Linear(width, len(NAMES))
     optimiser = _adamw([*tower.parameters(), *probe.parameters()], chosen)
     losses: list[float] = []
@@ -224,7 +227,8 @@ def learn_to_answer(
     """Stage 2: the whole model learns to answer. Returns the mean loss of the last 50 steps."""
     trees = TreeModel(model, tokenizer)
     pointing = Pointing(model, tokenizer, chosen.inside_layer)
-    tower = list(model.model.visual.parameters())
+    family = architecture_of(model.config)
+    tower = list(family.module(model, family.vision).parameters())
     in_tower = {id(weight) for weight in tower}
     others = [w for w in model.parameters() if id(w) not in in_tower] + list(pointing.parameters())
     optimiser = _adamw(others, chosen)

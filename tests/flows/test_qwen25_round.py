@@ -108,6 +108,7 @@ def test_vllm_tells_two_lengths_of_the_same_frames_apart(tmp_path: Any, tiny_wor
     from dataclasses import replace
 
     from opd_core.alignment import Gate, probe
+    from opd_core.architectures import QWEN2_5_VL
     from opd_core.tree_model import TreeModel, load_model
 
     config = make_config(tmp_path, tiny_world, kind="qwen2_5_vl")
@@ -133,7 +134,7 @@ def test_vllm_tells_two_lengths_of_the_same_frames_apart(tmp_path: Any, tiny_wor
     with opened_engine(config, "vllm", config.student.path, "float32", encoder) as engine:
         asked = [[Request(i.example.example_id, i.prompt, (1, 2))] for i in items]
         answers = engine.sample(asked, SamplingParams(8))
-    gate = Gate(encoder.prompts.tokenizer, 8, encoder.prompts.positions)
+    gate = Gate(encoder.prompts.tokenizer, 8, QWEN2_5_VL, encoder.prompts.positions)
     assert gate.check("vllm", items, answers) == {}
     model = TreeModel(load_model(config.student.path, "float32"), encoder.prompts.tokenizer)
     for i in items:

@@ -124,11 +124,12 @@ def test_rollouts_are_named_seeded_and_stamped_by_the_policy_that_sampled(
 def test_tokens_and_log_probs_belong_together(run: Run) -> None:
     from transformers import AutoProcessor
 
-    from opd_core.vocabulary import VISION_TOKENS, excluded_token_ids
+    from opd_core.architectures import QWEN3_VL
+    from opd_core.vocabulary import excluded_token_ids
 
     tokenizer = AutoProcessor.from_pretrained(run.policy(2).path).tokenizer
-    excluded = set(excluded_token_ids(tokenizer, len(tokenizer)))
-    assert {tokenizer.convert_tokens_to_ids(t) for t in VISION_TOKENS} <= excluded
+    excluded = set(excluded_token_ids(tokenizer, len(tokenizer), QWEN3_VL.placeholders))
+    assert {tokenizer.convert_tokens_to_ids(t) for t in QWEN3_VL.placeholders} <= excluded
     rollouts = {r.rollout_id: r for r in rows(run, "rollouts")}
     for r in rollouts.values():
         assert 0 < len(r.completion_token_ids) == len(r.sampling_logprobs) <= 8

@@ -10,6 +10,7 @@ import pytest
 from opd_core import rollout as rollouts
 from opd_core.agreement import bound_for
 from opd_core.alignment import Gate, probe, probe_engine
+from opd_core.architectures import QWEN3_VL
 from opd_core.config import load_config
 from opd_core.encoding import ExampleEncoder
 from opd_core.engines.hf import HFEngine
@@ -41,7 +42,7 @@ def items(config, encoder):
 
 @pytest.fixture
 def gate(encoder):
-    return Gate(encoder.prompts.tokenizer, NEW_TOKENS)
+    return Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
 
 
 def seen(item, **changes):
@@ -305,7 +306,7 @@ def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
 
 def test_other_seconds_or_positions_are_refused(encoder, items):
     item = items[0]
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     place = encoder.prompts.positions.answer_position(item.prompt.token_ids, item.prompt.vision)
     assert gate.prompt_fault(item, seen(item, answer_position=place)) is None
     fault = gate.prompt_fault(item, seen(item, answer_position=place - 1))
@@ -316,7 +317,7 @@ def test_other_seconds_or_positions_are_refused(encoder, items):
 
 
 def test_engines_say_where_their_answer_stands(encoder, engine, batch):
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     items = [item for video in batch for item in video]
     assert gate.check("hf", items, ask_engine(engine, batch)) == {}
 

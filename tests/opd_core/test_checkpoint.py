@@ -25,7 +25,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"])
 def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untied, in one file."""
     folder: Path = tmp_path_factory.mktemp(request.param) / "whole"

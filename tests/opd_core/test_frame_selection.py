@@ -176,7 +176,7 @@ def test_a_rule_is_read_from_a_processor(name, rule):
     expected = SizeRule(
         rule, processor.patch_size, 2, 2, shortest_edge=processor.size["shortest_edge"]
     )
-    assert SizeRule.of(processor) == expected
+    assert SizeRule.of(processor, expected.name) == expected
 
 
 def test_the_tiny_world_costs_twelve_tokens():

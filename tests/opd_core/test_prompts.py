@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Whether its template opens a thought -> a folder with the tiny world's processor."""
+    """Whether its template opens a thought -> a folder with the tiny world's processor, and the
+    family of a model."""
     torchvision_guard.install()
     from opd_core.tinyworld.models import build_processor
 
@@ -32,6 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
             processor.chat_template = processor.chat_template.replace(begins, begins + "<think>\\n")
         made[thinks] = tmp_path_factory.mktemp(f"thinks-{thinks}")
         processor.save_pretrained(made[thinks])
+        (made[thinks] / "config.json").write_text('{"model_type": "qwen3_vl"}')
     return made
 
 

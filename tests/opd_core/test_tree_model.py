@@ -1,8 +1,8 @@
 """One forward pass over trees equals one pass a sequence by plain transformers, and its gradients.
 
-For Qwen3-VL and Qwen2.5-VL of random weights, in float32 on the CPU. The reference calls the
-models as anyone would: input ids, pixels, token types, no mask; with positions counted by hand,
-because transformers' own continue text inside a Qwen2.5-VL video.
+For Qwen3-VL, its mixture of experts and Qwen2.5-VL, of random weights, in float32 on the CPU. The
+reference calls the models as anyone would: input ids, pixels, token types, no mask; with positions
+counted by hand, because transformers' own continue text inside a Qwen2.5-VL video.
 """
 
 import copy
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from opd_core import tree_attention
+from opd_core.architectures import ARCHITECTURES
 from opd_core.engines.hf import HFEngine
 from opd_core.prefix_tree import Pack, grow, pack
 from opd_core.prompts import EncodedPrompt, VisionInput
@@ -63,17 +64,19 @@ def qwen(kind: str) -> torch.nn.Module:
         "vision_end_token_id": END,
     }
     torch.manual_seed(0)
-    if kind == "qwen3_vl":
-        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
+    if kind != "qwen2_5_vl":
+        model_class = ARCHITECTURES[kind].load_class()
         vision = {
             "depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
             "out_hidden_size": 48, "num_position_embeddings": 16, "patch_size": 4,
             "deepstack_visual_indexes": [0],
         }  # fmt: skip
-        model = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
-        )
+        if kind == "qwen3_vl_moe":
+            # The balancing loss that the config asks for is of the model's own loss, not of ours.
+            text |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+                     "mlp_only_layers": [1], "output_router_logits": True}  # fmt: skip
+        config = model_class.config_class(text_config=text, vision_config=vision, **ids)
+        model = model_class(config)
     else:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -96,7 +99,7 @@ def video(kind: str, frames: int, height: int, width: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randn(frames * height * width, 3 * 2 * 4 * 4, generator=generator)
     pads = [VIDEO] * (height * width // 4)
-    if kind == "qwen3_vl":
+    if kind != "qwen2_5_vl":
         body = [t for f in range(frames) for t in [5, 6 + f, START, *pads, END]]
     else:
         body = [START, *pads * frames, END]
@@ -172,7 +175,7 @@ def separately(model, prompt, vision, completion, excluded) -> torch.Tensor:
     return logits.log_softmax(1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"])
 def models(request):
     plain = qwen(request.param)
     return request.param, TreeModel(copy.deepcopy(plain), Tokenizer()), plain

@@ -24,6 +24,7 @@ import torch
 
 from opd_core import rollout as rollouts
 from opd_core.alignment import Gate, probe
+from opd_core.architectures import QWEN3_VL
 from opd_core.encoding import ExampleEncoder
 from opd_core.engines.choice import opened_vllm
 from opd_core.engines.hf import HFEngine
@@ -90,7 +91,7 @@ def items(videos):
 
 
 def test_rollouts_pass_the_gate_and_agree_with_the_trainer(encoder, videos, answers, trainer):
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(videos), answers) == {}
     for item in items(videos):
         worst = probe(trainer, item, answers[item.example.example_id])
@@ -101,7 +102,7 @@ def test_a_batch_with_more_to_prefill_than_fits_a_step(config, encoder, engine):
     """On a CPU vLLM cannot prefill a seeded prompt in parts."""
     many = encode(encoder, config, 40)
     answers = engine.sample(requests(many, range(8)), SamplingParams(NEW_TOKENS))
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, encoder.prompts.positions)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(many), answers) == {}
     assert {len(samples) for samples in answers.values()} == {8}
 
@@ -179,7 +180,7 @@ def test_prompt_logprobs_agree_with_the_trainer(encoder, engine, videos, answers
         for video in videos
     ]
     scored = engine.score(asked, 8)
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     for item in items(videos):
         name = item.example.example_id
         samples = answers[name]
@@ -263,7 +264,7 @@ def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(engine, encoder, 
     assert isinstance(refused, Refused) and "Error" in refused.reason
     assert same_answers(found, {k: v for k, v in answers.items() if k != bad.key})
     (lost,) = [i for i in items(videos) if i.example.example_id == bad.key]
-    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS)
+    gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     faults = gate.check("vllm", items(videos), found | {bad.key: refused})
     assert faults == {lost.example.example_id: refused.reason}
     prompt = VLLMPrompt(bad.key, no_video, lost.clip, completions=((1, 2),))
@@ -344,6 +345,7 @@ def test_other_weights_are_named(config, tmp_path):
         shutil.rmtree(tmp_path, ignore_errors=True)
         tmp_path.mkdir()
         save_file(changed, tmp_path / "model.safetensors")
+        shutil.copyfile(config.student.path / "config.json", tmp_path / "config.json")
         _, fault = tools.compare_weights(str(tmp_path))
         assert fault.startswith(f"{damaged} differs by up to ")
 
@@ -445,7 +447,9 @@ def test_a_lora_policy_is_served(folder, tiny_world, how):
         LoraConfig(
             r=4,
             lora_alpha=8,
-            target_modules=_language_modules(model, ("q_proj", "v_proj", "gate_proj", "down_proj")),
+            target_modules=_language_modules(
+                model, QWEN3_VL, ("q_proj", "v_proj", "gate_proj", "down_proj")
+            ),
             base_model_name_or_path=str(base),
         )
     )

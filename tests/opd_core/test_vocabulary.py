@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from opd_core.architectures import QWEN3_VL
 from opd_core.types import VideoOPDError
 from opd_core.vocabulary import check_same_vocabulary, excluded_token_ids
 
@@ -18,7 +19,7 @@ class Tokenizer:
 
 def test_vision_placeholders_and_rows_without_a_token_are_excluded():
     tokenizer = Tokenizer({"a": 0, "<|video_pad|>": 2, "b": 3, "<|image_pad|>": 5})
-    assert excluded_token_ids(tokenizer, 8) == (1, 2, 4, 5, 6, 7)
+    assert excluded_token_ids(tokenizer, 8, QWEN3_VL.placeholders) == (1, 2, 4, 5, 6, 7)
 
 
 def folder(path, vocabulary, added=()):

@@ -6,11 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from opd_core.architectures import ARCHITECTURES, QWEN3_VL
 from opd_core.config import Config, load_config
 from opd_core.types import GroundingExample
 from tests.tiny_config import as_toml, tiny_settings
 
-Kind = Literal["qwen3_vl", "qwen2_5_vl"]
+Kind = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
 
 
 def make_model(folder: Path, role: str = "student", seed: int = 0, kind: Kind = "qwen3_vl") -> Path:
@@ -20,24 +21,23 @@ def make_model(folder: Path, role: str = "student", seed: int = 0, kind: Kind = 
     """
     import torch
 
-    model, processor = _parts(role, seed) if kind == "qwen3_vl" else _parts_2_5(role, seed)
+    model, processor = _parts_2_5(role, seed) if kind == "qwen2_5_vl" else _parts(role, seed, kind)
     from opd_core.tinyworld.models import save_model
-    from opd_core.vocabulary import VISION_TOKENS
 
     if not folder.exists():
         with torch.no_grad():
-            for token in VISION_TOKENS:
+            for token in QWEN3_VL.placeholders:
                 row = processor.tokenizer.convert_tokens_to_ids(token)
                 model.model.language_model.embed_tokens.weight[row] *= 20
         save_model(model, processor, folder)
     return folder
 
 
-def _parts(role: str, seed: int) -> tuple[Any, Any]:
+def _parts(role: str, seed: int, kind: str) -> tuple[Any, Any]:
     from opd_core.tinyworld.models import build_model
 
     processor = _processor()
-    return build_model(role, processor.tokenizer, seed), processor  # type: ignore[arg-type]
+    return build_model(role, processor.tokenizer, seed, ARCHITECTURES[kind]), processor  # type: ignore[arg-type]
 
 
 def _parts_2_5(role: str, seed: int) -> tuple[Any, Any]:
