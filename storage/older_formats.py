@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from opd_core.types import VideoOPDError
 from storage import locks
+from storage.columns import Column
 from storage.files import disk_troubles, write_json
-from storage.schemas import RETIRED, SCHEMA_VERSION, TABLES, Column, TableSpec
+from storage.schemas import RETIRED, SCHEMA_VERSION, TABLES, TableSpec
 
 if TYPE_CHECKING:
     import lance

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from opd_core.types import Span, UpdateStep, VideoOPDError
-from storage.schemas import STEP, TableSpec, span_columns
+from storage.columns import columns_of, span_columns
+from storage.schemas import TableSpec
 
 Record = TypeVar("Record")
 
@@ -71,7 +72,7 @@ def _fields(record: Any) -> tuple[tuple[str, bool], ...]:
 
 
 def _as_dict(step: UpdateStep) -> dict[str, Any]:
-    return {field.name: getattr(step, field.name) for field in STEP}
+    return {column.name: getattr(step, column.name) for column in columns_of(UpdateStep)}
 
 
 def _array(spec: TableSpec, field: pa.Field, values: list[Any]) -> pa.Array:

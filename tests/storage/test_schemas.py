@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import NoneType
-from typing import get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pytest
 
 from opd_core import types
 from opd_core.types import Span, UpdateStep
-from storage.schemas import PROVENANCE, SCHEMA_VERSION, STEP, TABLES, span_columns
+from storage.columns import columns_of, span_columns, struct_of
+from storage.schemas import PROVENANCE, SCHEMA_VERSION, TABLES
 
 # What each format looks like on disk. A change here is a new SCHEMA_VERSION: add a line.
 FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "ff42bb4b32aa644a"}
@@ -60,7 +61,28 @@ def test_columns_are_the_fields_of_the_record(spec):
 
 
 def test_steps_are_the_fields_of_an_update_step():
-    assert {f.name: (kind_of(f.type), f.nullable) for f in STEP} == expected_columns(UpdateStep)
+    assert {
+        f.name: (kind_of(f.type), f.nullable) for f in struct_of(UpdateStep)
+    } == expected_columns(UpdateStep)
+
+
+@dataclass
+class Undescribed:
+    a: int
+
+
+@dataclass
+class Odd:
+    a: Annotated[bytes, "What."]
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [(Undescribed, "a has no description"), (Odd, "no column holds a .*bytes")],
+)
+def test_a_field_that_is_no_column_is_refused(record, problem):
+    with pytest.raises(TypeError, match=problem):
+        columns_of(record)
 
 
 def test_every_record_has_a_table():
