@@ -13,20 +13,20 @@ from flows.prepare import Work, WorkLeft, opened
 from flows.rerun import refuse_stale_inputs
 from flows.summaries import StageSummary
 from opd_core.config import load_config
-from storage.policies import PolicyRef
+from opd_core.types import Policy
 from storage.run_folder import RUN_FILE
 
 Alone = Callable[..., StageSummary]
 """(work, policy, force) -> what was done."""
 
 
-def _evaluate(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+def _evaluate(work: Work, policy: Policy, force: bool) -> StageSummary:
     summary = stages.evaluate(work, policy, force)
     (every,) = groups(of_policy(work.run, policy.version))
     return summary.noting(answers=every.examples, **numbers(every))
 
 
-def _rollout(work: Work, policy: PolicyRef, force: bool) -> StageSummary:
+def _rollout(work: Work, policy: Policy, force: bool) -> StageSummary:
     stages.validate(work, policy)  # asked first: on its answers depends what is sampled
     return stages.rollout(work, policy, force)
 

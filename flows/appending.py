@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from opd_core.types import QuarantinedItem
 
 if TYPE_CHECKING:
-    from opd_core.rollout import Batch
+    from opd_core.types import Batch
     from storage.run import Run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -37,7 +37,7 @@ def videos(run: Run, share: float, generator: random.Random) -> Checked:
         paths = sorted({e.video_path for e, _ in rows})
         chosen = set(generator.sample(paths, max(1, round(share * len(paths)))))
         rows = [row for row in rows if row[0].video_path in chosen]
-        for compared in prompts_again(config_of(run, digest), _policy(run, 0), rows):
+        for compared in prompts_again(config_of(run, digest), run.policy(0), rows):
             _unchanged(run, compared)
             count += compared.rollouts
         files |= chosen
@@ -56,9 +56,9 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
         asked = set(lost.collect()["item_id"])  # they had a place in a batch, too
         rows = grouped(run, version, run.read("rollouts", Rollout, this), asked)
         config = config_of(run, config_hash_of(run, "rollouts", version))
-        sampler = _policy(run, version)
+        sampler = run.policy(version)
         if config.rollout.source == "teacher":
-            from opd_core.rollout import Policy
+            from opd_core.types import Policy
 
             sampler = Policy(version, config.teacher.path, row["teacher_hash"])
         again = sampled_again(config, sampler, rows, share, generator, tolerance)
@@ -70,7 +70,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
 def scored(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:
     """A random share of each committed round that was scored, scored again by its teacher."""
     from opd_core.deep_audit import scored_again
-    from opd_core.rollout import Policy
+    from opd_core.types import Policy
 
     compared = []
     for row in store.settled(run):
@@ -129,10 +129,3 @@ def _unchanged(run: Run, compared: Comparison) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _policy(run: Run, version: int) -> Any:
-    from opd_core.rollout import Policy
-
-    ref = run.policy(version)
-    return Policy(ref.version, ref.path, ref.weights_hash)

@@ -111,7 +111,8 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
     faults: list[QuarantinedItem] = []
     if missing := len(set(asked) - done):
         work.about_to_work()
-        from opd_core.rollout import Policy, evaluate_model
+        from opd_core.rollout import evaluate_model
+        from opd_core.types import Policy
 
         model = Policy(0, folder, digest)
         with progress("evaluate", missing) as advance:

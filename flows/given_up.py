@@ -10,11 +10,11 @@ import polars as pl
 
 from flows.prepare import Work
 from opd_core.faults import DURATION, NEXT_ROUND, OF_THE_SETTINGS, ONE_MORE_ROUND
-from storage.policies import PolicyRef
+from opd_core.types import Policy
 from storage.present import CORRECTED
 
 
-def given_up(work: Work, policy: PolicyRef) -> set[str]:
+def given_up(work: Work, policy: Policy) -> set[str]:
     """What the round that samples from `policy` does not draw.
 
     By rows of `quarantine` in force, and superseded ones that nothing has refuted: a rerun that got

@@ -18,11 +18,10 @@ from opd_core.config import Config, load_config
 from opd_core.continuation import continuation
 from opd_core.curriculum import needs_predictions
 from opd_core.question_key import prediction_question
-from opd_core.types import VideoOPDError
+from opd_core.types import Policy, VideoOPDError
 from opd_core.video_presence import refuse_missing_folder
 from storage import damage, locks
 from storage.frames import FrameStore, usage
-from storage.policies import PolicyRef
 from storage.run import Run
 from storage.run_folder import (
     check_place,
@@ -71,7 +70,7 @@ class Work:
             & (pl.col("question_hash") == self.question_hash)
         )
 
-    def policy(self, version: int | None = None) -> PolicyRef:
+    def policy(self, version: int | None = None) -> Policy:
         """The current policy, or an earlier one."""
         current = self.run.current_policy()
         if version is None or version == current.version:
@@ -83,7 +82,7 @@ class Work:
             )
         return self.run.policy(version)
 
-    def policy_at(self, stage: str, round: int | None) -> PolicyRef:
+    def policy_at(self, stage: str, round: int | None) -> Policy:
         """What a stage of a round works with: round k samples from policy k - 1, makes policy k
         and evaluates that. Of no round in particular: the current policy."""
         if round is None:
@@ -97,7 +96,7 @@ class Work:
             )
         return self.policy(policy_version_of(stage, round))
 
-    def continuation(self, policy: PolicyRef) -> str | None:
+    def continuation(self, policy: Policy) -> str | None:
         """Why training on from this policy begins with a new optimiser; None: it goes on.
 
         Raises `VideoOPDError` where the config would not train what it says: asked before a round
@@ -107,7 +106,7 @@ class Work:
         section = None if earlier is None else earlier["update"]
         return continuation(self.config, policy.path, policy.version, section)
 
-    def policy_of_round(self) -> PolicyRef:
+    def policy_of_round(self) -> Policy:
         """The policy that the round to work on samples from.
 
         The newest committed one; or its parent while the round that committed it, killed after

@@ -8,7 +8,7 @@ config that the round was scored with, or the one that it is given (paths may ha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 from rich import box
@@ -20,7 +20,7 @@ from flows.progress import is_quiet, progress
 from flows.report import console
 from flows.rerun import begin, refuse_stale_inputs
 from opd_core.config import Config
-from opd_core.types import Rollout, VideoOPDError
+from opd_core.types import Policy, Rollout, VideoOPDError
 from storage.audit import BrokenLink
 from storage.run import Run
 
@@ -109,9 +109,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     return divergences.added
 
 
-def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Any:
-    from opd_core.rollout import Policy
-
+def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Policy:
     ref = run.policy(version)
     for rollout in rollouts:
         if rollout.policy_hash != ref.weights_hash:
@@ -119,7 +117,7 @@ def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Any:
                 f"rollout {rollout.rollout_id} was sampled by weights {rollout.policy_hash} and "
                 f"policy {version} has {ref.weights_hash}; restore the run from a copy"
             )
-    return Policy(ref.version, ref.path, ref.weights_hash)
+    return ref
 
 
 def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str, Kept]]:

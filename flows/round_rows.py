@@ -16,6 +16,7 @@ from opd_core import curriculum
 from opd_core.types import (
     Draw,
     GroundingExample,
+    Policy,
     QuarantinedItem,
     Rollout,
     TeacherScore,
@@ -23,14 +24,13 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
-from storage.policies import PolicyRef
 
 
-def of_round(policy: PolicyRef) -> pl.Expr:
+def of_round(policy: Policy) -> pl.Expr:
     return pl.col("policy_version") == policy.version
 
 
-def drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+def drawn(work: Work, policy: Policy) -> list[GroundingExample]:
     """The round's examples in the order of the draw."""
     draws = work.run.read("draws", Draw, of_round(policy))
     if not draws:
@@ -40,7 +40,7 @@ def drawn(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     return [examples[d.example_id] for d in sorted(draws, key=lambda d: d.position)]
 
 
-def gone(work: Work, policy: PolicyRef) -> set[str]:
+def gone(work: Work, policy: Policy) -> set[str]:
     """Ids of drawn examples that the training annotations no longer hold. The draw stays what it
     was, and nothing more is done with them."""
     drawn_ids = work.run.draws().filter(of_round(policy)).select("example_id").collect()
@@ -54,7 +54,7 @@ def eval_examples(work: Work) -> list[GroundingExample]:
     return examples[: work.config.evaluate.max_examples]
 
 
-def needed(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+def needed(work: Work, policy: Policy) -> list[GroundingExample]:
     """As `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
     examples = drawn(work, policy)
     if not examples:
@@ -65,7 +65,7 @@ def needed(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     return examples
 
 
-def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
+def trainable(work: Work, policy: Policy) -> list[GroundingExample]:
     """Drawn examples of a reliable teacher that nothing is wrong with, in the order of the draw."""
     examples = needed(work, policy)
     if not curriculum.needs_predictions(work.config.focus):
@@ -84,14 +84,14 @@ def trainable(work: Work, policy: PolicyRef) -> list[GroundingExample]:
     return usable
 
 
-def rollouts(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+def rollouts(work: Work, policy: Policy) -> pl.LazyFrame:
     """The round's, of examples that are still annotated."""
     columns = ("rollout_id", "example_id", "policy_version", "student_iou")
     mine = work.run.rollouts().filter(of_round(policy)).select(columns)
     return mine.filter(~pl.col("example_id").is_in(list(gone(work, policy))))
 
 
-def scores(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+def scores(work: Work, policy: Policy) -> pl.LazyFrame:
     mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
     return work.run.teacher_scores().filter(mine)
 
@@ -101,7 +101,7 @@ def needs_scores(work: Work) -> bool:
     return work.config.needs_teacher_scores or curriculum.needs_scores(work.config.focus)
 
 
-def scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
+def scores_of(work: Work, policy: Policy) -> dict[str, TeacherScore]:
     """The round's scores by rollout id, where the objective or the selection needs them."""
     if not needs_scores(work):
         return {}
@@ -112,28 +112,28 @@ def scores_of(work: Work, policy: PolicyRef) -> dict[str, TeacherScore]:
     return {s.rollout_id: s for s in rows}
 
 
-def candidates(work: Work, policy: PolicyRef) -> list[str]:
+def candidates(work: Work, policy: Policy) -> list[str]:
     return curriculum.candidates(
         rollouts(work, policy), work.predictions(), work.config.focus, focus_seed(work, policy)
     )
 
 
-def focus_seed(work: Work, policy: PolicyRef) -> int:
+def focus_seed(work: Work, policy: Policy) -> int:
     return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
 
 
-def reverse_kls(work: Work, policy: PolicyRef) -> pl.LazyFrame:
+def reverse_kls(work: Work, policy: Policy) -> pl.LazyFrame:
     answers = work.run.rollouts().filter(of_round(policy)).select("rollout_id", "sampling_logprobs")
     scored = scores(work, policy).select("rollout_id", "teacher_logprobs")
     return curriculum.mean_reverse_kls(answers, scored)
 
 
-def set_aside(work: Work, policy: PolicyRef) -> list[QuarantinedItem]:
+def set_aside(work: Work, policy: Policy) -> list[QuarantinedItem]:
     """What the round could not use, in the order in which that was found."""
     return work.run.read("quarantine", QuarantinedItem, of_round(policy))
 
 
-def quarantined(work: Work, policy: PolicyRef, stage: str, but: Collection[str] = ()) -> set[str]:
+def quarantined(work: Work, policy: Policy, stage: str, but: Collection[str] = ()) -> set[str]:
     """What a stage of the round has given up; not for a fault of the kinds `but`."""
     rows = (row for row in set_aside(work, policy) if row.stage == stage)
     return {row.item_id for row in rows if row.kind not in but}
@@ -145,7 +145,7 @@ def selected_of(selections: pl.DataFrame, examples: set[str]) -> set[str]:
 
 
 def left_out_by(
-    work: Work, policy: PolicyRef, examples: set[str], chosen: pl.DataFrame
+    work: Work, policy: Policy, examples: set[str], chosen: pl.DataFrame
 ) -> pl.DataFrame:
     """Rows in the columns of `chosen` for the round's rollouts of examples that are gone."""
     rows = work.run.rollouts().filter(of_round(policy)).filter(
@@ -161,7 +161,7 @@ def left_out_by(
     return rows.select(chosen.columns).cast(chosen.schema)
 
 
-def check_complete(work: Work, policy: PolicyRef) -> None:
+def check_complete(work: Work, policy: Policy) -> None:
     """Focus decides once: raise while rollouts of the round are still to come."""
     unusable = quarantined(work, policy, "rollout")
     expected = {
@@ -178,7 +178,7 @@ def check_complete(work: Work, policy: PolicyRef) -> None:
         )
 
 
-def why_none(work: Work, policy: PolicyRef) -> str:
+def why_none(work: Work, policy: Policy) -> str:
     """Why a round has no rollouts, and the fix."""
     config = config_words(work.run)
     if removed := gone(work, policy):

@@ -23,7 +23,7 @@ from storage.run import Run
 
 if TYPE_CHECKING:
     from flows.prepare import Work
-    from opd_core.rollout import Batch
+    from opd_core.types import Batch
 
 ROWS_AT_ONCE = 512
 ROWS_WITH_HIDDEN_STATES = 16

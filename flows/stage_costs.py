@@ -31,7 +31,7 @@ from opd_core import token_count
 if TYPE_CHECKING:
     from flows.prepare import Work
     from flows.summaries import StageSummary
-    from storage.policies import PolicyRef
+    from opd_core.types import Policy
 
 COSTS_FILE = "costs.jsonl"
 """In the folder of the run."""
@@ -67,7 +67,7 @@ def measured(function: Callable[..., StageSummary]) -> Callable[..., StageSummar
     """A stage that tells the recording, if there is one, what it cost."""
 
     @functools.wraps(function)
-    def stage(work: Work, policy: PolicyRef, *args: Any, **kwargs: Any) -> StageSummary:
+    def stage(work: Work, policy: Policy, *args: Any, **kwargs: Any) -> StageSummary:
         if _recorder is None:
             return function(work, policy, *args, **kwargs)
         with _recorder.stage(function.__name__, policy.version):

@@ -34,6 +34,7 @@ from opd_core import curriculum
 from opd_core.faults import NEXT_ROUND
 from opd_core.types import (
     Draw,
+    Policy,
     Rollout,
     Selection,
     Update,
@@ -43,7 +44,6 @@ from opd_core.types import (
 )
 from opd_core.video_presence import refuse_missing
 from storage.files import disk_troubles
-from storage.policies import PolicyRef
 
 R = TypeVar("R")
 
@@ -82,7 +82,7 @@ stage = Stage
 
 
 @stage
-def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def draw(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """Choose the round's examples: seeded by the policy's version, kept in `draws`.
 
     Each forced draw has a seed of its own.
@@ -127,7 +127,7 @@ def draw(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 
 @stage
-def validate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def validate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """The teacher's own answers to the drawn examples (TRPV): once an example, teacher, question.
 
     None where the curriculum needs none; those that `teacher.cache` has are copied. They belong to
@@ -167,7 +167,7 @@ def validate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
 
 
 @stage
-def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """The policy's answers to the drawn examples on which the teacher is reliable.
 
     Of a baseline: the teacher's, or the truth (`rollout.source`).
@@ -198,13 +198,13 @@ def rollout(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
         {example_id for rollout_id, example_id in wanted.items() if rollout_id not in done}
     )
     from_teacher = work.config.rollout.source == "teacher"
-    sampler = _teacher(work, policy) if from_teacher else _policy(policy)
+    sampler = _teacher(work, policy) if from_teacher else policy
     batches = sample_rollouts(work.config, sampler, examples, done)
     return _append_batches(work, policy, "rollout", "rollouts", batches, missing)
 
 
 @stage
-def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """The teacher's log-probs of the rollouts that focus can still select.
 
     A score of the same content, from another round or run, is copied instead (`score_cache.py`),
@@ -255,7 +255,7 @@ def score(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 
 @stage
-def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def focus(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     began = time.perf_counter()
     refuse_stale_inputs(work.run, "focus", policy.version)
@@ -328,7 +328,7 @@ def focus(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 
 @stage
-def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """Train on the selection and commit the next policy; the row in `updates` comes last.
 
     Begun again in a past round, it supersedes all that was made with later policies.
@@ -379,7 +379,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
     with progress("update", steps) as advance, disk_troubles(run.path):
         result = update_student(
             work.config,
-            _policy(policy),
+            policy,
             trained,
             staging,
             lambda _: advance(1),
@@ -416,7 +416,7 @@ def update(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
 
 
 @stage
-def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary:
+def evaluate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """Greedy answers of a policy to the eval split."""
     began = time.perf_counter()
     begin(work.run, "evaluate", policy.version, force)
@@ -431,13 +431,13 @@ def evaluate(work: Work, policy: PolicyRef, force: bool = False) -> StageSummary
     work.about_to_work()
     from opd_core.rollout import evaluate as answer
 
-    batches = answer(work.config, _policy(policy), examples, done)
+    batches = answer(work.config, policy, examples, done)
     return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)
 
 
 def _append_batches(
     work: Work,
-    policy: PolicyRef,
+    policy: Policy,
     name: str,
     table: str,
     batches: Iterable[Any],
@@ -457,14 +457,6 @@ def _append_batches(
     return summary.noting(quarantined=rows.quarantined or None)
 
 
-def _policy(ref: PolicyRef) -> Any:
-    from opd_core.rollout import Policy
-
-    return Policy(ref.version, ref.path, ref.weights_hash)
-
-
-def _teacher(work: Work, policy: PolicyRef) -> Any:
+def _teacher(work: Work, policy: Policy) -> Policy:
     """The teacher as something that answers; its version is the round it works for."""
-    from opd_core.rollout import Policy
-
     return Policy(policy.version, work.config.teacher.path, work.teacher_hash)

@@ -17,11 +17,12 @@ from opd_core.agreement import EXACT, Bound, bound_for, served_dtype
 from opd_core.config import Config
 from opd_core.encoding import ExampleEncoder, cut_at_videos
 from opd_core.engines.hf import HFEngine
-from opd_core.rollout import Policy, sample_rollouts
+from opd_core.rollout import sample_rollouts
 from opd_core.scoring import VIDEOS_PER_BATCH, score_rollouts
 from opd_core.tree_model import choose_device, set_threads
 from opd_core.types import (
     GroundingExample,
+    Policy,
     Rollout,
     TeacherScore,
     VideoOPDError,
@@ -61,7 +62,7 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
 
     Sentences of one video are neighbours in `rows`. A video that cannot be read is a difference.
     """
-    encoder = ExampleEncoder(config, policy.folder)
+    encoder = ExampleEncoder(config, policy.path)
     kept = {example.example_id: answers for example, answers in rows}
     batches = list(cut_at_videos([e for e, _ in rows], config.rollout.prompts_per_batch))
     for batch in encoder.encode_batches(batches, "audit", policy.version):

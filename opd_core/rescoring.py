@@ -22,10 +22,9 @@ from opd_core.divergences import Divergences, divergences
 from opd_core.encoding import ExampleEncoder, cut_at_videos
 from opd_core.lm_head import load_lm_head
 from opd_core.prefix_tree import fill, pack
-from opd_core.rollout import Batch, Policy
 from opd_core.scoring import VIDEOS_PER_BATCH, rollout_tree
 from opd_core.tree_model import TreeModel, choose_device, load_model
-from opd_core.types import Divergence, GroundingExample, Rollout, VideoOPDError
+from opd_core.types import Batch, Divergence, GroundingExample, Policy, Rollout, VideoOPDError
 
 ROWS_PER_CHUNK = 128
 """Rows whose two distributions exist at once: 8 temporaries of 78 MB at a vocabulary of 150,000."""
@@ -59,11 +58,11 @@ def rescore(
     """
     if not work:
         return
-    encoder = ExampleEncoder(config, policy.folder)
+    encoder = ExampleEncoder(config, policy.path)
     device = choose_device(config.machine.device)
     head_VD = load_lm_head(config.teacher.path, config.teacher.dtype, device)
     model = TreeModel(
-        load_model(policy.folder, config.student.dtype, device),
+        load_model(policy.path, config.student.dtype, device),
         encoder.prompts.tokenizer,
         ROWS_PER_CHUNK,
     )

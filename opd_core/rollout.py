@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from opd_core import faults
 from opd_core.alignment import Gate, probe_engine
@@ -23,9 +22,11 @@ from opd_core.own_prompt import template_of
 from opd_core.protocols import judged
 from opd_core.sampling import Engine, Refused, Request, Sample, SamplingParams
 from opd_core.types import (
+    Batch,
     Evaluation,
     GroundingExample,
     ModelEvaluation,
+    Policy,
     QuarantinedItem,
     Rollout,
     TeacherPrediction,
@@ -34,23 +35,6 @@ from opd_core.types import (
 )
 
 Record = TypeVar("Record")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Weights that answer: a student's version, or the teacher."""
-
-    version: int
-    folder: Path
-    weights_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[Record]):
-    records: tuple[Record, ...]
-    quarantined: tuple[QuarantinedItem, ...]
-    examples: int
-    """Examples with which this batch has dealt; those that were already done are not counted."""
 
 
 def sample_rollouts(
@@ -156,7 +140,7 @@ def predict(
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
-            teacher_id=teacher.folder.name,
+            teacher_id=teacher.path.name,
             teacher_hash=teacher.weights_hash,
             question_hash=question_hash,
             text=text,
@@ -237,7 +221,7 @@ def evaluate_model(
         for answer in batch.records:
             content = {f.name: getattr(answer, f.name) for f in fields(answer)}
             digest, _ = content.pop("policy_hash"), content.pop("policy_version")
-            records.append(ModelEvaluation(digest, question_hash, model.folder.name, **content))
+            records.append(ModelEvaluation(digest, question_hash, model.path.name, **content))
         faults = tuple(
             replace(item, stage="evaluate model", policy_version=None) for item in batch.quarantined
         )
@@ -282,12 +266,12 @@ def _answer(
         for batch in cut_at_videos(examples, work.prompts_per_batch)
         if any(e.example_id in needed for e in batch)
     ]
-    encoder = ExampleEncoder(config, work.policy.folder)
+    encoder = ExampleEncoder(config, work.policy.path)
     prompts = encoder.prompts
     gate = Gate(
         prompts.tokenizer, work.params.max_new_tokens, prompts.architecture, prompts.positions
     )
-    with opened_engine(config, work.engine, work.policy.folder, work.dtype, encoder) as engine:
+    with opened_engine(config, work.engine, work.policy.path, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
         room = room_for(config, work.engine, encoder, work.params.max_new_tokens)
         batches = encoder.encode_batches(
@@ -306,7 +290,7 @@ def _answer(
             answers = {k: a for k, a in given.items() if not isinstance(a, Refused)}
             fit = [i for i in items if i.example.example_id not in faulty]
             if work.probed and fit and not asked.mismatches:
-                folder, dtype = work.policy.folder, work.dtype
+                folder, dtype = work.policy.path, work.dtype
                 found = probe_engine(config, folder, dtype, encoder, engine, fit[0], answers, fit)
                 asked.mismatches.update(found)
             quarantined = [

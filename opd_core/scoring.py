@@ -23,12 +23,13 @@ from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.engines.choice import room_for
 from opd_core.prefix_tree import PrefixTree, fill, grow, pack
 from opd_core.prompts import load_processor, processor_hash, shared_vision
-from opd_core.rollout import Batch, Policy
 from opd_core.score_key import content_hash
 from opd_core.tree_attention import NAME as ATTENTION
 from opd_core.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import (
+    Batch,
     GroundingExample,
+    Policy,
     QuarantinedItem,
     Rollout,
     TeacherScore,
@@ -53,7 +54,7 @@ def score_rollouts(
     """
     if not work:
         return
-    encoder = ExampleEncoder(config, teacher.folder)
+    encoder = ExampleEncoder(config, teacher.path)
     rollouts = {example.example_id: list(answers) for example, answers in work}
     batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
     with opened_scorer(config, teacher, encoder, rollouts) as score_videos:
@@ -100,14 +101,14 @@ def opened_scorer(
         from opd_core.engines.scores import score_with_vllm
 
         with opened_vllm(
-            config, teacher.folder, config.teacher.dtype, encoder, _longest(rollouts)
+            config, teacher.path, config.teacher.dtype, encoder, _longest(rollouts)
         ) as engine:
             yield lambda videos, refused: score_with_vllm(
                 engine, config, teacher, encoder, videos, rollouts, scorer, refused
             )
         return
     model = TreeModel(
-        load_model(teacher.folder, config.teacher.dtype, choose_device(config.machine.device)),
+        load_model(teacher.path, config.teacher.dtype, choose_device(config.machine.device)),
         encoder.prompts.tokenizer,
         config.update.completion_rows_per_chunk,
     )
@@ -227,7 +228,7 @@ def _score_trees(
             yield TeacherScore(
                 rollout_id=row.rollout_id,
                 policy_version=rollout.policy_version,
-                teacher_id=teacher.folder.name,
+                teacher_id=teacher.path.name,
                 teacher_hash=teacher.weights_hash,
                 teacher_logprobs=row.logprobs_T.tolist(),
                 topk_token_ids=None if kept is None else kept[0].tolist(),

@@ -36,13 +36,13 @@ from opd_core.file_modes import give_umask_modes
 from opd_core.importance import Importance
 from opd_core.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.prefix_tree import Pack, PrefixTree, fill, pack
-from opd_core.rollout import Policy
 from opd_core.scoring import rollout_tree
 from opd_core.step_record import FirstStep, StepRecord
 from opd_core.training_loss import Chunk, Fact, TrainingLoss, facts_of
 from opd_core.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import (
     GroundingExample,
+    Policy,
     Rollout,
     TeacherScore,
     TrainedRollout,
@@ -95,7 +95,7 @@ def update_student(
     """
     _check_on_policy(config, parent, work)
     settings = config.update
-    encoder = ExampleEncoder(config, parent.folder)
+    encoder = ExampleEncoder(config, parent.path)
     tokenizer = encoder.prompts.tokenizer
     begins = parent.version == 0 or restart_optimizer
     student = _Student(config, parent, tokenizer, base, begins)
@@ -158,7 +158,7 @@ def update_student(
             )
         )
         on_step(steps[-1])
-    student.save(staging, parent.folder)
+    student.save(staging, parent.path)
     tokens = sum(len(rollout.student_logprobs) for rollout in trained.values())
     return UpdateResult(tuple(steps), tuple(trained.values()), tokens, first_step, stopped)
 
@@ -208,9 +208,9 @@ class _Student:
     ) -> None:
         self._settings = settings = config.update
         self._device = choose_device(config.machine.device)
-        model = load_model(parent.folder, "float32", self._device)
+        model = load_model(parent.path, "float32", self._device)
         torch.manual_seed(make_seed(config.run.seed, "update", parent.version, "", 0))
-        self.trainable = _choose_trainable(model, config, parent.folder)
+        self.trainable = _choose_trainable(model, config, parent.path)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -237,7 +237,7 @@ class _Student:
         )
         self._steps_done = 0
         if not begins:
-            self._go_on(parent.folder / OPTIMIZER_FILE)
+            self._go_on(parent.path / OPTIMIZER_FILE)
 
     def _go_on(self, path: Path) -> None:
         """Takes over the optimiser's state; what the config says of it holds from now on."""

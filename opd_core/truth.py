@@ -14,8 +14,7 @@ from opd_core.encoding import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.engines.choice import room_for
 from opd_core.grounding import answer_iou
 from opd_core.own_prompt import template_of
-from opd_core.rollout import Batch, Policy
-from opd_core.types import GroundingExample, Rollout, make_rollout_id, make_seed
+from opd_core.types import Batch, GroundingExample, Policy, Rollout, make_rollout_id, make_seed
 
 SOURCE = "truth"
 
@@ -36,7 +35,7 @@ def truth_rollouts(
         for batch in cut_at_videos(examples, config.rollout.prompts_per_batch)
         if any(wanted(e) for e in batch)
     ]
-    encoder = ExampleEncoder(config, policy.folder)
+    encoder = ExampleEncoder(config, policy.path)
     room = room_for(config, "hf", encoder, config.rollout.max_new_tokens)
     batches = encoder.encode_batches(
         plan, "rollout", policy.version, asks=True, room=room, among=examples

@@ -20,7 +20,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from pathlib import Path
+from typing import Annotated, Generic, NamedTuple, TypeVar
+
+Record = TypeVar("Record")
 
 FLOAT64 = "float64"
 """Beside a description: lists of numbers are stored in 32 bits, these are not."""
@@ -28,6 +31,21 @@ FLOAT64 = "float64"
 
 class VideoOPDError(Exception):
     """An error a user can cause. Its text is one sentence that names the thing and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Weights that answer: one version of the student's, or the teacher's in a round."""
+
+    version: int
+    path: Path
+    """Checkpoint folder, absolute."""
+    weights_hash: str
+
+    @property
+    def round(self) -> int:
+        """Number of the round that samples from it, which makes the next policy."""
+        return self.version + 1
 
 
 class Span(NamedTuple):
@@ -51,7 +69,9 @@ class GroundingExample:
     ]
     duration: Annotated[float, "Length of the video as annotated, s."]
     query: Annotated[str, "The sentence to ground."]
-    span: Annotated[Span, "the first span, s."]
+    span: Annotated[
+        Span, "the first true span, s: what one answer is trained towards, where a loss needs one."
+    ]
     source: Annotated[str, "Data set the annotation came from."]
     split: Annotated[str, "`train` or `eval`."]
     other_spans: Annotated[
@@ -434,11 +454,11 @@ class Update:
     ] = None
     logprob_bound: Annotated[
         float | None,
-        "Nats that `max_logprob_mismatch` was held against (`agreement.py`);",
+        "Nats that `max_logprob_mismatch` was held against (`agreement.py`).",
     ] = None
     mean_logprob_bound: Annotated[
         float | None,
-        "Those of the mean; null where it was not bounded.",
+        "Nats that the mean was held against; null where it was not bounded.",
     ] = None
 
 
@@ -519,6 +539,16 @@ class ModelEvaluation:
     ]
     engine: Annotated[str, "What sampled it."]
     seconds: Annotated[float, "Wall-clock of this answer's share of its batch."]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Record]):
+    """What a stage has computed of some examples, ready to be appended."""
+
+    records: tuple[Record, ...]
+    quarantined: tuple[QuarantinedItem, ...]
+    examples: int
+    """Examples with which this batch has dealt; those that were already done are not counted."""
 
 
 def make_example_id(video_path: str, query: str, *spans: Span) -> str:

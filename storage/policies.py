@@ -9,33 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_core.types import VideoOPDError
+from opd_core.types import Policy, VideoOPDError
 from storage.files import disk_troubles, sync_folder, sync_tree, write_json
 from storage.hashes import WeightsCache, weights_hash
 
-__all__ = ["PolicyRef", "publish", "published_hash", "read_manifest", "rebase", "weights_hash"]
+__all__ = ["Policy", "publish", "published_hash", "read_manifest", "rebase", "weights_hash"]
 
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FILE = "adapter_config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRef:
-    """One version of the student's weights."""
-
-    version: int
-    path: Path
-    """Checkpoint folder, absolute."""
-    weights_hash: str
-
-    @property
-    def round(self) -> int:
-        """Number of the round that samples from it, which makes the next policy."""
-        return self.version + 1
 
 
 def publish(
@@ -46,7 +30,7 @@ def publish(
     committed_hash: str | None = None,
     base: Path | None = None,
     cache: WeightsCache | None = None,
-) -> PolicyRef:
+) -> Policy:
     """Moves the checkpoint in `staging` to `final`; killed at any moment, it can be done again.
 
     `manifest` names policy_version, parent_version, parent_hash, config_hash, git_commit,
@@ -76,7 +60,7 @@ def publish(
                 cache.moved(staging, final)
             sync_folder(final.parent)
             shutil.rmtree(replaced, ignore_errors=True)
-    return PolicyRef(int(manifest["policy_version"]), final.resolve(), digest)
+    return Policy(int(manifest["policy_version"]), final.resolve(), digest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

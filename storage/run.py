@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from opd_core.types import GroundingExample, Rerun, VideoOPDError
+from opd_core.types import GroundingExample, Policy, Rerun, VideoOPDError
 from storage import (
     cleanup,
     history,
@@ -35,7 +35,6 @@ from storage import (
     views,
 )
 from storage.files import disk_troubles, write_whole
-from storage.policies import PolicyRef
 from storage.provenance import Provenance, git_commit
 from storage.records import from_rows
 from storage.schemas import TABLES
@@ -174,16 +173,16 @@ class Run:
         """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
         return policies.published_hash(Path(folder).resolve(), self._cache)
 
-    def current_policy(self) -> PolicyRef:
+    def current_policy(self) -> Policy:
         """The newest committed policy in force, or the base student before the first update."""
         updates = self.updates().select("policy_version").collect()
         return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
 
-    def policy(self, version: int) -> PolicyRef:
+    def policy(self, version: int) -> Policy:
         """A committed policy, its weights checked against what was committed."""
         if version == 0:
             self.check_base()
-            return PolicyRef(0, self._base_path, self._base_hash)
+            return Policy(0, self._base_path, self._base_hash)
         import polars as pl
 
         row = self.updates().filter(pl.col("policy_version") == version)
@@ -202,9 +201,9 @@ class Run:
                 f"the checkpoint {folder} does not hold the weights that were committed as policy"
                 f" {version}; restore the folder from a copy of the run"
             )
-        return PolicyRef(version, folder, digest)
+        return Policy(version, folder, digest)
 
-    def config_of_policy(self, policy: PolicyRef) -> dict[str, Any] | None:
+    def config_of_policy(self, policy: Policy) -> dict[str, Any] | None:
         """The config, as JSON, that a policy was made with; None for the base."""
         if policy.version == 0:
             return None
@@ -231,7 +230,7 @@ class Run:
         staging.mkdir(parents=True)
         return staging
 
-    def publish_policy(self, staging: Path, parent: PolicyRef) -> PolicyRef:
+    def publish_policy(self, staging: Path, parent: Policy) -> Policy:
         """Publishes the successor of `parent`; the row appended to `updates` then commits it.
 
         The row's `policy_hash` is the reference's `weights_hash`, its `checkpoint` is

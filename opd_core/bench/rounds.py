@@ -13,10 +13,10 @@ from opd_core.annotations import read_timelens
 from opd_core.config import load_config
 from opd_core.curriculum import draw_examples
 from opd_core.encoding import forget_decoded
-from opd_core.rollout import Batch, Policy, evaluate, predict, sample_rollouts
+from opd_core.rollout import evaluate, predict, sample_rollouts
 from opd_core.scoring import score_rollouts
 from opd_core.student import Trained, update_student
-from opd_core.types import GroundingExample, Rollout, TeacherScore
+from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class FinishedRound:
 
 def recompute(config: Any, done: FinishedRound) -> float:
     """Seconds of the same predictions, rollouts, scores, update and evaluation, videos decoded."""
-    policy = Policy(done.policy.version, done.policy.path, done.policy.weights_hash)
-    after = Policy(done.next_policy.version, done.next_policy.path, done.next_policy.weights_hash)
+    policy = done.policy
+    after = done.next_policy
     teacher = Policy(policy.version, config.teacher.path, done.teacher_hash)
     rollouts = _grouped(done.rollouts)
     scores = {s.rollout_id: s for s in done.scores}

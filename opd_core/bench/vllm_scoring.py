@@ -9,9 +9,9 @@ from opd_core.bench.interleaved import Row, medians
 from opd_core.config import load_config
 from opd_core.curriculum import draw_examples
 from opd_core.encoding import ExampleEncoder
-from opd_core.rollout import Policy, sample_rollouts
+from opd_core.rollout import sample_rollouts
 from opd_core.scoring import opened_scorer
-from opd_core.types import GroundingExample
+from opd_core.types import GroundingExample, Policy
 
 PROMPTS, ROLLOUTS = 16, 8
 
@@ -32,7 +32,7 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
         for rollout in batch.records:
             rollouts.setdefault(rollout.example_id, []).append(rollout)
     teacher = Policy(0, config.teacher.path, "teacher")
-    encoder = ExampleEncoder(config, teacher.folder)
+    encoder = ExampleEncoder(config, teacher.path)
     (encoded,) = encoder.encode_batches([drawn], "score", 0)
     with ExitStack() as stack:
         work = {}

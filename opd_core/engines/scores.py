@@ -22,7 +22,7 @@ from opd_core.score_key import content_hash
 from opd_core.types import QuarantinedItem, Rollout, TeacherScore, VideoOPDError
 
 if TYPE_CHECKING:
-    from opd_core.rollout import Policy
+    from opd_core.types import Policy
 
 
 def score_with_vllm(
@@ -101,7 +101,7 @@ def _score(
     return TeacherScore(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
-        teacher_id=teacher.folder.name,
+        teacher_id=teacher.path.name,
         teacher_hash=teacher.weights_hash,
         teacher_logprobs=one.logprobs,
         topk_token_ids=one.topk_token_ids if kept else None,

@@ -14,8 +14,7 @@ import pytest
 
 from flows.appending import appending
 from opd_core.engines.hf import HFEngine
-from opd_core.rollout import Batch
-from opd_core.types import QuarantinedItem, Rollout, VideoOPDError
+from opd_core.types import Batch, QuarantinedItem, Rollout, VideoOPDError
 from storage import history
 from storage.run import Run
 from tests.flows.kill_points import run_without_server

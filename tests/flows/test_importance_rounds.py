@@ -20,7 +20,6 @@ import torch
 from flows import stages
 from flows.prepare import opened
 from opd_core.config import load_config
-from opd_core.rollout import Policy
 from opd_core.student import Trained, UpdateResult, update_student
 from opd_core.types import (
     Draw,
@@ -50,7 +49,7 @@ class Round:
             for name in ("draw", "validate", "rollout", "score", "focus"):
                 getattr(stages, name).fn(work, policy)
             run = work.run
-            self.parent = Policy(policy.version, policy.path, policy.weights_hash)
+            self.parent = policy
             self.scores = {s.rollout_id: s for s in run.read("teacher_scores", TeacherScore)}
             taken = {s.rollout_id for s in run.read("selections", Selection) if s.selected}
             # Untrained models find no span; with these IoUs GRPO has something to compare.
@@ -210,7 +209,7 @@ def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Rou
     """Answers that end in a special token, on which the engine is far off, trained without it."""
     from opd_core.prompts import load_processor
 
-    end = load_processor(round_.parent.folder).tokenizer.eos_token_id
+    end = load_processor(round_.parent.path).tokenizer.eos_token_id
     rollouts = [
         replace(r, completion_token_ids=[*r.completion_token_ids[:-1], end])
         for r in round_.by_engine(lambda _, t: 0.0)

@@ -12,10 +12,9 @@ from flows import stages
 from flows.prepare import opened
 from opd_core.encoding import ExampleEncoder
 from opd_core.engines.choice import opened_engine
-from opd_core.rollout import Policy
 from opd_core.sampling import Request, SamplingParams
 from opd_core.scoring import describe_scorer, score_rollouts
-from opd_core.types import GroundingExample, Rollout, VideoOPDError
+from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, read_examples
 
 pytestmark = pytest.mark.timeout(300)

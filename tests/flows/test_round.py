@@ -393,7 +393,6 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         begin(work, ["draw", "validate", "rollout", "score", "focus"])
 
     def train(name: str, *overrides: str) -> tuple[Path, Any]:
-        from opd_core.rollout import Policy
         from opd_core.student import Trained, update_student
 
         with opened(str(config)) as work:
@@ -412,8 +411,7 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 for i in order if i in answers
             ]  # fmt: skip
         staging = config.with_name(name)
-        parent = Policy(policy.version, policy.path, policy.weights_hash)
-        return staging, update_student(load_config(config, overrides), parent, items, staging)
+        return staging, update_student(load_config(config, overrides), policy, items, staging)
 
     return train
 

@@ -15,8 +15,7 @@ from flows.audit import Depth, audit
 from flows.prepare import opened
 from opd_core import scoring
 from opd_core.config import load_config
-from opd_core.rollout import Policy
-from opd_core.types import GroundingExample, Rollout, TeacherScore, VideoOPDError
+from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
 from storage.contents import contents, differences
 from storage.run import Run
 from tests.storage.finished_run import rewrite

@@ -18,7 +18,7 @@ from opd_core.positions import PositionRule
 from opd_core.prefix_tree import Pack
 from opd_core.sampling import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
 from opd_core.tree_model import TreeModel
-from opd_core.types import VideoOPDError
+from opd_core.types import Policy, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, read_examples
 
 NEW_TOKENS = 4
@@ -323,7 +323,7 @@ def test_engines_say_where_their_answer_stands(encoder, engine, batch):
 
 
 def test_rows_of_the_probe_carry_the_difference(config):
-    policy = rollouts.Policy(0, config.student.path, "h")
+    policy = Policy(0, config.student.path, "h")
     (batch,) = rollouts.sample_rollouts(config, policy, read_examples(config, 3), set())
     found = [row.engine_mismatch for row in batch.records]
     assert all(0 <= d < 1e-5 for d in found[:2]) and set(found[2:]) == {None}

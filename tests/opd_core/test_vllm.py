@@ -35,7 +35,7 @@ from opd_core.sampling import Refused, Request, SamplingParams
 from opd_core.scoring import score_rollouts
 from opd_core.tree_attention import PackedAttention
 from opd_core.tree_model import TreeModel, load_model
-from opd_core.types import VideoOPDError
+from opd_core.types import Policy, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
 
 pytest.importorskip("vllm")
@@ -208,7 +208,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
     config = config.model_copy(
         update={"score": config.score.model_copy(update={"teacher_topk": topk})}
     )
-    policy = rollouts.Policy(0, config.student.path, "h")
+    policy = Policy(0, config.student.path, "h")
     examples = [item.example for item in items(videos)]
     rows = [
         row
@@ -287,7 +287,7 @@ def test_a_sentence_longer_than_vllm_was_opened_for_is_set_aside(folder, tiny_wo
     config = make_config(place, tiny_world, {"rollout.engine": "vllm", "vllm.max_model_len": 400})
     first, *others = read_examples(config, 3)
     long = replace(first, query=" ".join(["a red ball"] * 200))
-    policy = rollouts.Policy(0, config.student.path, "h")
+    policy = Policy(0, config.student.path, "h")
     (batch,) = rollouts.sample_rollouts(config, policy, [long, *others], set())
     (lost,) = batch.quarantined
     assert (lost.item_id, lost.kind) == (long.example_id, "too long")
@@ -426,7 +426,7 @@ def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(folder, tiny_
     content = json.loads(path.read_text())
     content["image_processor"]["image_mean"] = [0.48, 0.46, 0.41]
     path.write_text(json.dumps(content))
-    policy = rollouts.Policy(0, config.student.path, "h")
+    policy = Policy(0, config.student.path, "h")
     with pytest.raises(VideoOPDError, match=r"normalises a pixel to .* image processor's mean"):
         list(rollouts.sample_rollouts(config, policy, read_examples(config, 3), set()))
 
@@ -465,7 +465,7 @@ def test_a_lora_policy_is_served(folder, tiny_world, how):
     ((first, *_),) = (
         batch.records
         for batch in rollouts.sample_rollouts(
-            config, rollouts.Policy(1, policy, "h"), read_examples(config, 2), set()
+            config, Policy(1, policy, "h"), read_examples(config, 2), set()
         )
     )
     assert first.engine_mismatch < 1e-4

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from storage_factories import checkpoint, new_run, tensors, update, write_safetensors
 
-from opd_core.types import VideoOPDError
+from opd_core.types import Policy, VideoOPDError
 from storage.hashes import WeightsCache
-from storage.policies import PolicyRef, publish, read_manifest, weights_hash
+from storage.policies import publish, read_manifest, weights_hash
 from storage.run import Run
 
 MANIFEST = {"policy_version": 1, "parent_version": 0}
@@ -131,7 +131,7 @@ def test_the_cache_serves_untouched_folders_only(tmp_path, monkeypatch):
 def test_publish_moves_the_folder_and_writes_the_manifest(tmp_path):
     staging, final = checkpoint(tmp_path / "staging"), tmp_path / "policies" / "v1"
     policy = publish(staging, final, MANIFEST)
-    assert policy == PolicyRef(1, final, weights_hash(final))
+    assert policy == Policy(1, final, weights_hash(final))
     assert read_manifest(final) == {**MANIFEST, "weights_hash": policy.weights_hash}
     assert not staging.exists()
 
@@ -163,7 +163,7 @@ def test_publish_never_replaces_a_committed_policy(tmp_path):
     assert weights_hash(final) == policy.weights_hash
 
 
-def round_of(run: Run, seed: int) -> PolicyRef:
+def round_of(run: Run, seed: int) -> Policy:
     parent = run.current_policy()
     staging = checkpoint(run.staging_folder(parent.version + 1), seed)
     policy = run.publish_policy(staging, parent)
@@ -174,7 +174,7 @@ def round_of(run: Run, seed: int) -> PolicyRef:
 
 def test_a_policy_is_current_once_its_row_is_written(run):
     base = run.current_policy()
-    assert base == PolicyRef(0, run.path.parent / "student", base.weights_hash)
+    assert base == Policy(0, run.path.parent / "student", base.weights_hash)
     run.publish_policy(checkpoint(run.staging_folder(1), 7), base)
     assert run.current_policy() == base
     first = round_of(run, 8)
@@ -192,9 +192,7 @@ def test_a_run_that_was_moved_finds_its_policies(run, tmp_path):
     policy = round_of(run, 8)
     moved = tmp_path / "elsewhere"
     run.path.rename(moved)
-    assert Run.open(moved).current_policy() == PolicyRef(
-        1, moved / "policies/v1", policy.weights_hash
-    )
+    assert Run.open(moved).current_policy() == Policy(1, moved / "policies/v1", policy.weights_hash)
 
 
 @pytest.mark.parametrize("damage", ["folder", "manifest", "weights", "row"])

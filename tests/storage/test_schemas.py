@@ -87,7 +87,9 @@ def test_a_field_that_is_no_column_is_refused(record, problem):
 
 def test_every_record_has_a_table():
     records = {
-        r for r in vars(types).values() if hasattr(r, "__dataclass_fields__") and r != UpdateStep
+        r
+        for r in vars(types).values()
+        if hasattr(r, "__dataclass_fields__") and r not in (UpdateStep, types.Policy, types.Batch)
     }
     assert records == {spec.record for spec in TABLES.values()}
 
