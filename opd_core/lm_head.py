@@ -58,6 +58,22 @@ def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -
     return weight.to(device=device, dtype=getattr(torch, dtype))
 
 
+def teacher_distribution(
+    hidden_CD: Tensor, head_VD: Tensor, excluded_ids: Sequence[int], vocabulary: int
+) -> Tensor:
+    """Log-probabilities [C, vocabulary] in float32, -inf at the excluded ids, as in scoring.
+
+    `vocabulary` is the number of rows of the student's head. Where the two are padded to unlike
+    sizes, the rows that one of them lacks are tokens of no tokenizer, which nobody may say.
+    """
+    logits_CV = (hidden_CD @ head_VD.T).float()
+    if (missing := vocabulary - logits_CV.shape[1]) > 0:
+        logits_CV = torch.nn.functional.pad(logits_CV, (0, missing), value=float("-inf"))
+    excluded = torch.tensor(excluded_ids, dtype=torch.long, device=logits_CV.device)
+    logits_CV = logits_CV[:, :vocabulary].index_fill(1, excluded, float("-inf"))
+    return logits_CV.log_softmax(dim=1)
+
+
 def weight_names(family: Architecture) -> tuple[str, str]:
     """Of the head and of the embedding, without what a checkpoint of another age puts before."""
     head, embedding = (path.rsplit(".", 1)[-1] for path in (family.lm_head, family.embedding))

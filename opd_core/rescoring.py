@@ -20,7 +20,7 @@ from torch import Tensor
 from opd_core.config import Config
 from opd_core.divergences import Divergences, divergences
 from opd_core.encoding import ExampleEncoder, cut_at_videos
-from opd_core.lm_head import load_lm_head
+from opd_core.lm_head import load_lm_head, teacher_distribution
 from opd_core.prefix_tree import fill, pack
 from opd_core.scoring import VIDEOS_PER_BATCH, rollout_tree
 from opd_core.tree_model import TreeModel, choose_device, load_model
@@ -129,22 +129,6 @@ def _measure(
         found.append(tuple(column.cpu() for column in (*exact, *chosen)))
     columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
     return _Measured(Divergences(*columns[:3]), columns[3], columns[4])
-
-
-def teacher_distribution(
-    hidden_CD: Tensor, head_VD: Tensor, excluded_ids: Sequence[int], vocabulary: int
-) -> Tensor:
-    """Log-probabilities [C, vocabulary] in float32, -inf at the excluded ids, as in scoring.
-
-    `vocabulary` is the number of rows of the student's head. Where the two are padded to unlike
-    sizes, the rows that one of them lacks are tokens of no tokenizer, which nobody may say.
-    """
-    logits_CV = (hidden_CD @ head_VD.T).float()
-    if (missing := vocabulary - logits_CV.shape[1]) > 0:
-        logits_CV = torch.nn.functional.pad(logits_CV, (0, missing), value=float("-inf"))
-    excluded = torch.tensor(excluded_ids, dtype=torch.long, device=logits_CV.device)
-    logits_CV = logits_CV[:, :vocabulary].index_fill(1, excluded, float("-inf"))
-    return logits_CV.log_softmax(dim=1)
 
 
 def _record(

@@ -21,8 +21,7 @@ from opd_core import objectives
 from opd_core.config import Config
 from opd_core.config_sections import DISTRIBUTION_OBJECTIVES
 from opd_core.importance import Weights
-from opd_core.lm_head import load_lm_head
-from opd_core.rescoring import teacher_distribution
+from opd_core.lm_head import load_lm_head, teacher_distribution
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 
 
