@@ -80,7 +80,7 @@ class Round:
 
     def update(self, name: str, rollouts: list[Rollout], *overrides: str) -> UpdateResult:
         config = load_config(
-            self.config, ["update.epochs=2", "update.first_step.largest=1.0", *overrides]
+            self.config, ["update.epochs=2", "update.max_logprob_mismatch=1.0", *overrides]
         )
         items = [
             Trained(self.examples[i], mine, tuple(self.scores[r.rollout_id] for r in mine))

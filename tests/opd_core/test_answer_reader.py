@@ -1,7 +1,5 @@
 """What a person reads in an answer: a table of answers as models write them, and its properties."""
 
-import time
-
 import pytest
 from answers import ANSWERS
 from hypothesis import given
@@ -105,13 +103,7 @@ def test_no_text_breaks_a_reader(name, text):
      "</think>", "\\text", "&amp", "1m ", "from ", "start 1 x ", "event happens ", "frame 1 ",
      "三", "two ", "3.0 - 7.5.0 "],
 )  # fmt: skip
-def test_the_time_grows_with_the_length_and_no_faster(name, piece):
-    long = (piece * 100_000)[:100_000]
-
-    def seconds(text: str) -> float:
-        began = time.process_time()
-        READERS[name](text)
-        return time.process_time() - began
-
-    quarter = min(seconds(long[:25_000]) for _ in range(2))
-    assert seconds(long) < 8.0 * quarter + 0.2, "quadratic would be 16 times"
+@pytest.mark.timeout(60)  # a second or two; what grows with the square would take minutes
+def test_a_long_text_is_read(name, piece):
+    span = READERS[name]((piece * 100_000)[:100_000])
+    assert span is None or span.start < span.end
