@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for group in (bringing, rounds, looking, proving, measuring, serving, about):
         group.register(commands)
+    parser.set_defaults(parser=parser)
     return parser
 
 

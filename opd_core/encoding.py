@@ -23,10 +23,11 @@ from opd_core.durations import duration_fault
 from opd_core.frame_size import SizeRule
 from opd_core.own_prompt import template_of
 from opd_core.prompt_faults import CheckedPrompts, Room, UnusableExample, first_line
-from opd_core.prompts import EncodedPrompt, PromptEncoder, VisionInput, processor_hash
+from opd_core.prompts import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from opd_core.video import DecoderLostError, NoFileError, VideoError, VideoReader
 from opd_core.video_presence import refuse_missing
+from opd_core.vision_input import VisionInput
 
 
 @dataclass(frozen=True, slots=True)

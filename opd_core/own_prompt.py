@@ -15,14 +15,11 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from opd_core.answer_reader import after_thoughts, parse_moment
 from opd_core.templates import READERS_VERSION, TEMPLATES, PromptTemplate
 from opd_core.types import Span, VideoOPDError
-
-if TYPE_CHECKING:
-    from opd_core.config_sections import PromptSection
 
 SECONDS_AN_ANSWER = 5.0
 _TRIALS = [
@@ -33,8 +30,21 @@ _TRIALS = [
 _SPANS = (Span(0.0, 12.0), Span(3.2, 67.5))
 
 
+class PromptSettings(Protocol):
+    """A config's [prompt] (`PromptSection`)."""
+
+    @property
+    def template(self) -> str: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def reader(self) -> str | None: ...
+    @property
+    def answer(self) -> str | None: ...
+
+
 @lru_cache(maxsize=32)
-def template_of(prompt: PromptSection) -> PromptTemplate:
+def template_of(prompt: PromptSettings) -> PromptTemplate:
     """What a config's [prompt] says. Raises `ValueError` with the sentence that says what is wrong
     with it."""
     named = TEMPLATES[prompt.template]

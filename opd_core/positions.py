@@ -27,7 +27,7 @@ from opd_core.architectures import architecture_of
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
-    from opd_core.prompts import VisionInput
+    from opd_core.vision_input import VisionInput
 
 
 @dataclass(frozen=True, slots=True)

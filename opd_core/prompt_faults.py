@@ -15,9 +15,10 @@ import torch
 from opd_core import faults
 from opd_core.clip import VideoClip
 from opd_core.control_tokens import control_fault, control_tokens
-from opd_core.prompts import EncodedPrompt, PromptEncoder, VisionInput
+from opd_core.prompts import EncodedPrompt, PromptEncoder
 from opd_core.types import VideoOPDError
 from opd_core.video import VideoError
+from opd_core.vision_input import VisionInput
 
 PLAIN = "a person opens a door"
 

@@ -60,9 +60,7 @@ def versions() -> str:
 def completion(options: argparse.Namespace) -> None:
     import shtab
 
-    from flows.cli import make_parser
-
-    parser = make_parser()
+    parser: argparse.ArgumentParser = options.parser
     _complete_files(parser, shtab.FILE, shtab.DIRECTORY)
     print(shtab.complete(parser, options.shell))
 

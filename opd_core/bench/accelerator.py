@@ -21,9 +21,10 @@ from opd_core.architectures import QWEN3_VL
 from opd_core.bench.interleaved import Row
 from opd_core.engines.hf import HFEngine
 from opd_core.prefix_tree import PrefixTree, grow, pack
-from opd_core.prompts import EncodedPrompt, VisionInput
+from opd_core.prompts import EncodedPrompt
 from opd_core.sampling import Request, SamplingParams
 from opd_core.tree_model import TreeModel
+from opd_core.vision_input import VisionInput
 
 ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

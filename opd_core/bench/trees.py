@@ -21,9 +21,10 @@ from opd_core.architectures import QWEN3_VL
 from opd_core.bench.interleaved import Row, at_least, at_most, medians
 from opd_core.engines.hf import HFEngine
 from opd_core.prefix_tree import grow, pack
-from opd_core.prompts import EncodedPrompt, VisionInput
+from opd_core.prompts import EncodedPrompt
 from opd_core.sampling import Request, SamplingParams
 from opd_core.tree_model import TreeModel
+from opd_core.vision_input import VisionInput
 
 PROMPT, SENTENCE, ANSWER = 1280, 36, 20
 FRAMES = 40

@@ -11,9 +11,10 @@ import torch
 
 from opd_core.positions import PositionRule
 from opd_core.prefix_tree import grow, pack
-from opd_core.prompts import VisionInput, shared_vision
+from opd_core.prompts import shared_vision
 from opd_core.tree_model import TreeModel
 from opd_core.types import VideoOPDError
+from opd_core.vision_input import VisionInput
 from tests.opd_core.positions_by_hand import by_hand
 from tests.opd_core.test_tree_model import Tokenizer, qwen
 

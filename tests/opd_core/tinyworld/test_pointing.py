@@ -7,13 +7,13 @@ import torch
 from opd_core import torchvision_guard
 from opd_core.grounding import format_answer
 from opd_core.prefix_tree import grow, pack
-from opd_core.prompts import VisionInput
 from opd_core.tinyworld.models import build_model, build_processor
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
 from opd_core.tinyworld.world import SECONDS
 from opd_core.tree_attention import packed_attention
 from opd_core.tree_model import TreeModel
 from opd_core.types import Span
+from opd_core.vision_input import VisionInput
 
 
 def _setting() -> tuple[Any, TreeModel, Any]:
