@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 from flows import stages
 from flows.evaluation import groups, numbers, of_policy
-from flows.prepare import Work, WorkLeft, opened
-from flows.rerun import refuse_stale_inputs
+from flows.stage.prepare import Work, WorkLeft, opened
+from flows.stage.rerun import refuse_stale_inputs
 from flows.summaries import StageSummary
-from opd_core.config import load_config
+from opd_core.config.load import load_config
 from opd_core.types import Policy
-from storage.run_folder import RUN_FILE
+from storage.runs.run_folder import RUN_FILE
 
 Alone = Callable[..., StageSummary]
 """(work, policy, force) -> what was done."""

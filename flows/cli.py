@@ -19,7 +19,7 @@ from types import FrameType
 
 from flows.commands import about, bringing, looking, measuring, proving, rounds, serving
 from flows.commands.arguments import Command, Parser, add_quiet
-from flows.progress import quietly
+from flows.console.progress import quietly
 from opd_core.types import VideoOPDError
 
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.console.progress import progress
 from flows.launch import round_flow
-from flows.prefect_settings import project_root
-from flows.progress import progress
-from opd_core.config import load_config
+from flows.server.prefect_settings import project_root
+from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.files import make_folder
 
@@ -33,7 +33,7 @@ def demo() -> None:
     config = config_file()
     make_tiny_world(load_config(config).data.train.parent, WORLD_SEED)
     flow = round_flow()
-    from flows.report import print_rounds
+    from flows.console.report import print_rounds
 
     done: list[RoundSummary] = []
     for number in range(1, ROUNDS + 1):
@@ -80,7 +80,7 @@ def config_file() -> Path:
 def _next_steps(run_path: Path) -> None:
     import polars as pl
 
-    from storage.run import Run
+    from storage.runs.run import Run
 
     lowest = (
         Run.open(run_path)

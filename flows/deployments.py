@@ -1,9 +1,9 @@
 """The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
 
 A stage's deployment does what is missing of that stage, in the current round or in the one given;
-with `force=true` it does all of it again, under a new take (`rerun.py`). A deployment runs in no
-folder of the user's, so paths in its `overrides` are relative to the config's folder, as those in
-the config are; a relative `config` is found from the folder that serves the deployments.
+with `force=true` it does all of it again, under a new take (`flows/stage/rerun.py`). A deployment
+runs in no folder of the user's, so paths in its `overrides` are relative to the config's folder, as
+those in the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
 `python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
@@ -23,8 +23,8 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
 from flows.alone import alone
-from flows.prepare import opened
 from flows.round import videoopd
+from flows.stage.prepare import opened
 from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
 
@@ -108,7 +108,8 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 if __name__ == "__main__":
     # Under its real name, which the deployments' entry points are made of.
-    from flows import deployments, prefect_settings
+    from flows import deployments
+    from flows.server import prefect_settings
 
     prefect_settings.apply()
     deployments.serve_deployments()

@@ -17,20 +17,20 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.prepare import Work, WorkLeft, check_weights, opened
-from flows.processor_cache import processor_hash_of
-from flows.progress import progress
-from flows.report import ABSENT, console
-from flows.round_rows import eval_examples
-from opd_core.bootstrap import RESAMPLES, Estimate, estimates
-from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
-from opd_core.protocols import PROTOCOLS
-from opd_core.question_key import evaluation_question
+from flows.console.progress import progress
+from flows.console.report import ABSENT, console
+from flows.stage.prepare import Work, WorkLeft, check_weights, opened
+from flows.stage.processor_cache import processor_hash_of
+from flows.stage.rows import eval_examples
+from opd_core.model.weight_files import is_adapter
+from opd_core.prompts.question_key import evaluation_question
+from opd_core.spans.bootstrap import RESAMPLES, Estimate, estimates
+from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
+from opd_core.spans.protocols import PROTOCOLS
 from opd_core.types import QuarantinedItem, VideoOPDError
-from opd_core.weight_files import is_adapter
 
 if TYPE_CHECKING:
-    from storage.run import Run
+    from storage.runs.run import Run
 
 OpenRun = Callable[[str], "Run"]
 SHOWN = {"miou": "mIoU", **{name: f"R1@0.{name[-2]}" for name in RECALLS}}
@@ -111,7 +111,7 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
     faults: list[QuarantinedItem] = []
     if missing := len(set(asked) - done):
         work.about_to_work()
-        from opd_core.rollout import evaluate_model
+        from opd_core.rollout.answers import evaluate_model
         from opd_core.types import Policy
 
         model = Policy(0, folder, digest)

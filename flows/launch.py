@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from flows.progress import waiting
-from flows.rerun import command
-from flows.server import connect
+from flows.console.progress import waiting
+from flows.server.local import connect
+from flows.stage.rerun import command
 from opd_core.types import VideoOPDError
-from storage.takes import Stale, round_number
+from storage.tables.takes import Stale, round_number
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary, RunSummary, StageSummary
-    from opd_core.config import Config
+    from opd_core.config.load import Config
 
 
 class Rounds(Protocol):
@@ -55,7 +55,7 @@ def quiet_server() -> Callable[[], None]:
 
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
     """Run `rounds` rounds and print their table after each."""
-    from flows.report import print_rounds
+    from flows.console.report import print_rounds
 
     _checked(config, overrides)
     flow = round_flow()
@@ -89,7 +89,7 @@ def run_stale(config: str, round: int | None, force: bool, overrides: Sequence[s
         raise VideoOPDError(
             "a stale stage is run again as a whole without --force; leave it out, or name a stage"
         )
-    from storage import damage
+    from storage.tables import damage
 
     loaded = _checked(config, overrides)
     with damage.told([loaded.run.path]):
@@ -101,7 +101,7 @@ def run_stale(config: str, round: int | None, force: bool, overrides: Sequence[s
 def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Sequence[str]) -> int:
     """How many stages that were."""
     from flows.rescore import rescore_run
-    from storage.run import Run
+    from storage.runs.run import Run
 
     done = 0
     while (stale := _next_stale(loaded, round)) is not None:
@@ -121,7 +121,7 @@ def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Se
 
 def _next_stale(config: Config, round: int | None) -> Stale | None:
     """What is to be run again first; a rescore, from which nothing is computed, last."""
-    from storage.run import Run
+    from storage.runs.run import Run
 
     if not config.run.path.exists():
         raise VideoOPDError(f"there is no run at {config.run.path} yet; `videoopd run` starts it")
@@ -132,8 +132,8 @@ def _next_stale(config: Config, round: int | None) -> Stale | None:
 def _checked(config: str, overrides: Sequence[str]) -> Config:
     """The config; a wrong key or folder, or a run that is worked on, is found before a server is
     started."""
-    from flows.prepare import check_folders, refuse_busy
-    from opd_core.config import load_config
+    from flows.stage.prepare import check_folders, refuse_busy
+    from opd_core.config.load import load_config
 
     loaded = load_config(config, overrides)
     check_folders(loaded, config)

@@ -14,18 +14,18 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.appending import appending
-from flows.audit_links import config_of, grouped
-from flows.progress import is_quiet, progress
-from flows.report import console
-from flows.rerun import begin, refuse_stale_inputs
-from opd_core.config import Config
+from flows.audit.links import config_of, grouped
+from flows.console.progress import is_quiet, progress
+from flows.console.report import console
+from flows.stage.appending import appending
+from flows.stage.rerun import begin, refuse_stale_inputs
+from opd_core.config.load import Config
 from opd_core.types import Policy, Rollout, VideoOPDError
-from storage.audit import BrokenLink
-from storage.run import Run
+from storage.audit.links import BrokenLink
+from storage.runs.run import Run
 
 if TYPE_CHECKING:
-    from opd_core.rescoring import Kept
+    from opd_core.scoring.rescoring import Kept
 
 HAS_HIDDEN = pl.col("scorer").str.contains("hidden states", literal=True)
 """Of rows of `teacher_scores`; a column that is quick to read."""
@@ -88,8 +88,8 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
         return 0
     refuse_stale_inputs(run, "rescore", version)
     policy = _policy(run, version, [r for _, answers in work for r in answers])
-    from opd_core.rescoring import rescore
-    from opd_core.tree_model import set_threads
+    from opd_core.model.tree_model import set_threads
+    from opd_core.scoring.rescoring import rescore
 
     set_threads(config.machine.threads)
     student, teacher = config.student.path, config.teacher.path
@@ -122,7 +122,7 @@ def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Policy:
 
 def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str, Kept]]:
     """Reads hidden states without making a Python number of each."""
-    from opd_core.rescoring import Kept
+    from opd_core.scoring.rescoring import Kept
 
     def load(ids: Sequence[str]) -> dict[str, Kept]:
         rows = (

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.outcome import summarize
-from flows.prepare import opened
+from flows.stage.outcome import summarize
+from flows.stage.prepare import opened
 from flows.stages import draw, evaluate, focus, rollout, score, update, validate
 from flows.summaries import RunSummary
 

@@ -1,8 +1,9 @@
 """The stages of a round: read rows, compute with `opd_core`, append rows, return a small summary.
 
 Each computes what has no row yet. Run again after a crash it does the missing part; run when
-nothing is missing it costs a table scan; with `force` it begins again (`rerun.py`). Rows are
-appended as they come, `storage.flush_seconds` of work at a time (`appending.py`).
+nothing is missing it costs a table scan; with `force` it begins again (`flows/stage/rerun.py`).
+Rows are appended as they come, `storage.flush_seconds` of work at a time
+(`flows/stage/appending.py`).
 
 Prefect sees one task a stage. Its result cache stays off: it survives in the home folder and would
 report work as done whose tables are gone. Before a stage imports what it computes with it calls
@@ -20,18 +21,19 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from flows import prediction_cache, round_rows, score_cache
-from flows.appending import appending
-from flows.given_up import given_up
-from flows.prepare import Work
-from flows.progress import progress
-from flows.read_data import changes_of_round
-from flows.rerun import begin, refuse_stale_inputs
-from flows.stage_costs import measured
+from flows.console.progress import progress
+from flows.stage import prediction_cache, score_cache
+from flows.stage import rows as round_rows
+from flows.stage.appending import appending
+from flows.stage.costs import measured
+from flows.stage.given_up import given_up
+from flows.stage.prepare import Work
+from flows.stage.read_data import changes_of_round
+from flows.stage.rerun import begin, refuse_stale_inputs
+from flows.stage.typed_config import config_words
 from flows.summaries import StageSummary
-from flows.typed_config import config_words
-from opd_core import curriculum
 from opd_core.faults import NEXT_ROUND
+from opd_core.focus import select as curriculum
 from opd_core.types import (
     Draw,
     Policy,
@@ -42,7 +44,7 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
-from opd_core.video_presence import refuse_missing
+from opd_core.video.presence import refuse_missing
 from storage.files import disk_troubles
 
 R = TypeVar("R")
@@ -150,7 +152,7 @@ def validate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     if not needed:
         return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
     work.about_to_work()
-    from opd_core.rollout import predict
+    from opd_core.rollout.answers import predict
 
     copies = prediction_cache.copies(work, needed)
     copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
@@ -192,7 +194,7 @@ def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     if wanted.keys() <= done:
         return StageSummary("rollout", policy.version, 0, 0, time.perf_counter() - began)
     work.about_to_work()
-    from opd_core.rollout import sample_rollouts
+    from opd_core.rollout.answers import sample_rollouts
 
     missing = len(
         {example_id for rollout_id, example_id in wanted.items() if rollout_id not in done}
@@ -207,8 +209,8 @@ def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
 def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     """The teacher's log-probs of the rollouts that focus can still select.
 
-    A score of the same content, from another round or run, is copied instead (`score_cache.py`),
-    unless this one is forced.
+    A score of the same content, from another round or run, is copied instead
+    (`flows/stage/score_cache.py`), unless this one is forced.
     """
     began = time.perf_counter()
     if not round_rows.needs_scores(work):
@@ -228,7 +230,7 @@ def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         summary = StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
         return summary.noting(teacher_passes_saved=total - len(wanted))
     work.about_to_work()
-    from opd_core.scoring import score_rollouts, teacher_scorer
+    from opd_core.scoring.trees import score_rollouts, teacher_scorer
 
     scorer, teacher = teacher_scorer(work.config), _teacher(work, policy)
     plan = score_cache.plan(work, policy.version, scorer, missing)
@@ -340,7 +342,7 @@ def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     if policy.version < run.current_policy().version and not (stale or force):
         return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
     work.about_to_work()
-    from opd_core.student import Trained, plan_steps, update_student
+    from opd_core.update.student import Trained, plan_steps, update_student
 
     restart = work.continuation(policy)
     selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
@@ -429,7 +431,7 @@ def evaluate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     if not missing:
         return StageSummary("evaluate", policy.version, 0, 0, time.perf_counter() - began)
     work.about_to_work()
-    from opd_core.rollout import evaluate as answer
+    from opd_core.rollout.answers import evaluate as answer
 
     batches = answer(work.config, policy, examples, done)
     return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)

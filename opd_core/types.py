@@ -2,7 +2,7 @@
 
 Every stage reads records, computes, and appends records. A field is a column of its table:
 `Annotated` gives its description, once for the code, the docs and `DESCRIBE`, and
-`storage/columns.py` the column. Absent is `None`, never 0.0.
+`storage/tables/columns.py` the column. Absent is `None`, never 0.0.
 Times are seconds from the start of the video. Log-probabilities are natural logarithms.
 
 The three log-probabilities of a sampled token, which must never be mixed up:
@@ -12,7 +12,7 @@ The three log-probabilities of a sampled token, which must never be mixed up:
     teacher_logprobs    one forward of the frozen teacher
 
 All three are log-softmaxes over the same distribution: the vocabulary without the vision
-placeholders (see `opd_core/vocabulary.py`).
+placeholders (see `opd_core/model/vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ class UpdateStep:
         "KL(pi_v || pi) to the policy that the update began with: mean over tokens of "
         "ratio - 1 - log ratio (k3), ratio = pi / pi_v. pi_v is the trainer's own "
         "where another engine sampled and the loss needs it "
-        "(`opd_core/importance.py`), else as it was sampled.",
+        "(`opd_core/update/importance.py`), else as it was sampled.",
     ]
     ratio_min: Annotated[float | None, "Smallest pi / pi_v of a token."]
     ratio_max: Annotated[float | None, "Largest pi / pi_v of a token."]
@@ -454,7 +454,7 @@ class Update:
     ] = None
     logprob_bound: Annotated[
         float | None,
-        "Nats that `max_logprob_mismatch` was held against (`agreement.py`).",
+        "Nats that `max_logprob_mismatch` was held against (`opd_core/model/agreement.py`).",
     ] = None
     mean_logprob_bound: Annotated[
         float | None,

@@ -41,10 +41,10 @@ CORES = 2
 
 def fill(folder: Path, rows: int) -> dict[str, Any]:
     """Appends `rows` rollouts with their scores, and the teacher's answers; seconds and bytes."""
-    from storage.provenance import Provenance
-    from storage.schemas import TABLES
-    from storage.tables import Tables
-    from storage.upkeep import upkeep
+    from storage.tables.lance_tables import Tables
+    from storage.tables.provenance import Provenance
+    from storage.tables.schemas import TABLES
+    from storage.tables.upkeep import upkeep
 
     tables = Tables.create(folder)
     seconds: dict[str, float] = {}
@@ -82,7 +82,7 @@ def ask(folder: Path) -> dict[str, Any]:
     """Seconds of opening, lookups, a filter with few columns, and a random take; Parquet beside."""
     import polars as pl
 
-    from storage.tables import Tables
+    from storage.tables.lance_tables import Tables
 
     began = time.perf_counter()
     tables = Tables.open(folder)

@@ -125,7 +125,8 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
 
 def _adapter(path: Path) -> tuple[dict[str, Any], Path]:
     """What adapter_config.json says, and the folder of the base that it names: absolute, below the
-    adapter's folder, or below this process's, as `opd_core.checkpoint.base_folder` opens it."""
+    adapter's folder, or below this process's, as `opd_core.model.checkpoint.base_folder` opens
+    it."""
     try:
         config: dict[str, Any] = json.loads(path.read_text())
         named = Path(config["base_model_name_or_path"])

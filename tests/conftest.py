@@ -31,7 +31,7 @@ os.environ |= {
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from flows import prefect_settings  # noqa: E402
+from flows.server import prefect_settings  # noqa: E402
 
 prefect_settings.apply()
 
@@ -78,7 +78,7 @@ def tiny_config(tmp_path: Path, tiny_world: Any) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """A Prefect server for flows that are called in the test's own process; yields its address."""
-    from flows.server import connect
+    from flows.server.local import connect
 
     wait_for_server = connect()
     from prefect.settings import (

@@ -41,7 +41,7 @@ def versions() -> str:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from storage.provenance import git_commit
+    from storage.tables.provenance import git_commit
 
     def known(name: str) -> str | None:
         try:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from flows.commands.arguments import Commands, add, add_quiet, at_least_one, seconds
-from opd_core.formats.readers import READERS
+from opd_core.annotations.formats.readers import READERS
 
 
 def register(commands: Commands) -> None:
@@ -60,13 +60,13 @@ def register(commands: Commands) -> None:
 
 
 def init(options: argparse.Namespace) -> None:
-    from flows.new_config import write_config
+    from flows.commands.new_config import write_config
 
     write_config(options.file)
 
 
 def import_annotations(options: argparse.Namespace) -> None:
-    from flows.import_annotations import ImportOptions, import_files, print_summary
+    from flows.commands.import_files import ImportOptions, import_files, print_summary
 
     wanted = ImportOptions(
         options.format,

@@ -61,8 +61,8 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def status(options: argparse.Namespace) -> None:
+    from flows.commands.status import print_status
     from flows.commands.targets import opening, split_round
-    from flows.status import print_status
 
     name, _ = split_round(options.run)
     with opening() as open_run:
@@ -71,10 +71,10 @@ def status(options: argparse.Namespace) -> None:
 
 
 def query(options: argparse.Namespace) -> None:
-    from flows.answers import destination, write_answer
-    from flows.ask import texts_of
+    from flows.commands.ask import texts_of
     from flows.commands.targets import opening
-    from storage.query import query as ask
+    from flows.console.answers import destination, write_answer
+    from storage.asking.query import query as ask
 
     to = destination(options.format, options.out, options.force)
     with opening() as open_run:
@@ -83,15 +83,15 @@ def query(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
+    from flows.commands.show import show as show_rollout
     from flows.commands.targets import opening
-    from flows.show import show as show_rollout
 
     with opening() as open_run:
         show_rollout(open_run(options.run), options.id)
 
 
 def diff(options: argparse.Namespace) -> None:
-    from flows.ask import print_diff
+    from flows.commands.ask import print_diff
     from flows.commands.targets import opening
 
     with opening() as open_run:
@@ -99,7 +99,7 @@ def diff(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from flows.ask import export as write
+    from flows.commands.ask import export as write
     from flows.commands.targets import opening
 
     with opening() as open_run:

@@ -55,7 +55,7 @@ def register(commands: Commands) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from flows.commands.targets import opening
     from flows.evaluation import evaluate_command
-    from opd_core.config_paths import from_folder
+    from opd_core.config.paths import from_folder
 
     with opening() as open_run:
         evaluate_command(
@@ -71,8 +71,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def study(options: argparse.Namespace) -> int:
-    from flows.study import StudyOptions
-    from flows.study import study as run_study
+    from flows.study.run import StudyOptions
+    from flows.study.run import study as run_study
 
     return run_study(
         StudyOptions(
@@ -91,7 +91,7 @@ def bench(options: argparse.Namespace) -> None:
     from importlib import import_module
 
     # By name, because type checkers follow an import into what the bench needs.
-    benches = import_module("flows.bench")
+    benches = import_module("flows.bench.run")
     if options.list:
         benches.print_list()
     else:

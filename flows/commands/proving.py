@@ -40,8 +40,8 @@ def register(commands: Commands) -> None:
 
 
 def audit(options: argparse.Namespace) -> int:
-    from flows.ask import print_audit
-    from flows.audit import Depth
+    from flows.audit.walk import Depth
+    from flows.commands.ask import print_audit
     from flows.commands.targets import opening
 
     depth = Depth(options.videos, options.deep, options.tolerance, options.seed)
@@ -52,7 +52,7 @@ def audit(options: argparse.Namespace) -> int:
 def rescore(options: argparse.Namespace) -> None:
     from flows.commands.targets import opening
     from flows.rescore import rescore_run
-    from opd_core.config import load_config
+    from opd_core.config.load import load_config
 
     path = Path(options.run)
     config = load_config(path) if path.is_file() else None

@@ -13,12 +13,12 @@ def register(commands: Commands) -> None:
 
 
 def up(options: argparse.Namespace) -> None:
-    from flows.server import up as start
+    from flows.server.local import up as start
 
     start()
 
 
 def down(options: argparse.Namespace) -> None:
-    from flows.server import down as stop
+    from flows.server.local import down as stop
 
     stop()

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.progress import is_quiet
-from flows.typed_config import command_words, short
+from flows.console.progress import is_quiet
+from flows.stage.typed_config import command_words, short
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
-    from storage.run import Run
+    from storage.runs.run import Run
 
 OpenRun = Callable[[str], "Run"]
 
@@ -33,13 +33,13 @@ def config_target(name: str, overrides: Sequence[str]) -> ConfigTarget:
 
     Raises `VideoOPDError` where that config is not known any more, or is now another run's.
     """
-    from opd_core.config import load_config
-    from opd_core.config_paths import from_folder
+    from opd_core.config.load import load_config
+    from opd_core.config.paths import from_folder
 
     given = from_folder(overrides, Path.cwd())
     if not Path(name).is_dir():
         return ConfigTarget(name, given)
-    from storage import run_folder
+    from storage.runs import run_folder
 
     folder = Path(name).resolve()
     known = run_folder.config_source(folder)
@@ -71,14 +71,14 @@ def opening() -> Iterator[OpenRun]:
 
     What goes wrong because a table of one of them is damaged is told in one sentence.
     """
-    from storage import damage
+    from storage.tables import damage
 
     paths: list[Path] = []
 
     def open_run(name: str) -> Run:
         path, number = _place(name)
         paths.append(path)
-        from storage.run import Run
+        from storage.runs.run import Run
 
         return Run.open(path, number)
 
@@ -99,7 +99,7 @@ def _place(name: str) -> tuple[Path, int | None]:
     name, number = split_round(name)
     path = Path(name)
     if path.is_file():
-        from opd_core.config import load_config
+        from opd_core.config.load import load_config
 
         path = load_config(path).run.path
         if not path.exists():

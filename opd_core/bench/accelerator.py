@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from opd_core import objectives, torchvision_guard
-from opd_core.architectures import QWEN3_VL
+from opd_core import torchvision_guard
 from opd_core.bench.interleaved import Row
+from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf import HFEngine
-from opd_core.prefix_tree import PrefixTree, grow, pack
-from opd_core.prompts import EncodedPrompt
-from opd_core.sampling import Request, SamplingParams
-from opd_core.tree_model import TreeModel
-from opd_core.vision_input import VisionInput
+from opd_core.model.architectures import QWEN3_VL
+from opd_core.model.prefix_tree import PrefixTree, grow, pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.model.vision_input import VisionInput
+from opd_core.prompts.encoder import EncodedPrompt
+from opd_core.update import objectives
 
 ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_core.annotations import read_timelens
-from opd_core.config import load_config
-from opd_core.curriculum import draw_examples
-from opd_core.encoding import forget_decoded
-from opd_core.rollout import evaluate, predict, sample_rollouts
-from opd_core.scoring import score_rollouts
-from opd_core.student import Trained, update_student
+from opd_core.annotations.timelens import read_timelens
+from opd_core.config.load import load_config
+from opd_core.focus.select import draw_examples
+from opd_core.prompts.batches import forget_decoded
+from opd_core.rollout.answers import evaluate, predict, sample_rollouts
+from opd_core.scoring.trees import score_rollouts
 from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
+from opd_core.update.student import Trained, update_student
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from opd_core import objectives, torchvision_guard
-from opd_core.architectures import QWEN3_VL
+from opd_core import torchvision_guard
 from opd_core.bench.interleaved import Row, at_least, at_most, medians
+from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf import HFEngine
-from opd_core.prefix_tree import grow, pack
-from opd_core.prompts import EncodedPrompt
-from opd_core.sampling import Request, SamplingParams
-from opd_core.tree_model import TreeModel
-from opd_core.vision_input import VisionInput
+from opd_core.model.architectures import QWEN3_VL
+from opd_core.model.prefix_tree import grow, pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.model.vision_input import VisionInput
+from opd_core.prompts.encoder import EncodedPrompt
+from opd_core.update import objectives
 
 PROMPT, SENTENCE, ANSWER = 1280, 36, 20
 FRAMES = 40
@@ -245,7 +246,7 @@ def _measure_memory(way: str) -> None:
             models.run_tree(case, train=False)
         elif way == "full logits":
             packed = pack([grow(case.prompts, case.answers, case.vision)])
-            from opd_core.tree_attention import packed_attention
+            from opd_core.model.tree_attention import packed_attention
 
             layout = packed_attention(packed, models.tree.device)
             models.tree.log_softmax(models.tree.hidden(packed, layout))

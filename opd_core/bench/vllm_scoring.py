@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from opd_core.annotations import read_timelens
+from opd_core.annotations.timelens import read_timelens
 from opd_core.bench.interleaved import Row, medians
-from opd_core.config import load_config
-from opd_core.curriculum import draw_examples
-from opd_core.encoding import ExampleEncoder
-from opd_core.rollout import sample_rollouts
-from opd_core.scoring import opened_scorer
+from opd_core.config.load import load_config
+from opd_core.focus.select import draw_examples
+from opd_core.prompts.batches import ExampleEncoder
+from opd_core.rollout.answers import sample_rollouts
+from opd_core.scoring.trees import opened_scorer
 from opd_core.types import GroundingExample, Policy
 
 PROMPTS, ROLLOUTS = 16, 8

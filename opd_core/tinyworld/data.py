@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from opd_core.config_sections import VideoSection
-from opd_core.grounding import format_answer
-from opd_core.prompts import EncodedPrompt, PromptEncoder
+from opd_core.config.sections import VideoSection
+from opd_core.prompts.encoder import EncodedPrompt, PromptEncoder
+from opd_core.spans.grounding import format_answer
 from opd_core.tinyworld.world import (
     COLOURS,
     FORMS,
@@ -27,7 +27,7 @@ from opd_core.tinyworld.world import (
     video_seed,
 )
 from opd_core.types import Span
-from opd_core.video import VideoReader
+from opd_core.video.reader import VideoReader
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from opd_core.architectures import QWEN3_VL, Architecture
-from opd_core.file_modes import give_umask_modes
+from opd_core.model.architectures import QWEN3_VL, Architecture
+from opd_core.model.file_modes import give_umask_modes
 from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS, SECONDS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ SIZES: dict[Role, ModelSize] = {
 
 def corpus() -> Iterator[str]:
     """All kinds of text which the models ever see, for the tokenizer's training."""
-    from opd_core.prompts import TIMELENS
+    from opd_core.prompts.encoder import TIMELENS
 
     for colour in COLOURS:
         for form in FORMS:
@@ -263,7 +263,7 @@ def save_model(model: Any, processor: Qwen3VLProcessor, folder: Path | str) -> N
 
     import torch
 
-    from opd_core.checkpoint import save_checkpoint
+    from opd_core.model.checkpoint import save_checkpoint
 
     save_checkpoint(copy.deepcopy(model).to(torch.bfloat16), Path(folder))
     processor.save_pretrained(folder)

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opd_core.architectures import architecture_of
-from opd_core.prefix_tree import Pack
+from opd_core.model.architectures import architecture_of
+from opd_core.model.prefix_tree import Pack
+from opd_core.model.tree_attention import TreeLayout
 from opd_core.tinyworld.world import SECONDS
-from opd_core.tree_attention import TreeLayout
 from opd_core.types import Span
 
 

@@ -33,19 +33,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opd_core import torchvision_guard
-from opd_core.answer_reader import parse_span
-from opd_core.architectures import architecture_of
+from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf import HFEngine
-from opd_core.grounding import answer_iou
-from opd_core.prefix_tree import Pack, grow, pack
-from opd_core.prompts import PromptEncoder
-from opd_core.sampling import Request, SamplingParams
+from opd_core.model.architectures import architecture_of
+from opd_core.model.prefix_tree import Pack, grow, pack
+from opd_core.model.tree_attention import packed_attention
+from opd_core.model.tree_model import TreeModel
+from opd_core.prompts.encoder import PromptEncoder
+from opd_core.spans.answer_reader import parse_span
+from opd_core.spans.grounding import answer_iou
 from opd_core.tinyworld.data import NAMES, TinyVideo, load_split
 from opd_core.tinyworld.models import Role, build_model, build_processor, parameters, save_model
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
 from opd_core.tinyworld.world import make_world
-from opd_core.tree_attention import packed_attention
-from opd_core.tree_model import TreeModel
 from opd_core.types import Span
 
 Report = Callable[[str], None]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.run import Run
+from storage.runs.run import Run
 from tests import video_files
 
 Event = tuple[str, float, float]

@@ -27,18 +27,18 @@ from typing import Any
 
 STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
 TARGETS = {
-    "append": ("storage.run", "Run", "append"),  # append:TABLE
-    "create": ("storage.tables", "Tables", "create"),
+    "append": ("storage.runs.run", "Run", "append"),  # append:TABLE
+    "create": ("storage.tables.lance_tables", "Tables", "create"),
     "write": ("lance", None, "write_dataset"),  # write:append
     "sample": ("opd_core.engines.hf", "HFEngine", "sample"),
-    "forward": ("opd_core.tree_model", "TreeModel", "hidden"),
-    "step": ("opd_core.student", "_Student", "step"),
-    "save": ("opd_core.student", "_Student", "save"),
-    "publish": ("storage.run", "Run", "publish_policy"),
+    "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
+    "step": ("opd_core.update.student", "_Student", "step"),
+    "save": ("opd_core.update.student", "_Student", "save"),
+    "publish": ("storage.runs.run", "Run", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
-    "finish": ("storage.run", "Run", "finish_round"),
-    "compact": ("storage.tables", "Tables", "compact"),
-    "tag": ("storage.tables", "Tables", "tag"),
+    "finish": ("storage.runs.run", "Run", "finish_round"),
+    "compact": ("storage.tables.lance_tables", "Tables", "compact"),
+    "tag": ("storage.tables.lance_tables", "Tables", "tag"),
 }
 
 
@@ -103,8 +103,8 @@ def _import_all() -> None:
 
     torchvision_guard.install()
     for name in (
-        "lance", "polars", "peft", "flows.round", "opd_core.student", "opd_core.engines.hf",
-        "opd_core.scoring", "transformers.models.qwen3_vl.modeling_qwen3_vl",
+        "lance", "polars", "peft", "flows.round", "opd_core.update.student", "opd_core.engines.hf",
+        "opd_core.scoring.trees", "transformers.models.qwen3_vl.modeling_qwen3_vl",
         "transformers.models.qwen3_vl.processing_qwen3_vl",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from flows.appending import appending
+from flows.stage.appending import appending
 from opd_core.engines.hf import HFEngine
 from opd_core.types import Batch, QuarantinedItem, Rollout, VideoOPDError
-from storage import history
-from storage.run import Run
+from storage.runs.run import Run
+from storage.tables import history
 from tests.flows.kill_points import run_without_server
 from tests.storage.storage_factories import new_run, rollout
 

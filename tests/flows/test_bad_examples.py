@@ -11,11 +11,11 @@ from annotation_files import annotate, reasons, row, write_videos
 from kill_points import run_without_server
 
 from flows import stages
-from flows.prepare import opened
-from opd_core import encoding
-from opd_core.prompts import PromptEncoder
+from flows.stage.prepare import opened
+from opd_core.prompts import batches as encoding
+from opd_core.prompts.encoder import PromptEncoder
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 
 UNIFORM = {"focus.curriculum": "uniform", "rollout.examples_per_round": 20}
 GOOD = [("a red ball", 0, 2), ("a blue ball", 1, 4)]

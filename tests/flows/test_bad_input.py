@@ -20,12 +20,12 @@ import pytest
 from kill_points import run_without_server
 
 from flows import stages
-from flows.outcome import REASONS_TOLD
-from flows.prepare import opened
-from flows.report import rounds_table
+from flows.console.report import rounds_table
+from flows.stage.outcome import REASONS_TOLD
+from flows.stage.prepare import opened
 from opd_core.types import VideoOPDError
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.runs.run import Run
+from storage.tables.schemas import TABLES
 from tests import video_files
 
 SCRIPT = Path(__file__).with_name("kill_points.py")
@@ -157,7 +157,7 @@ def test_a_nan_of_the_teachers_scores_is_set_aside_while_the_rest_goes_on(
     write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A score that is no number for one rollout: quarantined by its id, and never trained on."""
-    from opd_core.tree_model import TreeModel
+    from opd_core.model.tree_model import TreeModel
 
     config = write_config(tmp_path, UNIFORM)
     with opened(str(config)) as work:
@@ -382,7 +382,7 @@ def test_no_usable_video_at_all_is_an_error_that_says_why(
 
 def test_a_video_that_goes_away_before_it_is_scored(mixed: Path, tmp_path: Path) -> None:
     """Its rollouts are set aside, with the reason; the round goes on with the others."""
-    from opd_core.encoding import forget_decoded
+    from opd_core.prompts.batches import forget_decoded
 
     with opened(str(mixed)) as work:
         for name in ("draw", "validate", "rollout"):

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from flows import stages
-from flows.bench import keep
-from flows.bench_kills import _Bench, _problems, _remember, _stage
-from flows.prepare import opened
+from flows.bench.kills import _Bench, _problems, _remember, _stage
+from flows.bench.run import keep
+from flows.stage.prepare import opened
 from opd_core.bench.interleaved import Row
 from opd_core.types import VideoOPDError
-from storage.contents import contents, differences
-from storage.run import Run
+from storage.asking.contents import contents, differences
+from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import append_again
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 
 Q_PROJ = "model.language_model.layers.1.self_attn.q_proj.weight"
 QUICK = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,

@@ -14,10 +14,10 @@ from kill_points import run_without_server
 from safetensors.torch import load_file
 
 from flows import stages
-from flows.prepare import opened
-from opd_core.config import load_config
+from flows.stage.prepare import opened
+from opd_core.config.load import load_config
 from opd_core.types import Update, VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 
 FULL = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,
         "rollout.examples_per_round": 4, "focus.curriculum": "uniform", "evaluate.max_examples": 2,

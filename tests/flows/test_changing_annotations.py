@@ -9,13 +9,14 @@ import pytest
 from annotation_files import annotate, drawn, row, write_videos
 from kill_points import run_without_server
 
-from flows import report, stages
-from flows.audit import Depth, audit
-from flows.prepare import opened
-from flows.show import show
-from flows.status import print_status
+from flows import stages
+from flows.audit.walk import Depth, audit
+from flows.commands.show import show
+from flows.commands.status import print_status
+from flows.console import report
+from flows.stage.prepare import opened
 from opd_core.types import VideoOPDError, make_rollout_id
-from storage.run import Run
+from storage.runs.run import Run
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4")
 OLD = {name: [(f"one of {name}", 0, 2), (f"two of {name}", 1, 4)] for name in NAMES}

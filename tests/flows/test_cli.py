@@ -15,10 +15,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flows import cli, demo, report, show
-from flows.commands import looking
-from flows.progress import progress
-from opd_core.token_text import token_texts
+from flows import cli, demo
+from flows.commands import looking, show
+from flows.console import report
+from flows.console.progress import progress
+from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -253,7 +254,7 @@ def test_tokens_have_their_own_text():
 def test_off_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
     monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
     clock = iter([0.0, 1.0, 11.0, 12.0])
-    monkeypatch.setattr("flows.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("flows.console.progress.time.monotonic", lambda: next(clock))
     with progress("rollout", 4) as advance:
         for _ in range(3):
             advance(1)

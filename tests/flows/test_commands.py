@@ -15,13 +15,14 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows import answers, cli
+from flows import cli
 from flows.commands import about
-from flows.prepare import opened
-from opd_core.config import load_config
+from flows.console import answers
+from flows.stage.prepare import opened
+from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
-from storage import run_folder
-from storage.run import Run
+from storage.runs import run_folder
+from storage.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -496,7 +497,7 @@ def test_an_import_of_nothing_leaves_no_folder(told, tmp_path, tiny_world):
 
 
 def test_quietly_there_is_no_progress(told, finished, monkeypatch):
-    from flows.progress import is_quiet, progress
+    from flows.console.progress import is_quiet, progress
 
     monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
     seen = []
@@ -527,9 +528,9 @@ def test_a_quiet_audit_is_its_last_line_and_what_is_broken(told, finished, tmp_p
 
 
 def test_quiet_rounds_are_one_line(capsys, finished):
-    from flows.outcome import summarize
-    from flows.progress import quietly
-    from flows.report import print_rounds
+    from flows.console.progress import quietly
+    from flows.console.report import print_rounds
+    from flows.stage.outcome import summarize
 
     with opened(str(finished[0])) as work:
         summary = summarize(work, 1, [])

@@ -22,8 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from flows import prefect_settings as settings
-from flows import processes, server
+from flows.server import local as server
+from flows.server import prefect_settings as settings
+from flows.server import processes
 from opd_core.types import VideoOPDError
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -155,7 +156,7 @@ def up(project) -> Project:
     ],
 )
 def test_the_hook_speaks_up_for_deployment_runs_only(words, expected):
-    from flows.prefect_plugin import _runs_a_deployment
+    from flows.server.prefect_plugin import _runs_a_deployment
 
     assert _runs_a_deployment(words.split()) is expected
 
@@ -327,7 +328,7 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path):
     code = (
         "import os, signal, sys, lance\n"
         "from pathlib import Path\n"
-        "from flows.processes import start\n"
+        "from flows.server.processes import start\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
         f"log = Path({str(tmp_path / 'log')!r})\n"
         "print(start(command, {}, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"

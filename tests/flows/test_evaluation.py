@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows.audit import Depth, audit
+from flows.audit.walk import Depth, audit
 from flows.cli import main
 from flows.evaluation import (
     Answers,
@@ -23,8 +23,8 @@ from flows.evaluation import (
     numbers,
     of_policy,
 )
-from opd_core.metrics import PER_EXAMPLE
-from storage.run import Run
+from opd_core.spans.metrics import PER_EXAMPLE
+from storage.runs.run import Run
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
 

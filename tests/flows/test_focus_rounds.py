@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows.audit import Depth, audit
-from opd_core import rollout as asking
+from flows.audit.walk import Depth, audit
+from opd_core.rollout import answers as asking
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
 

@@ -17,9 +17,9 @@ from kill_points import run_without_server
 from safetensors.torch import load_file
 
 from flows.cli import main
-from opd_core.protocols import PROTOCOLS
-from opd_core.tree_model import load_model
-from storage.run import Run
+from opd_core.model.tree_model import load_model
+from opd_core.spans.protocols import PROTOCOLS
+from storage.runs.run import Run
 
 QUICK = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,
          "rollout.examples_per_round": 4, "focus.curriculum": "uniform"}  # fmt: skip
@@ -181,7 +181,7 @@ def test_the_card_says_what_the_tables_say(
 
 
 def test_the_licence_and_name_of_the_base_are_said_on(tmp_path: Path) -> None:
-    from flows.model_card import _licence, hub_name
+    from flows.commands.model_card import _licence, hub_name
 
     cached = tmp_path / "models--Qwen--Qwen3-VL-8B-Instruct" / "snapshots" / ("0" * 40)
     assert hub_name(cached) == "Qwen/Qwen3-VL-8B-Instruct"
@@ -192,10 +192,10 @@ def test_the_licence_and_name_of_the_base_are_said_on(tmp_path: Path) -> None:
 
 def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
     """As in a run of an older format, whose answers no other protocol has read."""
+    from flows.commands.model_card import Evaluated, _metrics, _results
     from flows.evaluation import Group
-    from flows.model_card import Evaluated, _metrics, _results
-    from opd_core.bootstrap import Estimate
-    from opd_core.metrics import PER_EXAMPLE
+    from opd_core.spans.bootstrap import Estimate
+    from opd_core.spans.metrics import PER_EXAMPLE
 
     absent = {name: name.startswith("timelens") for name in PER_EXAMPLE}
     metrics = {n: Estimate(None if gone else 0.5, None, None) for n, gone in absent.items()}
@@ -209,7 +209,7 @@ def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
 
 
 def test_the_card_says_how_it_was_asked() -> None:
-    from flows.model_card import _question
+    from flows.commands.model_card import _question
 
     assert _question({"prompt": {"template": "json", "text": None}}) == "the template `json`"
     own = {"prompt": {"template": "timelens", "text": "When is '{query}'?\nSay A - B."}}
@@ -219,7 +219,7 @@ def test_the_card_says_how_it_was_asked() -> None:
 def test_what_cannot_be_exported_is_one_sentence(
     runs: dict[str, Path], write_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.prepare import opened
+    from flows.stage.prepare import opened
 
     with opened(str(write_config(tmp_path, QUICK))):
         pass

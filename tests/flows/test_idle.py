@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from flows import alone, processor_cache
-from flows.prepare import WorkLeft, opened
+from flows import alone
+from flows.stage import processor_cache
+from flows.stage.prepare import WorkLeft, opened
 from flows.summaries import STAGES
-from opd_core.config import load_config
+from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
-from storage.run import Run
+from storage.runs.run import Run
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
 
@@ -143,7 +144,7 @@ def test_a_processor_is_opened_again_when_its_files_change(
 ) -> None:
     import shutil
 
-    from opd_core import prompts
+    from opd_core.prompts import encoder as prompts
 
     folder = Path(shutil.copytree(models["teacher"], tmp_path / "teacher"))
     first = processor_cache.processor_hash_of(folder, tmp_path)

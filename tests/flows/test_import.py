@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, import_annotations
-from flows.import_annotations import ImportOptions, cache_path, import_files, report_path
-from flows.probe_cache import ProbeCache
-from opd_core import probing
-from opd_core.annotations import read_timelens
-from opd_core.audio_queries import audio_word
-from opd_core.decoder_process import DecoderProcess
-from opd_core.probing import Probe, Unusable, probe_files
+from flows import cli
+from flows.commands import import_files as import_annotations
+from flows.commands.import_files import ImportOptions, cache_path, import_files, report_path
+from flows.commands.probe_cache import ProbeCache
+from opd_core.annotations.audio_queries import audio_word
+from opd_core.annotations.timelens import read_timelens
+from opd_core.annotations.video_folder import VideoFolder
 from opd_core.types import GroundingExample, VideoOPDError
-from opd_core.video_folder import VideoFolder
+from opd_core.video import probing
+from opd_core.video.child import DecoderProcess
+from opd_core.video.probing import Probe, Unusable, probe_files
 from tests.video_files import write_audio_only, write_truncated, write_video
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import cli
-from opd_core.annotations import read_timelens
-from opd_core.templates import TEMPLATES
+from opd_core.annotations.timelens import read_timelens
+from opd_core.templates.named import TEMPLATES
 from opd_core.types import GroundingExample
 
 Examples = list[GroundingExample]

@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from flows import stages
-from flows.prepare import opened
-from opd_core.config import load_config
-from opd_core.student import Trained, UpdateResult, update_student
+from flows.stage.prepare import opened
+from opd_core.config.load import load_config
 from opd_core.types import (
     Draw,
     GroundingExample,
@@ -30,6 +29,7 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
+from opd_core.update.student import Trained, UpdateResult, update_student
 
 Noise = Callable[[str, int], float]
 """(rollout id, position) -> mu - pi_v, nats."""
@@ -207,7 +207,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
 
 def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Round) -> None:
     """Answers that end in a special token, on which the engine is far off, trained without it."""
-    from opd_core.prompts import load_processor
+    from opd_core.prompts.encoder import load_processor
 
     end = load_processor(round_.parent.path).tokenizer.eos_token_id
     rollouts = [

@@ -21,10 +21,10 @@ import psutil
 import pytest
 
 from opd_core.types import VideoOPDError
-from storage.contents import contents as everything
-from storage.policies import read_manifest, weights_hash
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.asking.contents import contents as everything
+from storage.runs.policies import read_manifest, weights_hash
+from storage.runs.run import Run
+from storage.tables.schemas import TABLES
 
 pytestmark = pytest.mark.kill
 

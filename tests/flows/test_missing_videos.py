@@ -11,10 +11,10 @@ from annotation_files import annotate, drawn, reasons, row, write_videos
 from kill_points import run_without_server
 
 from flows import stages
-from flows.prepare import opened
-from opd_core.encoding import ExampleEncoder
+from flows.stage.prepare import opened
+from opd_core.prompts.batches import ExampleEncoder
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 TRAIN = [row(name, (f"one of {name}", 0, 2), (f"two of {name}", 1, 4)) for name in NAMES]
@@ -156,7 +156,7 @@ def test_a_decoder_that_is_lost_twice_is_given_up(config: Path, tmp_path: Path) 
     run_without_server(str(config), 2)
     run = Run.open(tmp_path / "run")
     (lost, *_) = run.draws().filter(policy_version=0).collect()["example_id"]
-    from flows.given_up import given_up
+    from flows.stage.given_up import given_up
 
     with opened(str(config)) as work:
         for version, expected in ((7, set()), (8, {lost})):

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from flows import stages
-from flows.prepare import opened
-from opd_core.architectures import QWEN3_VL_MOE, architecture_in
-from opd_core.checkpoint import check_checkpoint, save_checkpoint
-from opd_core.tree_model import TreeModel, load_model
+from flows.stage.prepare import opened
+from opd_core.model.architectures import QWEN3_VL_MOE, architecture_in
+from opd_core.model.checkpoint import check_checkpoint, save_checkpoint
+from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
 
 pytestmark = pytest.mark.timeout(300)
@@ -171,10 +171,10 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
     tmp_path: Path, tiny_world: Any
 ) -> None:
     pytest.importorskip("vllm")
-    from opd_core.alignment import probe
-    from opd_core.encoding import ExampleEncoder
+    from opd_core.engines.base import Request, SamplingParams
     from opd_core.engines.choice import opened_vllm
-    from opd_core.sampling import Request, SamplingParams
+    from opd_core.engines.gate import probe
+    from opd_core.prompts.batches import ExampleEncoder
 
     config = make_config(tmp_path, tiny_world, kind=MOE)
     encoder = ExampleEncoder(config, config.student.path)

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows.audit import Depth, audit
-from opd_core.config import load_config
+from flows.audit.walk import Depth, audit
+from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
-from storage.run import Run
+from storage.runs.run import Run
 
 EVERYTHING = {"focus.curriculum": "uniform", "rollout.examples_per_round": 6}
 WHOLE = {"score.hidden_states": True, "update.teacher_distribution": "hidden_states"}

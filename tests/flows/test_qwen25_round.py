@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from flows import stages
-from flows.prepare import opened
-from opd_core.encoding import ExampleEncoder
+from flows.stage.prepare import opened
+from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.choice import opened_engine
-from opd_core.sampling import Request, SamplingParams
-from opd_core.scoring import describe_scorer, score_rollouts
+from opd_core.prompts.batches import ExampleEncoder
+from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, read_examples
 
@@ -60,8 +60,8 @@ def test_rollouts_of_other_seconds_per_grid_are_not_scored(tmp_path: Any, tiny_w
     config = make_config(tmp_path, tiny_world, kind="qwen2_5_vl")
     from dataclasses import replace
 
-    from opd_core.rollout import sample_rollouts
-    from opd_core.score_key import content_hash
+    from opd_core.rollout.answers import sample_rollouts
+    from opd_core.scoring.score_key import content_hash
 
     policy = Policy(0, config.student.path, "h")
     examples = read_examples(config, 2)
@@ -106,9 +106,9 @@ def test_vllm_tells_two_lengths_of_the_same_frames_apart(tmp_path: Any, tiny_wor
     pytest.importorskip("vllm")
     from dataclasses import replace
 
-    from opd_core.alignment import Gate, probe
-    from opd_core.architectures import QWEN2_5_VL
-    from opd_core.tree_model import TreeModel, load_model
+    from opd_core.engines.gate import Gate, probe
+    from opd_core.model.architectures import QWEN2_5_VL
+    from opd_core.model.tree_model import TreeModel, load_model
 
     config = make_config(tmp_path, tiny_world, kind="qwen2_5_vl")
     encoder = ExampleEncoder(config, config.student.path)

@@ -17,15 +17,15 @@ import pytest
 from kill_points import run_without_server
 
 from flows import stages
-from flows.audit import Depth, audit
-from flows.prepare import opened
-from flows.rerun import command as command_of
+from flows.audit.walk import Depth, audit
+from flows.commands.status import print_status
 from flows.rescore import rescore_run
-from flows.status import print_status
+from flows.stage.prepare import opened
+from flows.stage.rerun import command as command_of
 from opd_core.types import VideoOPDError
-from storage.query import query
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.asking.query import query
+from storage.runs.run import Run
+from storage.tables.schemas import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = ("draw", "validate", "rollout", "score", "focus")
@@ -165,7 +165,7 @@ KILLED = """
 import sys
 from kill_points import arm
 from flows import stages
-from flows.prepare import opened
+from flows.stage.prepare import opened
 config, name, point, n = sys.argv[1:]
 arm(point, int(n))
 with opened(config) as work:

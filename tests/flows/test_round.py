@@ -18,8 +18,8 @@ import pytest
 from kill_points import STAGES, run_without_server
 
 from flows import stages
-from flows.prepare import Work, opened
-from opd_core.config import load_config
+from flows.stage.prepare import Work, opened
+from opd_core.config.load import load_config
 from opd_core.types import (
     Evaluation,
     GroundingExample,
@@ -32,9 +32,9 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
-from storage.policies import read_manifest, weights_hash
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.runs.policies import read_manifest, weights_hash
+from storage.runs.run import Run
+from storage.tables.schemas import TABLES
 
 FULL = {"update.objective": "exact_reverse_kl", "focus.top_k": 6}
 RECORDS = {
@@ -124,8 +124,8 @@ def test_rollouts_are_named_seeded_and_stamped_by_the_policy_that_sampled(
 def test_tokens_and_log_probs_belong_together(run: Run) -> None:
     from transformers import AutoProcessor
 
-    from opd_core.architectures import QWEN3_VL
-    from opd_core.vocabulary import excluded_token_ids
+    from opd_core.model.architectures import QWEN3_VL
+    from opd_core.model.vocabulary import excluded_token_ids
 
     tokenizer = AutoProcessor.from_pretrained(run.policy(2).path).tokenizer
     excluded = set(excluded_token_ids(tokenizer, len(tokenizer), QWEN3_VL.placeholders))
@@ -393,7 +393,7 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         begin(work, ["draw", "validate", "rollout", "score", "focus"])
 
     def train(name: str, *overrides: str) -> tuple[Path, Any]:
-        from opd_core.student import Trained, update_student
+        from opd_core.update.student import Trained, update_student
 
         with opened(str(config)) as work:
             policy = work.policy()

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows.audit import Depth, audit
-from flows.prepare import opened
-from opd_core import scoring
-from opd_core.config import load_config
+from flows.audit.walk import Depth, audit
+from flows.stage.prepare import opened
+from opd_core.config.load import load_config
+from opd_core.scoring import trees as scoring
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
-from storage.contents import contents, differences
-from storage.run import Run
+from storage.asking.contents import contents, differences
+from storage.runs.run import Run
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -138,7 +138,7 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
 ) -> None:
     """Round 2, which copies from round 1, is killed after each append of its score stage."""
     monkeypatch.setattr(scoring, "VIDEOS_PER_BATCH", 8)
-    monkeypatch.setattr("flows.score_cache.ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("flows.stage.score_cache.ROWS_AT_ONCE", 5)
     settings = FEW_WORDS | {"rollout.examples_per_round": 24, "storage.flush_seconds": 0}
     whole = tiny_config(settings | {"run.path": str(tmp_path / "whole")}, "whole.toml")
     run_without_server(str(whole), 2)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import stage_costs
-from flows.stage_costs import StageCost, measured, read_costs, recording
-from opd_core import token_count
+from flows.stage import costs as stage_costs
+from flows.stage.costs import StageCost, measured, read_costs, recording
+from opd_core.model import token_count
 
 POLICY = SimpleNamespace(version=3)
 

@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 from kill_points import run_without_server
 
-from flows.prepare import decoding_once
-from opd_core.config import load_config
-from opd_core.encoding import forget_decoded
+from flows.stage.prepare import decoding_once
+from opd_core.config.load import load_config
+from opd_core.prompts.batches import forget_decoded
 from opd_core.types import VideoOPDError
-from opd_core.video import VideoReader
-from storage import video_hashes
-from storage.frames import usage
-from storage.run import Run
+from opd_core.video.reader import VideoReader
+from storage.frames import video_hashes
+from storage.frames.store import usage
+from storage.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "videoopd-frames"
@@ -28,7 +28,7 @@ OTHER_PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from kill_points import run_without_server
-from opd_core.video import VideoReader
+from opd_core.video.reader import VideoReader
 def refuse(self, path):
     raise AssertionError(f"{path} is decoded again")
 VideoReader._decode = refuse
@@ -72,7 +72,7 @@ def test_every_stage_of_another_process_reads_what_was_decoded(
     assert len(decoded) == videos > 3, "once a video, over all stages"
     assert usage(tmp_path / STORE)[:2] == (videos, videos)
 
-    from flows.status import print_status
+    from flows.commands.status import print_status
 
     print_status(Run.open(tmp_path / "run"))
     assert f"{videos} videos" in capsys.readouterr().out

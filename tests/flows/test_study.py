@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from flows import cli
-from flows.stage_costs import read_costs
-from flows.study_rows import read_result
-from opd_core.study.plan import load_study
-from storage.run import Run
+from flows.stage.costs import read_costs
+from flows.study.plan import load_study
+from flows.study.rows import read_result
+from storage.runs.run import Run
 
 pytestmark = pytest.mark.timeout(600)  # processes start one after the other, on a busy machine too
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opd_core.study.curves import Point, Result
+from flows.study.curves import Point, Result
 
 
 def point(round: int, cost: float, miou: float, examples: Sequence[str] = ("a", "b")) -> Point:

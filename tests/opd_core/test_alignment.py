@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from opd_core import rollout as rollouts
-from opd_core.agreement import bound_for
-from opd_core.alignment import Gate, probe, probe_engine
-from opd_core.architectures import QWEN3_VL
-from opd_core.config import load_config
-from opd_core.encoding import ExampleEncoder
+from opd_core.config.load import load_config
+from opd_core.engines.base import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
+from opd_core.engines.gate import Gate, probe, probe_engine
 from opd_core.engines.hf import HFEngine
-from opd_core.positions import PositionRule
-from opd_core.prefix_tree import Pack
-from opd_core.sampling import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
-from opd_core.tree_model import TreeModel
+from opd_core.model.agreement import bound_for
+from opd_core.model.architectures import QWEN3_VL
+from opd_core.model.positions import PositionRule
+from opd_core.model.prefix_tree import Pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.prompts.batches import ExampleEncoder
+from opd_core.rollout import answers as rollouts
 from opd_core.types import Policy, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, read_examples
 

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_core.annotated_times import seconds
-from opd_core.annotation_fields import BadAnnotationError
-from opd_core.formats.found import Annotated, Found, LeftOut
-from opd_core.formats.readers import READERS
-from opd_core.formats.spans import spans_of
+from opd_core.annotations.fields import BadAnnotationError
+from opd_core.annotations.formats.found import Annotated, Found, LeftOut
+from opd_core.annotations.formats.readers import READERS
+from opd_core.annotations.formats.spans import spans_of
+from opd_core.annotations.times import seconds
+from opd_core.annotations.video_folder import VideoFolder
+from opd_core.annotations.video_names import NamedPath
 from opd_core.types import Span
-from opd_core.video_folder import VideoFolder
-from opd_core.video_names import NamedPath
 
 V, Q = {"video": "a.mp4"}, {"query": "a dog runs"}
 VQ = V | Q

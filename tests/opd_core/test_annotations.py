@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.annotation_fields import END_TOLERANCE_SECONDS
-from opd_core.annotations import read_timelens
+from opd_core.annotations.fields import END_TOLERANCE_SECONDS
+from opd_core.annotations.timelens import read_timelens
 from opd_core.types import GroundingExample, QuarantinedItem, Span, VideoOPDError, make_example_id
 
 GOOD = {

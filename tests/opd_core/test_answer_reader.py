@@ -5,9 +5,9 @@ from answers import ANSWERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_core.answer_reader import after_thoughts, parse_moment, parse_span
-from opd_core.templates import TEMPLATES
-from opd_core.timelens_rule import parse_timelens
+from opd_core.spans.answer_reader import after_thoughts, parse_moment, parse_span
+from opd_core.spans.timelens_rule import parse_timelens
+from opd_core.templates.named import TEMPLATES
 from opd_core.types import Span
 
 TABLE = [(kind, text, said) for kind, rows in ANSWERS.items() for text, said in rows]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from opd_core.architectures import (
+from opd_core.model.architectures import (
     ARCHITECTURES,
     QWEN3_VL,
     QWEN3_VL_MOE,
@@ -26,11 +26,11 @@ from opd_core.architectures import (
     architecture_in,
     architecture_of,
 )
-from opd_core.checkpoint import check_checkpoint, save_checkpoint
-from opd_core.lm_head import load_lm_head
-from opd_core.student import _language_modules
-from opd_core.tree_model import load_model
+from opd_core.model.checkpoint import check_checkpoint, save_checkpoint
+from opd_core.model.lm_head import load_lm_head
+from opd_core.model.tree_model import load_model
 from opd_core.types import VideoOPDError
+from opd_core.update.student import _language_modules
 from tests.opd_core.test_tree_model import qwen
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from opd_core.control_tokens import control_fault, control_tokens
-from opd_core.durations import duration_fault
+from opd_core.annotations.control_tokens import control_fault, control_tokens
 from opd_core.types import VideoOPDError
-from opd_core.video_presence import refuse_missing
+from opd_core.video.durations import duration_fault
+from opd_core.video.presence import refuse_missing
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.bootstrap import Estimate, estimates, resampled_means
+from opd_core.spans.bootstrap import Estimate, estimates, resampled_means
 
 
 def every_resample(values: np.ndarray, clusters: list[str]) -> np.ndarray:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from opd_core.checkpoint import base_folder, check_checkpoint, open_checkpoint
-from opd_core.engines.checkpoints import merge_adapter
-from opd_core.tree_model import load_model
+from opd_core.model.checkpoint import base_folder, check_checkpoint, open_checkpoint
+from opd_core.model.published import merge_adapter
+from opd_core.model.tree_model import load_model
+from opd_core.model.weight_files import INDEX, SINGLE
 from opd_core.types import VideoOPDError
-from opd_core.weight_files import INDEX, SINGLE
 from storage.hashes import weights_hash
 from tests.opd_core.test_tree_model import qwen
 

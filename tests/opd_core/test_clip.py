@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opd_core.clip import VideoClip, frame_spec, pack, unpack
-from opd_core.config_sections import VideoSection
-from opd_core.frame_size import SizeRule
-from opd_core.video import VideoError, VideoReader
-from storage import video_hashes
-from storage.frames import FrameStore, usage
+from opd_core.config.sections import VideoSection
+from opd_core.video.clip import VideoClip, frame_spec, pack, unpack
+from opd_core.video.frame_size import SizeRule
+from opd_core.video.reader import VideoError, VideoReader
+from storage.frames import video_hashes
+from storage.frames.store import FrameStore, usage
 from tests import video_files
 
 TINY = VideoSection(max_frames=24, max_video_tokens=48)

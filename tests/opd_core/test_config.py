@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.config import load_config
+from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

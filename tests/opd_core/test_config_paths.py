@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.config import Config, load_config
-from opd_core.config_paths import from_folder
-from opd_core.config_template import config_template
-from opd_core.toml_text import toml_value
+from opd_core.config.load import Config, load_config
+from opd_core.config.paths import from_folder
+from opd_core.config.template import config_template
+from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
 from tests.tiny_config import ROOT
 

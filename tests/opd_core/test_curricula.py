@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.config_sections import FocusSection
-from opd_core.curricula.drawing import gaussian, in_drawn_order, uniform_number
-from opd_core.curriculum import (
+from opd_core.config.sections import FocusSection
+from opd_core.focus.drawing import gaussian, in_drawn_order, uniform_number
+from opd_core.focus.select import (
     candidates,
     known_unreliable,
     mean_reverse_kls,

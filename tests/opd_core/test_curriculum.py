@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.config_sections import FocusSection
-from opd_core.curriculum import by_video, candidates, draw_examples, known_unreliable, select
+from opd_core.config.sections import FocusSection
+from opd_core.focus.select import by_video, candidates, draw_examples, known_unreliable, select
 from opd_core.types import GroundingExample, Span
 
 NAN = math.nan

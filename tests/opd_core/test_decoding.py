@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
-from opd_core.decoder_process import DecoderCrash, DecoderProcess, DecoderTimeout
-from opd_core.decoders import PICKERS, UnusableVideo, decode, probe
 from opd_core.types import VideoOPDError
+from opd_core.video.child import DecoderCrash, DecoderProcess, DecoderTimeout
+from opd_core.video.decoders import PICKERS, UnusableVideo, decode, probe
 from tests import video_files
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +219,7 @@ def test_a_child_does_not_outlive_its_killed_parent(tmp_path, hanging):
     os.mkfifo(tmp_path / "a.mp4")
     ask = f"child.ask({{'do': 'probe', 'path': {str(tmp_path / 'a.mp4')!r}}}, 1e9)"
     code = (
-        "import time; from opd_core.decoder_process import DecoderProcess\n"
+        "import time; from opd_core.video.child import DecoderProcess\n"
         "child = DecoderProcess('pyav'); print(child.pid, flush=True)\n"
         + (ask if hanging else "time.sleep(600)")
     )
@@ -237,7 +237,7 @@ def test_a_child_does_not_outlive_its_killed_parent(tmp_path, hanging):
 @pytest.mark.kill
 def test_a_fork_of_the_parent_that_holds_the_pipe_keeps_no_child_alive():
     code = (
-        "import os, time; from opd_core.decoder_process import DecoderProcess\n"
+        "import os, time; from opd_core.video.child import DecoderProcess\n"
         "child = DecoderProcess('pyav'); fork = os.fork()\n"
         "if fork: print(child.pid, fork, flush=True)\n"
         "time.sleep(600)"

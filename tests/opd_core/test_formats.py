@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.formats.found import Annotated, LeftOut
-from opd_core.formats.readers import READERS
+from opd_core.annotations.formats.found import Annotated, LeftOut
+from opd_core.annotations.formats.readers import READERS
 from opd_core.types import Span, VideoOPDError
 
 ANSWER = "The event happens in 2.0 - 4.5 seconds."

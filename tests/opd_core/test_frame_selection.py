@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from opd_core import torchvision_guard
-from opd_core.config_sections import VideoSection
-from opd_core.frame_selection import sample_frame_indices
-from opd_core.frame_size import LEAST_SHARE, SizeRule
+from opd_core.config.sections import VideoSection
+from opd_core.video.frame_selection import sample_frame_indices
+from opd_core.video.frame_size import LEAST_SHARE, SizeRule
 
 
 @functools.cache

@@ -11,9 +11,9 @@ import av.bitstream
 import numpy as np
 import pytest
 
-from opd_core.decoders import PICKERS, ProbedVideo, UnusableVideo, check_end, decode, probe
-from opd_core.frame_times import times_of_stamps
-from opd_core.hidden_pictures import shows_picture
+from opd_core.video.decoders import PICKERS, ProbedVideo, UnusableVideo, check_end, decode, probe
+from opd_core.video.frame_times import times_of_stamps
+from opd_core.video.hidden_pictures import shows_picture
 from tests import video_files
 
 CASES = Path(__file__).parents[1] / "videos"

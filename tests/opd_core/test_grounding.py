@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_core.answer_reader import parse_span
-from opd_core.grounding import answer_iou, format_answer, round_span, temporal_iou
+from opd_core.spans.answer_reader import parse_span
+from opd_core.spans.grounding import answer_iou, format_answer, round_span, temporal_iou
 from opd_core.types import Span
 
 tenths = st.integers(0, 9999).map(lambda n: n / 10)

@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 import torch
 
-from opd_core.objectives import (
+from opd_core.update.objectives import (
     exact_forward_kl,
     exact_reverse_kl,
     generalized_jsd,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.annotations import read_timelens
-from opd_core.formats.found import Annotated, LeftOut
-from opd_core.importing import Rules, decide, timelens_rows
-from opd_core.probing import Probe, Unusable
+from opd_core.annotations.formats.found import Annotated, LeftOut
+from opd_core.annotations.importing import Rules, decide, timelens_rows
+from opd_core.annotations.timelens import read_timelens
 from opd_core.types import GroundingExample, Span
+from opd_core.video.probing import Probe, Unusable
 
 PATHS = {"a": "a.mp4", "b": "sub/b.mp4", "long": "long.mp4", "bad": "bad.mp4", "none": None}
 PROBES = {

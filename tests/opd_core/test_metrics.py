@@ -3,11 +3,11 @@
 import polars as pl
 import pytest
 
-from opd_core.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket, grounding_metrics
-from opd_core.protocols import PROTOCOLS, judged
-from opd_core.templates import TEMPLATES
+from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket, grounding_metrics
+from opd_core.spans.protocols import PROTOCOLS, judged
+from opd_core.templates.named import TEMPLATES
 from opd_core.types import Span
-from storage.schemas import TABLES, span_columns
+from storage.tables.schemas import TABLES, span_columns
 
 TRUTH = (Span(2.0, 6.0), Span(20.0, 24.0))
 ANSWERS = [

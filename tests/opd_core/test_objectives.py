@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.objectives import (
+from opd_core.update.objectives import (
     cross_entropy,
     entropy_weights,
     exact_forward_kl,

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from opd_core import own_prompt
-from opd_core.config import load_config
-from opd_core.config_sections import PromptSection
-from opd_core.own_prompt import template_of
-from opd_core.question_key import evaluation_question
-from opd_core.templates import TEMPLATES, ask
+from opd_core.config.load import load_config
+from opd_core.config.sections import PromptSection
+from opd_core.prompts.question_key import evaluation_question
+from opd_core.templates import own_prompt
+from opd_core.templates.named import TEMPLATES, ask
+from opd_core.templates.own_prompt import template_of
 from opd_core.types import Span, VideoOPDError
 
 TEXT = "When does '{query}' happen? Say: from START to END."

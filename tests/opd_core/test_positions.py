@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from opd_core.positions import PositionRule
-from opd_core.prefix_tree import grow, pack
-from opd_core.prompts import shared_vision
-from opd_core.tree_model import TreeModel
+from opd_core.model.positions import PositionRule
+from opd_core.model.prefix_tree import grow, pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.model.vision_input import VisionInput
+from opd_core.prompts.encoder import shared_vision
 from opd_core.types import VideoOPDError
-from opd_core.vision_input import VisionInput
 from tests.opd_core.positions_by_hand import by_hand
 from tests.opd_core.test_tree_model import Tokenizer, qwen
 
@@ -178,7 +178,7 @@ def test_prompts_of_two_clips_share_no_prefix():
 @pytest.mark.parametrize("fps", [1.0, 1.7, 2.0, 3.0])
 def test_seconds_per_grid_are_the_processors(fps, tmp_path, tiny_world):
     """temporal patch / sampled fps: of the frames seen in the video's whole duration."""
-    from opd_core.encoding import ExampleEncoder
+    from opd_core.prompts.batches import ExampleEncoder
     from tests.opd_core.vllm_fixtures import make_config, read_examples
 
     for kind in ("qwen2_5_vl", "qwen3_vl"):

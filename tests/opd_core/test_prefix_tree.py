@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_core.prefix_tree import PrefixTree, Segment, fill, grow, pack, split
+from opd_core.model.prefix_tree import PrefixTree, Segment, fill, grow, pack, split
 
 tokens = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.config_sections import VideoSection
-from opd_core.probing import Probe, Unusable, probe_files
-from opd_core.video import VideoReader
+from opd_core.config.sections import VideoSection
+from opd_core.video.probing import Probe, Unusable, probe_files
+from opd_core.video.reader import VideoReader
 from tests import video_files
 
 CASES = Path(__file__).parents[1] / "videos"

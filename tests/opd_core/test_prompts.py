@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from opd_core import torchvision_guard
-from opd_core.answer_reader import parse_span
-from opd_core.config import load_config
-from opd_core.encoding import ExampleEncoder
-from opd_core.prompts import PromptEncoder
-from opd_core.truth import _answer_ids
+from opd_core.config.load import load_config
+from opd_core.prompts.batches import ExampleEncoder
+from opd_core.prompts.encoder import PromptEncoder
+from opd_core.rollout.truth import _answer_ids
+from opd_core.spans.answer_reader import parse_span
 from opd_core.types import GroundingExample, Span
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from opd_core.config import load_config
-from opd_core.score_key import content_hash
-from opd_core.scoring import describe_scorer
+from opd_core.config.load import load_config
+from opd_core.scoring.score_key import content_hash
+from opd_core.scoring.trees import describe_scorer
 from opd_core.types import Rollout, VideoOPDError
 from tests.tiny_config import ROOT
 

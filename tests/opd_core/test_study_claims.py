@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from opd_core.study.claims import FAILS, HOLDS, OPEN, judge_claims
-from opd_core.study.plan import ClaimsSection
+from flows.study.claims import FAILS, HOLDS, OPEN, judge_claims
+from flows.study.plan import ClaimsSection
 from tests.opd_core.study_points import result
 
 PARTS = ClaimsSection(

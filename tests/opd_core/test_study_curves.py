@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from opd_core.study.curves import (
+from flows.study.curves import (
     budget_to_reach,
     by_round,
     mean_curve,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.study.plan import StudyRun, load_study
+from flows.study.plan import StudyRun, load_study
 from opd_core.types import VideoOPDError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

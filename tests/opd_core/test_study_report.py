@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from opd_core.study.evidence import Evidence
-from opd_core.study.plan import load_study
-from opd_core.study.report import write_report
+from flows.study.evidence import Evidence
+from flows.study.plan import load_study
+from flows.study.report import write_report
 from tests.opd_core.study_points import point, result
 from tests.opd_core.test_study_plan import STUDY
 

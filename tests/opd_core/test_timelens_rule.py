@@ -2,8 +2,8 @@
 
 import pytest
 
-from opd_core.protocols import PROTOCOLS
-from opd_core.timelens_rule import parse_timelens
+from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.timelens_rule import parse_timelens
 from opd_core.types import Span
 
 (TIMELENS,) = (p for p in PROTOCOLS if p.name == "timelens")

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from opd_core.clip import VideoClip
-from opd_core.config_sections import VideoSection
-from opd_core.prompts import PromptEncoder, check_even
-from opd_core.video import VideoError, VideoReader
+from opd_core.config.sections import VideoSection
+from opd_core.prompts.encoder import PromptEncoder, check_even
+from opd_core.video.clip import VideoClip
+from opd_core.video.reader import VideoError, VideoReader
 from tests import video_files
 
 ROOT = Path(__file__).parents[2]

@@ -10,15 +10,15 @@ import copy
 import pytest
 import torch
 
-from opd_core import tree_attention
-from opd_core.architectures import ARCHITECTURES
+from opd_core.engines.base import Request, SamplingParams, draw_tokens, uniforms
 from opd_core.engines.hf import HFEngine
-from opd_core.prefix_tree import Pack, grow, pack
-from opd_core.prompts import EncodedPrompt
-from opd_core.sampling import Request, SamplingParams, draw_tokens, uniforms
-from opd_core.tree_model import TreeModel
+from opd_core.model import tree_attention
+from opd_core.model.architectures import ARCHITECTURES
+from opd_core.model.prefix_tree import Pack, grow, pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.model.vision_input import VisionInput
+from opd_core.prompts.encoder import EncodedPrompt
 from opd_core.types import VideoOPDError
-from opd_core.vision_input import VisionInput
 from tests.opd_core.positions_by_hand import by_hand
 
 VIDEO, IMAGE, START, END, EOS = 90, 91, 92, 93, 2

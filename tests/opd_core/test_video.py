@@ -15,10 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
-from opd_core import torchvision_guard, video
-from opd_core.config_sections import VideoSection
+from opd_core import torchvision_guard
+from opd_core.config.sections import VideoSection
 from opd_core.types import VideoOPDError
-from opd_core.video import DecoderLostError, VideoClip, VideoError, VideoReader
+from opd_core.video import reader as video
+from opd_core.video.reader import DecoderLostError, VideoClip, VideoError, VideoReader
 from tests import video_files
 
 TINY = VideoSection(max_frames=24, max_video_tokens=12)
@@ -33,7 +34,7 @@ def no_process_is_left() -> Iterator[None]:
 
 def _decoders() -> set[int]:
     children = psutil.Process().children()
-    return {p.pid for p in children if "opd_core.decoding" in " ".join(p.cmdline())}
+    return {p.pid for p in children if "opd_core.video.decoding" in " ".join(p.cmdline())}
 
 
 @pytest.fixture(scope="module")

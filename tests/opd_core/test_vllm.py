@@ -22,19 +22,19 @@ import psutil
 import pytest
 import torch
 
-from opd_core import rollout as rollouts
-from opd_core.alignment import Gate, probe
-from opd_core.architectures import QWEN3_VL
-from opd_core.encoding import ExampleEncoder
+from opd_core.engines.base import Refused, Request, SamplingParams
 from opd_core.engines.choice import opened_vllm
+from opd_core.engines.gate import Gate, probe
 from opd_core.engines.hf import HFEngine
-from opd_core.engines.scores import score_with_vllm
-from opd_core.engines.vllm import VLLMPrompt, WorkerTools, tail_logprob
-from opd_core.prefix_tree import grow, pack
-from opd_core.sampling import Refused, Request, SamplingParams
-from opd_core.scoring import score_rollouts
-from opd_core.tree_attention import PackedAttention
-from opd_core.tree_model import TreeModel, load_model
+from opd_core.engines.vllm.engine import VLLMPrompt, WorkerTools, tail_logprob
+from opd_core.model.architectures import QWEN3_VL
+from opd_core.model.prefix_tree import grow, pack
+from opd_core.model.tree_attention import PackedAttention
+from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.prompts.batches import ExampleEncoder
+from opd_core.rollout import answers as rollouts
+from opd_core.scoring.trees import score_rollouts
+from opd_core.scoring.vllm import score_with_vllm
 from opd_core.types import Policy, VideoOPDError
 from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
 
@@ -354,14 +354,14 @@ def children():
     return {
         p.pid
         for p in psutil.Process().children()
-        if "opd_core.engines.child" in " ".join(p.cmdline())
+        if "opd_core.engines.vllm.child" in " ".join(p.cmdline())
     }
 
 
 @pytest.mark.slow
 def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(folder, tiny_world):
     from flows import stages
-    from flows.prepare import opened
+    from flows.stage.prepare import opened
 
     (folder / "round").mkdir()
     make_config(
@@ -436,7 +436,7 @@ def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(folder, tiny_
 def test_a_lora_policy_is_served(folder, tiny_world, how):
     from peft import LoraConfig
 
-    from opd_core.student import _belongs_to_processor, _language_modules
+    from opd_core.update.student import _belongs_to_processor, _language_modules
 
     place = folder / how
     place.mkdir()
@@ -476,9 +476,9 @@ def test_the_child_dies_with_its_parent(tmp_path, config):
     script = f"""
 import time
 from pathlib import Path
-from opd_core.config_sections import VLLMSection
-from opd_core.engines.child import ChildEngine
-from opd_core.engines.vllm import VLLMSettings
+from opd_core.config.sections import VLLMSection
+from opd_core.engines.vllm.child import ChildEngine
+from opd_core.engines.vllm.engine import VLLMSettings
 child = ChildEngine(VLLMSettings(Path({str(config.student.path)!r}), "float32", "cpu", 512,
                     VLLMSection(), Path({str(tmp_path)!r})), 1)
 print(child.pid, flush=True)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from opd_core.architectures import QWEN3_VL
+from opd_core.model.architectures import QWEN3_VL
+from opd_core.model.vocabulary import check_same_vocabulary, excluded_token_ids
 from opd_core.types import VideoOPDError
-from opd_core.vocabulary import check_same_vocabulary, excluded_token_ids
 
 
 class Tokenizer:

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from opd_core.architectures import ARCHITECTURES, QWEN3_VL
-from opd_core.config import Config, load_config
+from opd_core.config.load import Config, load_config
+from opd_core.model.architectures import ARCHITECTURES, QWEN3_VL
 from opd_core.types import GroundingExample
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -129,7 +129,7 @@ def make_config(
 
 def read_examples(config: Config, count: int) -> list[GroundingExample]:
     """The first of the training split, those of one video next to each other."""
-    from opd_core.annotations import read_timelens
+    from opd_core.annotations.timelens import read_timelens
 
     items = read_timelens(config.data.train, "train")
     return [item for item in items if isinstance(item, GroundingExample)][:count]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from storage_factories import new_run
 
-from storage.run import Run
-from storage.tables import Tables
+from storage.runs.run import Run
+from storage.tables.lance_tables import Tables
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,9 +28,9 @@ from opd_core.types import (
     UpdateStep,
     make_rollout_id,
 )  # fmt: skip
-from storage.provenance import Provenance
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.runs.run import Run
+from storage.tables.provenance import Provenance
+from storage.tables.schemas import TABLES
 
 PROVENANCE = Provenance("run-1", "rollout", 0, "c0ffee", None, "attempt-1")
 

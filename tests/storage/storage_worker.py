@@ -11,7 +11,7 @@ from pathlib import Path
 from storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
 
 from storage import locks
-from storage.tables import Tables
+from storage.tables.lance_tables import Tables
 
 
 def append(folder: str, first: str, last: str, batch: str) -> None:

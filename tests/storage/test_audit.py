@@ -9,15 +9,15 @@ import pytest
 from finished_run import Finished, append_again, finished_run, rewrite
 
 from flows import stages
-from flows.audit import Depth, audit
-from flows.audit_links import config_of
+from flows.audit.links import config_of
+from flows.audit.walk import Depth, audit
 from flows.cli import main
-from flows.prepare import opened
-from opd_core.config import config_hash
+from flows.stage.prepare import opened
+from opd_core.config.load import config_hash
 from opd_core.types import Span, make_example_id
-from storage.audit import BrokenLink
-from storage.run import Run
-from storage.schemas import SCHEMA_VERSION
+from storage.audit.links import BrokenLink
+from storage.runs.run import Run
+from storage.tables.schemas import SCHEMA_VERSION
 
 WEIGHTS = "checkpoints hold the weights that were committed"
 CHAIN = "each policy names its parent"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from finished_run import append_again, rewrite
 
-from flows.audit import Depth, audit
+from flows.audit.walk import Depth, audit
 from flows.rescore import rescore_run
-from storage.query import query
-from storage.run import Run
+from storage.asking.query import query
+from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 from tests.tiny_config import as_toml, tiny_settings
 

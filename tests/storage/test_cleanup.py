@@ -6,12 +6,12 @@ import lance
 import pytest
 from storage_factories import rollout
 
-from flows.audit import Depth, audit
-from flows.prepare import opened
+from flows.audit.walk import Depth, audit
+from flows.stage.prepare import opened
 from opd_core.types import Rollout
-from storage import cleanup, history
-from storage.audit import BrokenLink, appended
-from storage.run import Run
+from storage.audit.links import BrokenLink, appended
+from storage.runs.run import Run
+from storage.tables import cleanup, history
 from tests.flows.kill_points import run_without_server
 
 SMALL_APPENDS = 20

@@ -8,8 +8,8 @@ import pytest
 from storage_factories import rollout
 
 from opd_core.types import VideoOPDError
-from storage import damage
-from storage.run import Run
+from storage.runs.run import Run
+from storage.tables import damage
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from finished_run import Finished, finished_run, rewrite, write_config
 
 from flows.cli import main
 from opd_core.types import VideoOPDError
-from storage.diff import diff
-from storage.run import Run
+from storage.asking.diff import diff
+from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 
 

@@ -10,8 +10,8 @@ from storage_factories import new_run
 
 from flows.cli import main
 from opd_core.types import VideoOPDError
-from storage.export import DEFAULT, NAMES, export
-from storage.run import Run
+from storage.asking.export import DEFAULT, NAMES, export
+from storage.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_an_export_that_fails_halfway_leaves_nothing(finished, tmp_path, monkeyp
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("storage.export._card", full)
+    monkeypatch.setattr("storage.asking.export._card", full)
     with pytest.raises(VideoOPDError, match="its disk is full"):
         export(Run.open(finished.run), "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from opd_core.types import VideoOPDError
-from storage import video_hashes
-from storage.frames import FrameStore, usage
+from storage.frames import video_hashes
+from storage.frames.store import FrameStore, usage
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20

@@ -14,10 +14,10 @@ from storage_factories import PROVENANCE, new_run, one_of_each, rollout
 
 from flows.cli import main
 from opd_core.types import Rollout, Update, VideoOPDError
-from storage import history
-from storage.run import Run
-from storage.schemas import RETIRED, SCHEMA_VERSION, TABLES
-from storage.tables import Tables
+from storage.runs.run import Run
+from storage.tables import history
+from storage.tables.lance_tables import Tables
+from storage.tables.schemas import RETIRED, SCHEMA_VERSION, TABLES
 
 OLDER = SCHEMA_VERSION - 1
 LATER = {"rollouts": ["engine_mismatch"], "updates": ["max_logprob_mismatch", "stopped_early"]}
@@ -130,7 +130,7 @@ def test_finished_rounds_are_finished_before_and_after(older):
 
 def test_a_killed_migration_goes_on(older, monkeypatch):
     run = Run.open(older.path)
-    monkeypatch.setattr("storage.older_formats.write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("storage.tables.older_formats.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.migrate()
     monkeypatch.undo()

@@ -9,8 +9,8 @@ from storage_factories import checkpoint, new_run, tensors, update, write_safete
 
 from opd_core.types import Policy, VideoOPDError
 from storage.hashes import WeightsCache
-from storage.policies import publish, read_manifest, weights_hash
-from storage.run import Run
+from storage.runs.policies import publish, read_manifest, weights_hash
+from storage.runs.run import Run
 
 MANIFEST = {"policy_version": 1, "parent_version": 0}
 
@@ -214,14 +214,14 @@ def test_a_damaged_checkpoint_is_refused(run, damage):
 @pytest.mark.parametrize(
     ("patch", "call", "leftover"),
     [
-        ("storage.policies:write_json", 1, False),
-        ("storage.policies:write_json", 1, True),
-        ("storage.policies:sync_tree", 1, True),
+        ("storage.runs.policies:write_json", 1, False),
+        ("storage.runs.policies:write_json", 1, True),
+        ("storage.runs.policies:sync_tree", 1, True),
         ("pathlib:Path.rename", 1, False),  # to the final name
         ("pathlib:Path.rename", 1, True),  # of the leftover, out of the way
         ("pathlib:Path.rename", 2, True),
-        ("storage.policies:sync_folder", 1, False),
-        ("storage.policies:sync_folder", 1, True),
+        ("storage.runs.policies:sync_folder", 1, False),
+        ("storage.runs.policies:sync_folder", 1, True),
     ],
 )
 def test_publishing_killed_anywhere_can_be_done_again(tmp_path, start, patch, call, leftover):

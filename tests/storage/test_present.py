@@ -7,8 +7,8 @@ import pytest
 from storage_factories import new_run
 
 from opd_core.types import DataChange, Draw, Evaluation, GroundingExample, Span
-from storage import audit_data
-from storage.audit import BrokenLink
+from storage.audit import data as audit_data
+from storage.audit.links import BrokenLink
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from storage_factories import one_of_each, rollout, score, update
 
 from opd_core.types import Span, UpdateStep, VideoOPDError
-from storage.records import from_rows, to_table
-from storage.schemas import TABLES
+from storage.tables.records import from_rows, to_table
+from storage.tables.schemas import TABLES
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 LOGPROBS = st.floats(max_value=0, allow_nan=False, allow_infinity=False, width=32)

@@ -8,9 +8,9 @@ import pytest
 from storage_factories import checkpoint, new_run, one_of_each, rollout
 
 from opd_core.types import QuarantinedItem, Rollout, VideoOPDError
-from storage import provenance
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.runs.run import Run
+from storage.tables import provenance
+from storage.tables.schemas import TABLES
 
 
 def test_a_run_is_created_once_and_opened_afterwards(tmp_path):
@@ -128,12 +128,12 @@ def test_a_missing_student_is_named(tmp_path):
     [
         ("storage.hashes:_tensors_hash", 2),
         ("lance:write_dataset", 4),
-        ("storage.tables:write_json", 1),
+        ("storage.tables.lance_tables:write_json", 1),
         ("pathlib:Path.rename", 1),
-        ("storage.tables:sync_folder", 1),
-        ("storage.run_folder:write_json", 1),
+        ("storage.tables.lance_tables:sync_folder", 1),
+        ("storage.runs.run_folder:write_json", 1),
         ("pathlib:Path.replace", 4),  # run.json, after format.json and two hashes
-        ("storage.run:write_whole", 1),
+        ("storage.runs.run:write_whole", 1),
     ],
 )
 def test_creation_killed_anywhere_is_completed(tmp_path, start, patch, call):

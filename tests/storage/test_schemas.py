@@ -11,8 +11,8 @@ import pytest
 
 from opd_core import types
 from opd_core.types import Span, UpdateStep
-from storage.columns import columns_of, span_columns, struct_of
-from storage.schemas import PROVENANCE, SCHEMA_VERSION, TABLES
+from storage.tables.columns import columns_of, span_columns, struct_of
+from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES
 
 # What each format looks like on disk. A change here is a new SCHEMA_VERSION: add a line.
 FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "ff42bb4b32aa644a"}

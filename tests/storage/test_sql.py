@@ -4,9 +4,9 @@ import pytest
 from storage_factories import rollout, score
 
 from opd_core.types import VideoOPDError
-from storage.query import query
-from storage.schemas import TABLES
-from storage.views import VIEWS
+from storage.asking.query import query
+from storage.tables.schemas import TABLES
+from storage.tables.views import VIEWS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from storage.sql_names import named
+from storage.asking.sql_names import named
 
 
 def columns(sql: str) -> list[str]:

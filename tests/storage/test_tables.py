@@ -16,9 +16,9 @@ from storage_factories import PROVENANCE, one_of_each, provenance, rollout, scor
 
 from opd_core.types import QuarantinedItem, Rollout, VideoOPDError
 from storage import locks
-from storage import tables as tables_module
-from storage.schemas import SCHEMA_VERSION, TABLES
-from storage.tables import Tables
+from storage.tables import lance_tables as tables_module
+from storage.tables.lance_tables import Tables
+from storage.tables.schemas import SCHEMA_VERSION, TABLES
 
 
 def ids(tables: Tables) -> list[str]:
@@ -306,8 +306,9 @@ def test_read_checks_the_record_type(tables):
 def test_import_is_light():
     import subprocess
 
-    code = "import sys, storage.run, storage.query; print([m in sys.modules for m in MODULES])"
+    code = "import sys, storage.runs.run, storage.asking.query\n"
+    code += "print([m in sys.modules for m in MODULES])"
     code = code.replace("MODULES", "('lance', 'polars')")
-    root = Path(tables_module.__file__).parents[1]
+    root = Path(tables_module.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "[False, False]\n"

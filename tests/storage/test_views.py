@@ -7,8 +7,8 @@ from finished_run import finished_run
 from storage_factories import new_run, one_of_each, rollout, score, update
 from storage_factories import selection as a_selection
 
-from flows.ask import texts_of
 from flows.cli import main
+from flows.commands.ask import texts_of
 from opd_core.types import (
     GroundingExample,
     Selection,
@@ -17,12 +17,12 @@ from opd_core.types import (
     TrainedRollout,
     VideoOPDError,
 )
-from storage import upkeep
-from storage.audit import appended
-from storage.history import commits
-from storage.query import query
-from storage.run import Run
-from storage.schemas import TABLES
+from storage.asking.query import query
+from storage.audit.links import appended
+from storage.runs.run import Run
+from storage.tables import upkeep
+from storage.tables.history import commits
+from storage.tables.schemas import TABLES
 
 TEACHER = "t" * 64
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from opd_core import torchvision_guard
-from opd_core.prompts import TIMELENS, PromptEncoder
+from opd_core.model.vocabulary import check_same_vocabulary
+from opd_core.prompts.encoder import TIMELENS, PromptEncoder
 from opd_core.tinyworld.models import (
     SPECIAL_TOKENS,
     VOCAB_SIZE,
@@ -17,7 +18,6 @@ from opd_core.tinyworld.models import (
     parameters,
     save_model,
 )
-from opd_core.vocabulary import check_same_vocabulary
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "tiny"
 

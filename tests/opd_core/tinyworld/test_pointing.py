@@ -5,15 +5,15 @@ from typing import Any
 import torch
 
 from opd_core import torchvision_guard
-from opd_core.grounding import format_answer
-from opd_core.prefix_tree import grow, pack
+from opd_core.model.prefix_tree import grow, pack
+from opd_core.model.tree_attention import packed_attention
+from opd_core.model.tree_model import TreeModel
+from opd_core.model.vision_input import VisionInput
+from opd_core.spans.grounding import format_answer
 from opd_core.tinyworld.models import build_model, build_processor
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
 from opd_core.tinyworld.world import SECONDS
-from opd_core.tree_attention import packed_attention
-from opd_core.tree_model import TreeModel
 from opd_core.types import Span
-from opd_core.vision_input import VisionInput
 
 
 def _setting() -> tuple[Any, TreeModel, Any]:

@@ -1,0 +1,1 @@
+"""What `make bench` measures of whole commands and runs."""

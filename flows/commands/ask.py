@@ -1,0 +1,152 @@
+"""What `videoopd diff`, `export` and `audit` print, and the text of tokens for the view of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from flows.console.progress import is_quiet
+from flows.console.report import ABSENT, console
+from opd_core.model.token_text import token_texts
+from opd_core.types import VideoOPDError
+from storage.audit.links import base_path
+
+if TYPE_CHECKING:
+    from flows.audit.walk import Depth
+    from storage.asking.diff import Diff
+    from storage.runs.run import Run
+
+HUB_FOLDER = "hub-folder"
+
+
+def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
+    """The text of token ids, by the tokenizer of the run's newest checkpoint; None without one.
+
+    For `run.tokens(texts_of(run))`.
+    """
+    folders = sorted((run.path / "policies").glob("v*"), key=lambda folder: folder.stat().st_mtime)
+    for folder in [*reversed(folders), base_path(run)]:
+        if (folder / "tokenizer.json").is_file():
+            return partial(token_texts, folder)
+    return None
+
+
+def print_diff(a: Run, b: Run, format: str) -> None:
+    """Inputs that differ, and numbers on the same examples."""
+    from storage.asking.diff import diff
+
+    found = diff(a, b)
+    if format == "json":
+        content = asdict(found)
+        for number, written in zip(found.numbers, content["numbers"], strict=True):
+            written["difference"] = number.difference
+        _print_json(content)
+        return
+    out = console()
+    out.print(f"A  {found.a}\nB  {found.b}\n", markup=False)
+    out.print(_inputs(found) if found.inputs else "no input differs", soft_wrap=True)
+    shown = [name for name in found.same if not name.startswith("config ")]
+    out.print(f"the same: {', '.join(shown)}, {len(found.same) - len(shown)} config keys\n",
+              markup=False)  # fmt: skip
+    out.print(_numbers(found))
+
+
+def _inputs(found: Diff) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("input", "A", "B"):
+        table.add_column(name, overflow="fold")
+    for row in found.inputs:
+        table.add_row(row.name, _short(row.a), _short(row.b))
+    return table
+
+
+def _numbers(found: Diff) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("on what both have")
+    for name in ("", "A", "B", "B - A", "largest"):
+        table.add_column(name, justify="right")
+    for row in found.numbers:
+        values = (row.a, row.b, row.difference, row.largest)
+        cells = [ABSENT if value is None else f"{value:.4g}" for value in values]
+        table.add_row(row.name, f"{row.count:,} {row.of}", *cells)
+    return table
+
+
+def export(run: Run, to: str, out: Path, names: Sequence[str], replace: bool = False) -> None:
+    """Write tables and views, or a policy, into a new folder, and say how to open it."""
+    if to == HUB_FOLDER:
+        _export_policy(run, out, names, replace)
+        return
+    from storage.asking.export import DEFAULT
+    from storage.asking.export import export as write
+
+    rows = write(run, to, out, names or DEFAULT, texts_of(run), replace)
+    for name, count in rows.items():
+        print(f"wrote {count:,} rows of {name} to {out}")
+    first = next(name for name, count in rows.items() if count)
+    opened = {
+        "hf": f'datasets.load_dataset("{out}", "{first}")',
+        "parquet": f'polars.read_parquet("{out / first}.parquet")',
+        "jsonl": f'polars.read_ndjson("{out / first}.jsonl")',
+    }
+    print(f"open with {opened[to]}")
+
+
+def _export_policy(run: Run, out: Path, names: Sequence[str], replace: bool) -> None:
+    from flows.commands.hub_folder import write_hub_folder
+
+    if replace:
+        raise VideoOPDError(f"--to {HUB_FOLDER} replaces no folder; give --out a new one")
+    if names:
+        raise VideoOPDError(f"--to {HUB_FOLDER} writes a policy, no table; leave out --table")
+    version = write_hub_folder(run, out)
+    print(f"policy {version}: {out}, with a model card in README.md")
+    print(f'open with transformers.AutoModelForImageTextToText.from_pretrained("{out}")')
+
+
+def print_audit(run: Run, depth: Depth, format: str) -> int:
+    """Each link with a count and a tick; the exit code: 1 when one is broken, which is named."""
+    from flows.audit.walk import audit
+
+    verdicts = []
+    out = console()
+    for verdict in audit(run, depth):
+        verdicts.append(verdict)
+        if format == "json" or (is_quiet() and not verdict.broken):
+            continue
+        if verdict.checked is None:
+            out.print(f"✗ {verdict.link}: {verdict.broken}", markup=False, soft_wrap=True)
+            continue
+        counted = f"{verdict.checked.count:,} {verdict.checked.of}"
+        out.print(f"✓ {verdict.link:<54}{counted:>22}", markup=False)
+        for note in verdict.checked.notes:
+            out.print(f"    {note}", markup=False, soft_wrap=True)
+    broken = [verdict for verdict in verdicts if verdict.broken]
+    if format == "json":
+        _print_json({"run": str(run.path), "round": run.round, "whole": not broken,
+                     "links": [asdict(verdict) for verdict in verdicts]})  # fmt: skip
+    elif broken:
+        sys.stdout.flush()
+        more = f" ({len(broken) - 1} more)" if len(broken) > 1 else ""
+        print(f"videoopd: the first broken link of {run.path} is: {broken[0].link}{more}",
+              file=sys.stderr)  # fmt: skip
+    else:
+        out.print(f"all {len(verdicts)} links hold", markup=False)
+    return 1 if broken else 0
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:16]}..." if len(text) == 64 and text.isalnum() else text
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))

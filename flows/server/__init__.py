@@ -1,0 +1,1 @@
+"""The Prefect server: which one, started how, ended when."""

@@ -1,0 +1,130 @@
+"""Which Prefect server a `videoopd` command speaks to, and with which settings: decided here only.
+
+A command uses, in this order:
+1. the server named by PREFECT_API_URL, which then has to answer;
+2. the server that `make up` started in this project;
+3. none: `flows/server/local.py` starts one for the length of the command.
+
+`apply()` runs before the first import of Prefect, because Prefect reads its settings then. It gives
+`prefect.toml` to Prefect through environment variables, so that the settings hold in any folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tomllib
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from opd_core.types import VideoOPDError
+
+_PATHS = {
+    "PREFECT_HOME": "",
+    "PREFECT_PROFILES_PATH": "profiles.toml",
+    "PREFECT_RESULTS_LOCAL_STORAGE_PATH": "storage",
+    "PREFECT_SERVER_MEMO_STORE_PATH": "memo_store.toml",
+}
+"""Settings that are places inside the home folder; the home itself first."""
+
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Nothing here needs the network, so nothing may try."""
+
+
+def project_root() -> Path:
+    """The folder with `prefect.toml`: this one if it has it, else the checkout of this file."""
+    here = Path.cwd()
+    return here if (here / "prefect.toml").is_file() else Path(__file__).resolve().parents[2]
+
+
+def home() -> Path:
+    """Folder of the server's database, logs and process ids."""
+    configured = os.environ.get("PREFECT_HOME")
+    return Path(configured).expanduser().resolve() if configured else project_root() / ".prefect"
+
+
+def profiles_elsewhere() -> Path | None:
+    """Where `prefect` commands started in any other folder look for a server; None where the
+    user's environment says one place for all folders."""
+    if os.environ.get("PREFECT_HOME") or os.environ.get("PREFECT_PROFILES_PATH"):
+        return None
+    return Path.home() / ".prefect" / "profiles.toml"
+
+
+def environment() -> dict[str, str]:
+    """`prefect.toml` as environment variables, with absolute paths; what is set already wins."""
+    root = project_root()
+    file = root / "prefect.toml"
+    settings = _flatten(tomllib.loads(file.read_text())) if file.is_file() else {}
+    settings |= {name: str(home() / place) for name, place in _PATHS.items()}
+    settings |= _QUIET
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        settings["PREFECT_API_AUTH_STRING"] = password  # the server asks its own clients for it
+    settings = {name: os.environ.get(name, value) for name, value in settings.items()}
+    return settings | {"PREFECT_HOME": str(home())}
+
+
+def apply() -> None:
+    """Put `environment()` into this process. Call before Prefect is imported."""
+    os.environ.update(environment())
+
+
+def _flatten(table: dict[str, Any], prefix: str = "PREFECT") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        name = f"{prefix}_{key.upper()}"
+        if isinstance(value, dict):
+            flat |= _flatten(value, name)
+        else:
+            flat[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
+def get(url: str, timeout: float = 3.0, body: object = None) -> Any:
+    """JSON from a Prefect API (GET, or POST of `body`), with its auth string; no proxies.
+
+    Raises OSError where nothing answers, `urllib.error.HTTPError` where it refuses.
+    """
+    headers = {"Content-Type": "application/json"}
+    auth = (os.environ | environment()).get("PREFECT_API_AUTH_STRING")
+    if auth:
+        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
+    data = None if body is None else json.dumps(body).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as response:
+        return json.load(response)
+
+
+def answers(api_url: str, timeout: float = 3.0) -> bool:
+    """Whether a Prefect API is there; one that asks for a password is."""
+    try:
+        return get(f"{api_url.rstrip('/')}/health", timeout) is True
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except (OSError, ValueError):
+        return False
+
+
+def named_server() -> str | None:
+    """PREFECT_API_URL where it is set. Raises `VideoOPDError` where nothing answers there."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return None
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise VideoOPDError(
+            f"PREFECT_API_URL = {url!r} is no address; write http://127.0.0.1:4200/api, or unset it"
+        )
+    if not os.environ.get("PREFECT_API_KEY") and not answers(url):
+        raise VideoOPDError(
+            f"no Prefect server answers at {url} (from PREFECT_API_URL); start one with `make up`, "
+            "or unset PREFECT_API_URL to run without one"
+        )
+    return url

@@ -1,0 +1,71 @@
+"""The teacher's own answers that another run has: the same example, teacher and question.
+
+They are computed once for a data set (their seeds are of no run) and copied by any run that names
+one which has them (`teacher.cache`). A copy is a row of its own that names the run which asked. An
+example is known by its video's path, not its content: focus holds the pixels that a copied answer
+was given to against those of the round's rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from opd_core.types import TeacherPrediction, VideoOPDError
+from storage.runs.run import Run
+
+if TYPE_CHECKING:
+    from flows.stage.prepare import Work
+
+
+def copies(work: Work, example_ids: Sequence[str]) -> list[TeacherPrediction]:
+    """All k answers to each of the examples that `teacher.cache` has them of.
+
+    Raises `VideoOPDError` when there is no run at `teacher.cache`.
+    """
+    cache = work.config.teacher.cache
+    if cache is None or not example_ids:
+        return []
+    try:
+        other = Run.open(cache)
+    except VideoOPDError as error:
+        raise VideoOPDError(f"teacher.cache: {error}") from None
+    same = (pl.col("teacher_hash") == work.teacher_hash) & (
+        pl.col("question_hash") == work.question_hash
+    )
+    wanted = pl.col("example_id").is_in(list(example_ids))
+    found: dict[str, list[TeacherPrediction]] = {}
+    for row in other.read("teacher_predictions", TeacherPrediction, same & wanted):
+        found.setdefault(row.example_id, []).append(row)
+    return [
+        replace(
+            row,
+            teacher_id=work.config.teacher.path.name,
+            reused_from=row.reused_from or other.run_id,
+        )
+        for example_id in example_ids
+        if len(rows := found.get(example_id, [])) == work.config.teacher.predictions
+        for row in sorted(rows, key=lambda r: r.prediction_index)
+    ]
+
+
+def check_pixels(work: Work, policy_version: int) -> None:
+    """Raises `VideoOPDError` when a copied answer was given to other pixels than the rollouts."""
+    copied = (
+        work.predictions()
+        .filter(pl.col("reused_from").is_not_null())
+        .select("example_id", "pixel_hash")
+        .unique()
+    )
+    mine = work.run.rollouts().filter(pl.col("policy_version") == policy_version)
+    other = mine.select("example_id", seen="pixel_hash").unique().join(copied, on="example_id")
+    wrong = other.filter(pl.col("seen") != pl.col("pixel_hash")).sort("example_id").collect()
+    if wrong.height:
+        raise VideoOPDError(
+            f"the teacher's answers to {wrong.height} examples, {wrong['example_id'][0]} among "
+            f"them, were copied from {work.config.teacher.cache or 'another run'} and are to other "
+            "pixels than this run's videos have; start a new run without teacher.cache"
+        )

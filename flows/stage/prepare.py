@@ -1,0 +1,229 @@
+"""Before a stage: open the run of a config, and bring what the user gave into its tables."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from flows.stage.processor_cache import processor_hash_of
+from flows.stage.read_data import import_annotations
+from opd_core.config.load import Config, load_config
+from opd_core.focus.select import needs_predictions
+from opd_core.prompts.question_key import prediction_question
+from opd_core.types import Policy, VideoOPDError
+from opd_core.update.continuation import continuation
+from opd_core.video.presence import refuse_missing_folder
+from storage import locks
+from storage.frames.store import FrameStore, usage
+from storage.runs.run import Run
+from storage.runs.run_folder import (
+    check_place,
+    config_source,
+    lock_file,
+    remember_config,
+    removed_if_refused,
+    weights_cache,
+)
+from storage.tables import damage
+from storage.tables.takes import policy_version_of, round_number
+
+
+class WorkLeft(Exception):
+    """A stage has something to do, and was only looked at."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs: the run, its config, and the frozen teacher."""
+
+    config: Config
+    run: Run
+    teacher_hash: str
+    looking: bool = False
+    """Nothing is to be computed: it is asked whether there is anything."""
+
+    def about_to_work(self) -> None:
+        """A stage calls it once it knows that something is missing, before it writes a row or
+        imports what computes. Raises `WorkLeft` where it is only looked at."""
+        if self.looking:
+            raise WorkLeft
+
+    @cached_property
+    def question_hash(self) -> str:
+        """How the config asks the teacher for its own answers."""
+        processor = processor_hash_of(self.config.teacher.path, self.run.path)
+        return prediction_question(self.config, processor)
+
+    def predictions(self) -> pl.LazyFrame:
+        """The teacher's own answers to that question; none where the curriculum needs none."""
+        rows = self.run.teacher_predictions()
+        if not needs_predictions(self.config.focus):
+            return rows.filter(pl.lit(False))
+        return rows.filter(
+            (pl.col("teacher_hash") == self.teacher_hash)
+            & (pl.col("question_hash") == self.question_hash)
+        )
+
+    def policy(self, version: int | None = None) -> Policy:
+        """The current policy, or an earlier one."""
+        current = self.run.current_policy()
+        if version is None or version == current.version:
+            return current
+        if version > current.version:
+            raise VideoOPDError(
+                f"there is no policy {version} yet: the current policy is {current.version}; "
+                f"give one from 0 to {current.version}"
+            )
+        return self.run.policy(version)
+
+    def policy_at(self, stage: str, round: int | None) -> Policy:
+        """What a stage of a round works with: round k samples from policy k - 1, makes policy k
+        and evaluates that. Of no round in particular: the current policy."""
+        if round is None:
+            return self.run.current_policy()
+        newest = round_number(stage, self.run.current_policy().version)
+        first = round_number(stage, 0)
+        if not first <= round <= newest:
+            raise VideoOPDError(
+                f"there is nothing to {stage} in round {round}; "
+                f"give a round from {first} to {newest}"
+            )
+        return self.policy(policy_version_of(stage, round))
+
+    def continuation(self, policy: Policy) -> str | None:
+        """Why training on from this policy begins with a new optimiser; None: it goes on.
+
+        Raises `VideoOPDError` where the config would not train what it says: asked before a round
+        samples anything, and again before its update.
+        """
+        earlier = self.run.config_of_policy(policy)
+        section = None if earlier is None else earlier["update"]
+        return continuation(self.config, policy.path, policy.version, section)
+
+    def policy_of_round(self) -> Policy:
+        """The policy that the round to work on samples from.
+
+        The newest committed one; or its parent while the round that committed it, killed after
+        that, is not finished (evaluated, tables tagged).
+        """
+        current = self.run.current_policy()
+        if current.version == 0 or self.run.is_finished(current.version):
+            return current
+        return self.run.policy(current.version - 1)
+
+
+def check_folders(config: Config, name: str) -> None:
+    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run."""
+    for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
+        if not folder.is_dir():
+            raise VideoOPDError(
+                f"there is no model folder at {folder}; correct {role}.path in {name}"
+            )
+    if not config.run.path.exists():  # later, the stages that need videos look for them
+        refuse_missing_folder(config.data.videos)
+    check_place(config.run.path)
+
+
+def check_weights(run: Path, *folders: Path) -> None:
+    """Raises `VideoOPDError` unless the folders hold all weights of their models.
+
+    What the run has hashed, and nothing has touched since, was looked at before.
+    """
+    known = weights_cache(run)
+    for folder in folders:
+        if known.get(folder) is None:
+            from opd_core.model.checkpoint import check_checkpoint  # and with it torch
+
+            check_checkpoint(folder)
+
+
+def refuse_busy(config: Config) -> None:
+    """Raises `VideoOPDError` naming the process that works on the run, where there is one."""
+    locks.refuse_held(lock_file(config.run.path, "round"))
+
+
+@contextmanager
+def opened(
+    config: str,
+    overrides: Sequence[str] | None = None,
+    *,
+    looking: bool = False,
+    goes_on: bool = True,
+) -> Iterator[Work]:
+    """The run of a config, for writing, with this process as its only writer.
+
+    The run remembers the config and the overrides that it went on with last; not those of a
+    question beside its rounds, with `goes_on=False`.
+
+    Makes the run where there is none, checks that student and teacher fit, and imports the
+    annotations that are not in its tables yet. Refused before anything is computed, it leaves no
+    folder behind. `looking`: only to see whether a stage has anything to do, without what computing
+    takes.
+    """
+    loaded = load_config(config, overrides or ())
+    check_folders(loaded, config)
+    refuse_busy(loaded)
+    with (
+        removed_if_refused(loaded.run.path),
+        damage.told([loaded.run.path]),
+        _writing(loaded, looking) as work,
+    ):
+        if goes_on or config_source(work.run.path) is None:
+            remember_config(work.run.path, Path(config), overrides or ())
+        yield work
+
+
+@contextmanager
+def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
+    from opd_core.model.vocabulary import check_same_vocabulary
+
+    check_same_vocabulary(loaded.student.path, loaded.teacher.path)
+    check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
+    if not looking:
+        from opd_core.model.tree_model import set_threads
+
+        set_threads(loaded.machine.threads)
+    run = Run.create(
+        loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
+    )
+    frames = nullcontext() if looking else decoding_once(loaded)
+    with run.exclusive("round"):
+        import_annotations(run, loaded)
+        with frames:
+            yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
+
+
+@contextmanager
+def decoding_once(config: Config) -> Iterator[None]:
+    """Meanwhile every stage of this process reads frames through the store of the config."""
+    folder = config.frames_path
+    if folder is None:
+        yield
+        return
+    from opd_core.prompts.batches import reading_through
+
+    is_new = not folder.exists()
+    try:
+        store = FrameStore.open(folder, int(config.frames.max_gib * 2**30))
+    except VideoOPDError as error:
+        if config.frames.path is not None:
+            raise
+        warnings.warn(f"no frames are kept: {error}", RuntimeWarning, stacklevel=3)
+        yield
+        return
+    try:
+        with reading_through(store):
+            yield
+    except VideoOPDError:
+        kept = usage(folder)
+        if is_new and (kept is None or not kept.clips):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

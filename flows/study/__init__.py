@@ -1,0 +1,1 @@
+"""`videoopd study`: arms, seeds and rates; the runs, the report, the verdicts."""

@@ -1,0 +1,115 @@
+"""All that a study's report is made of, and the numbers that are computed from it once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from flows.study.claims import Claim, judge_claims
+from flows.study.curves import Interval, Metric, Result, by_round, t_interval
+from flows.study.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRow:
+    """A line of the table: means over the seeds that are there."""
+
+    arm: str
+    title: str
+    learning_rate: float | None
+    seeds: int
+    rounds: int
+    steps: float
+    tokens: float
+    cpu_seconds: float
+    miou: Interval
+    """At the last round."""
+    above_base: Interval | None
+    """Paired with the same run's policy 0; None where nothing was trained."""
+    best_miou: float
+    """The highest of the rounds' mean mIoUs."""
+    r1_70: Interval
+
+
+@dataclass(frozen=True)
+class Evidence:
+    plan: Plan
+    results: Sequence[Result]
+    tuning: Sequence[Result]
+    """On the tune split, which is in none of the numbers below."""
+    tuned: Mapping[str, float]
+    """The learning rate of each trained arm."""
+    missing: Mapping[str, str]
+    """Run -> why it is not there."""
+    sessions: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """command, machine, commit and began of each time the study was run."""
+
+    @cached_property
+    def by_arm(self) -> dict[str, list[Result]]:
+        """In the order of the file; arms without results are left out."""
+        groups = {arm: [r for r in self.results if r.arm == arm] for arm in self.plan.study.arms}
+        return {arm: results for arm, results in groups.items() if results}
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        return judge_claims(self.by_arm, self.plan.study.claims)
+
+    @cached_property
+    def rows(self) -> list[ArmRow]:
+        return [self._row(arm, results) for arm, results in self.by_arm.items()]
+
+    def _row(self, arm: str, results: Sequence[Result]) -> ArmRow:
+        def mean(name: str) -> float:
+            return t_interval([float(getattr(r.last, name)) for r in results]).mean
+
+        def at_end(metric: Metric) -> Interval:
+            return t_interval([getattr(r.last, metric) for r in results])
+
+        rounds = results[0].last.round
+        gained = [r.last.miou - r.points[0].miou for r in results]
+        return ArmRow(
+            arm=arm,
+            title=self.plan.study.arms[arm].title,
+            learning_rate=results[0].learning_rate,
+            seeds=len(results),
+            rounds=rounds,
+            steps=mean("steps"),
+            tokens=mean("tokens"),
+            cpu_seconds=mean("cpu_seconds"),
+            miou=at_end("miou"),
+            above_base=t_interval(gained) if rounds else None,
+            best_miou=max(value for _, value in by_round(results, "steps", "miou")),
+            r1_70=at_end("r1_70"),
+        )
+
+    @cached_property
+    def cpu_seconds(self) -> float:
+        """Of all runs that are there, tuning included."""
+        return sum(r.last.cpu_seconds for r in (*self.tuning, *self.results))
+
+    @cached_property
+    def resumed(self) -> list[str]:
+        """Runs with a round that was killed and continued."""
+        return [
+            f"{r.arm}/seed-{r.seed}, round {p.round}"
+            for r in self.results
+            for p in r.points
+            if p.resumed
+        ]
+
+    def same_examples(self) -> tuple[int, int, float]:
+        """(rounds whose examples are those of the first trained arm with the seed, rounds compared,
+        smallest share of examples in common)."""
+        trained = [r for r in self.results if r.last.round]
+        first = {r.seed: r for r in reversed(trained)}
+        same = compared = 0
+        smallest = 1.0
+        for result in trained:
+            for ours, theirs in zip(result.points[1:], first[result.seed].points[1:], strict=False):
+                a, b = set(ours.examples), set(theirs.examples)
+                compared += 1
+                same += a == b
+                smallest = min(smallest, len(a & b) / len(a | b))
+        return same, compared, smallest

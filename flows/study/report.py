@@ -1,0 +1,222 @@
+"""A study's outcome in three files: the table and verdicts in words, the plots, and all numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.study.claims import Claim, Comparison
+from flows.study.curves import Interval
+from flows.study.evidence import ArmRow, Evidence
+from flows.study.plot import plot
+
+ABSENT = "–"
+
+
+def write_report(evidence: Evidence, folder: Path) -> list[Path]:
+    """Write `<name>.md`, `.svg` and `.json`; returns their paths. The same evidence gives the same
+    files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, picture, numbers = (
+        folder / f"{evidence.plan.name}.{kind}" for kind in ("md", "svg", "json")
+    )
+    plot(evidence.by_arm, picture)
+    content = json.dumps(as_numbers(evidence), indent=1, allow_nan=False)
+    numbers.write_text(content + "\n")
+    table.write_text("\n".join(as_markdown(evidence, picture.name, numbers.name)) + "\n")
+    return [table, picture, numbers]
+
+
+def as_numbers(evidence: Evidence) -> dict[str, Any]:
+    """Everything that the table and the plots are drawn from; no path of this machine."""
+    study = evidence.plan.study.model_dump(mode="json")
+    study["base"] = evidence.plan.study.base.name
+    return {
+        "study": study,
+        "sessions": list(evidence.sessions),
+        "missing": dict(evidence.missing),
+        "cpu_seconds": evidence.cpu_seconds,
+        "arms": [asdict(row) for row in evidence.rows],
+        "claims": [_finite(asdict(claim)) for claim in evidence.claims],
+        "tuning": [_without_examples(asdict(r)) for r in evidence.tuning],
+        "runs": [_without_examples(asdict(r)) for r in evidence.results],
+    }
+
+
+def _without_examples(result: dict[str, Any]) -> dict[str, Any]:
+    for point in result["points"]:
+        del point["examples"]  # they are in the run's `draws`
+    return result
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a bound that was never reached is null there."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
+    """The lines of the report."""
+    plan = evidence.plan
+    yield f"# Study `{plan.name}`"
+    yield ""
+    yield f"Written by `videoopd study {plan.file}{' --quick' if plan.quick else ''}`; do not edit."
+    yield f"All numbers are in [{numbers}]({numbers})."
+    yield ""
+    yield from _sessions(evidence)
+    yield f"![mIoU and R1@0.7 of each arm]({picture})"
+    yield ""
+    yield (
+        "Means over seeds against three costs, with 95 % bands. In brackets: mIoU and R1@0.7 of "
+        "what trains nothing, where the line itself may lie outside."
+    )
+    yield ""
+    yield "## Arms"
+    yield ""
+    yield from _table(evidence.rows)
+    yield ""
+    yield (
+        f"All runs, tuning included: {evidence.cpu_seconds:,.0f} CPU seconds, or "
+        f"{evidence.cpu_seconds / 60:.0f} minutes of one core."
+    )
+    yield ""
+    yield from _definitions(evidence)
+    yield ""
+    yield "## Claims"
+    yield ""
+    for claim in evidence.claims:
+        yield from _claim(claim)
+    yield "## Learning rates"
+    yield ""
+    yield from _rates(evidence)
+    if evidence.missing:
+        yield ""
+        yield "## Missing"
+        yield ""
+        for name, reason in sorted(evidence.missing.items()):
+            yield f"- `{name}`: {reason}"
+    if evidence.resumed:
+        yield ""
+        yield "## Killed and continued"
+        yield ""
+        yield "Their cost is the sum of all attempts, a killed stage's up to its last second:"
+        yield "; ".join(evidence.resumed) + "."
+
+
+def _sessions(evidence: Evidence) -> Iterator[str]:
+    for session in evidence.sessions:
+        commit = session["commit"] or "no commit"
+        yield f"- `{session['command']}`, begun {session['began']}, commit {commit}: "
+        yield f"  {session['machine']}"
+    if evidence.sessions:
+        yield ""
+
+
+def _table(rows: Sequence[ArmRow]) -> Iterator[str]:
+    yield (
+        "| arm | | learning rate | seeds | rounds | steps | tokens | CPU s | mIoU, last round "
+        "| above base | best mIoU | R1@0.7 |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    for r in rows:
+        rate = ABSENT if r.learning_rate is None else f"{r.learning_rate:g}"
+        gained = ABSENT if r.above_base is None else _interval(r.above_base, "+")
+        yield (
+            f"| `{r.arm}` | {r.title} | {rate} | {r.seeds} | {r.rounds} | {r.steps:.0f} "
+            f"| {r.tokens / 1000:,.0f} k | {r.cpu_seconds:.0f} | {_interval(r.miou)} | {gained} "
+            f"| {r.best_miou:.3f} | {_interval(r.r1_70)} |"
+        )
+
+
+def _definitions(evidence: Evidence) -> Iterator[str]:
+    study = evidence.plan.study
+    same, compared, smallest = evidence.same_examples()
+    yield (
+        f"Means over seeds with 95 % t-intervals. mIoU and R1@0.7 of greedy answers to the eval "
+        f"split of each seed's world ({study.world.eval_videos} videos), protocol `strict`. "
+        "*Above base* is paired with the same run's policy 0. *Best* is the highest of the rounds' "
+        "means, chosen on the eval split and therefore a little too good."
+    )
+    yield ""
+    yield (
+        "*CPU s*: seconds of processor time of the run's process and its children, one thread, in "
+        "all stages of its rounds and between them. It stands for wall-clock on a core of one's "
+        "own, because the machine is shared. Left out, alike for all: evaluation, opening the run, "
+        "decoding (the frame store was filled before), the Prefect server. *Tokens*: positions "
+        "that passed through student or teacher in sampling, scoring, the forward pass of the "
+        "update and the teacher's own answers; a prefix tree counts its video once. Between rounds "
+        "curves are linear, and a mean goes as far as every seed does."
+    )
+    yield ""
+    yield (
+        f"*Equal data*: the draw is seeded by run and round, before anything is known of the arm; "
+        f"{same} of {compared} rounds worked on the very examples of the first arm with that seed"
+        + ("." if same == compared else f" (the least alike shares {smallest:.0%}).")
+        + " What an arm then leaves out (TRPV, DBTP) is its own, so its steps may be fewer. *Equal "
+        "optimiser*: the same for all but the learning rate, chosen for each arm from one grid by "
+        f"the mIoU at the last round on the {study.world.tune_videos} tune videos of seed "
+        f"{study.tune_seed}, whose world is in no other number."
+    )
+
+
+def _claim(claim: Claim) -> Iterator[str]:
+    yield f"**{claim.name}: {claim.verdict}.** Claimed: {claim.statement}."
+    yield ""
+    yield "| | measured | 95 % interval | holds if | |"
+    yield "|---|---|---|---|---|"
+    for c in claim.comparisons:
+        sign = "+" if c.kind == "difference" else ""
+        measured = "never reached" if c.value is None else f"{c.value:{sign}.3f}"
+        wanted = "> 0" if c.kind == "difference" else f"<= {c.bound:.2f}"
+        yield f"| {c.what} | {measured} | {_bounds(c)} | {wanted} | {_verdict(c)} |"
+    yield ""
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.low is None or comparison.high is None:
+        return f"{comparison.verdict} (no interval)"
+    if comparison.verdict != "not settled":
+        return comparison.verdict
+    covered = "zero" if comparison.bound == 0 else "the bound"
+    return f"not settled (the interval covers {covered})"
+
+
+def _bounds(comparison: Comparison) -> str:
+    if comparison.low is None or comparison.high is None:
+        return ABSENT
+    return " to ".join(
+        f"{v:.3f}" if math.isfinite(v) else "never" for v in (comparison.low, comparison.high)
+    )
+
+
+def _rates(evidence: Evidence) -> Iterator[str]:
+    rates = evidence.plan.study.learning_rates
+    if not evidence.tuning:
+        yield f"One for all: {rates[0]:g}."
+        return
+    found = {(r.arm, r.learning_rate): r.last.miou for r in evidence.tuning}
+    yield f"mIoU on the tune split at the last round, seed {evidence.plan.study.tune_seed}:"
+    yield ""
+    yield "| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
+    yield "|---" * (len(rates) + 1) + "|"
+    for arm in dict.fromkeys(arm for arm, _ in found):
+        cells = []
+        for rate in rates:
+            value = found.get((arm, rate))
+            text = ABSENT if value is None else f"{value:.3f}"
+            cells.append(f"**{text}**" if evidence.tuned.get(arm) == rate else text)
+        yield f"| `{arm}` | " + " | ".join(cells) + " |"
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    mean = f"{interval.mean:{sign}.3f}"
+    if interval.low is None or interval.high is None:
+        return mean
+    return f"{mean} ± {interval.high - interval.mean:.3f}"

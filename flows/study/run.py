@@ -1,0 +1,219 @@
+"""`videoopd study FILE`: the runs of a study, and what they say, as a table, plots and numbers.
+
+    videoopd study configs/studies/claims.toml --jobs 2
+    videoopd study configs/studies/claims.toml --quick
+    videoopd study configs/studies/claims.toml --arms grpo opd-1    these arms now, others later
+    videoopd study configs/studies/claims.toml --report      from the rows, running nothing
+
+First the worlds, then the tuning runs, then every arm with its best learning rate on every seed.
+Each run is a run like any other (`flows/round.py`), in a folder of its own. A run that has its
+rounds is not run again, one that was killed goes on where it was, one that fails is reported and
+the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.console.progress import progress
+from flows.study.curves import Result
+from flows.study.plan import Plan, StudyRun, load_study
+from flows.study.pool import ONE_THREAD, WorkerPool
+from flows.study.rows import is_complete, read_result
+from flows.study.worker import RunRequest, WorldRequest
+from opd_core.types import VideoOPDError
+from storage.files import make_folder, write_json
+
+SESSIONS_FILE = "sessions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOptions:
+    file: Path
+    quick: bool
+    jobs: int
+    report: bool
+    arms: tuple[str, ...]
+    """Run these only; none named: all. The report is of all."""
+    runs: Path
+    """Folder of the studies' worlds and runs."""
+    out: Path
+    """Folder of the report."""
+
+
+def study(options: StudyOptions) -> int:
+    """Run what is missing, then write the report; the exit code, 1 where a run is missing."""
+    plan = load_study(options.file, options.runs, quick=options.quick)
+    failed = {} if options.report else _run_all(plan, options)
+    return _report(plan, options.out, failed)
+
+
+def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
+    """Everything that is missing; the runs that failed, with the reason."""
+    failed: dict[StudyRun, str] = {}
+    # A wrong setting or a foreign folder is found before a server is started.
+    todo = _missing(plan, options, plan.tuning_runs())
+    if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
+        return failed
+    make_folder(plan.root)
+    began = time.monotonic()
+    os.environ.update(ONE_THREAD)
+    from flows.launch import quiet_server
+
+    wait_for_server = quiet_server()
+    pool: WorkerPool[Any] = WorkerPool(options.jobs, plan.root)
+    try:
+        _note_session(plan)
+        _make_worlds(plan, pool)
+        wait_for_server()
+        _run(plan, pool, "tuning", todo, failed)
+        todo = _missing(plan, options, plan.runs(best_rates(plan)))
+        _run(plan, pool, "runs", todo, failed)
+    finally:
+        pool.close()
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    return failed
+
+
+def _missing(plan: Plan, options: StudyOptions, runs: list[StudyRun]) -> list[StudyRun]:
+    """Those of the wanted arms that are not complete."""
+    for name in options.arms:
+        plan.check_arm(name)
+    wanted = options.arms or tuple(plan.study.arms)
+    return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
+
+
+def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:
+    world = plan.study.world
+    arm = next(iter(plan.study.arms))
+    requests = {
+        seed: WorldRequest(
+            str(plan.world(seed)),
+            seed,
+            world.train_videos,
+            world.tune_videos,
+            world.eval_videos,
+            str(plan.study.base),
+            plan.overrides(StudyRun(arm, None, seed, 0, tuning=False)),
+        )
+        for seed in plan.seeds()
+    }
+    with progress("worlds", len(requests)) as advance:
+
+        def answered(seed: int, error: str | None) -> None:
+            if error is not None:
+                raise VideoOPDError(f"the world of seed {seed} cannot be made: {error}")
+            advance(1)
+
+        pool.run(requests, answered)
+
+
+def _run(
+    plan: Plan,
+    pool: WorkerPool[Any],
+    what: str,
+    runs: list[StudyRun],
+    failed: dict[StudyRun, str],
+) -> None:
+    requests = {
+        run: RunRequest(str(plan.study.base), plan.overrides(run), run.rounds) for run in runs
+    }
+    with progress(f"{plan.name}: {what}", len(runs)) as advance:
+
+        def answered(run: StudyRun, error: str | None) -> None:
+            advance(1)
+            if error is not None:
+                failed[run] = error
+                print(f"{run.folder}: failed: {error}", file=sys.stderr, flush=True)
+                return
+            points = read_result(plan, run).points
+            split = "tune" if run.tuning else "eval"
+            print(
+                f"{run.folder}: {split} mIoU {points[0].miou:.3f} -> {points[-1].miou:.3f}, "
+                f"{points[-1].cpu_seconds:.0f} CPU seconds",
+                flush=True,
+            )
+
+        pool.run(requests, answered)
+
+
+def best_rates(plan: Plan) -> dict[str, float]:
+    """The learning rate of each trained arm: the best mean IoU on the tune split, at the last
+    round; of two alike, the smaller. Arms without a complete tuning run have none."""
+    tuning = plan.tuning_runs()
+    if not tuning:
+        return plan.only_rate()
+    best: dict[str, tuple[float, float]] = {}
+    for result in _results(plan, tuning):
+        assert result.learning_rate is not None
+        key = (result.last.miou, -result.learning_rate)
+        best[result.arm] = max(best.get(result.arm, key), key)
+    return {arm: -rate for arm, (_, rate) in best.items()}
+
+
+def _results(plan: Plan, runs: list[StudyRun]) -> list[Result]:
+    return [read_result(plan, run) for run in runs if is_complete(plan, run)]
+
+
+def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
+    from flows.study.evidence import Evidence
+    from flows.study.report import write_report
+
+    tuning = plan.tuning_runs()
+    tuned = best_rates(plan)
+    wanted = plan.runs(tuned)
+    missing = {run: "not run yet" for run in (*tuning, *wanted) if not is_complete(plan, run)}
+    missing |= failed
+    untuned = [arm for arm, s in plan.study.arms.items() if s.rounds != 0 and arm not in tuned]
+    results = _results(plan, wanted)
+    if not results:
+        raise VideoOPDError(
+            f"the study in {plan.root} has no complete run to report; run `videoopd study "
+            f"{plan.file}{' --quick' if plan.quick else ''}`"
+        )
+    make_folder(out)
+    evidence = Evidence(
+        plan=plan,
+        results=results,
+        tuning=_results(plan, tuning),
+        tuned=tuned,
+        missing={run.folder: reason for run, reason in missing.items()}
+        | dict.fromkeys(untuned, "no tuning run of it is complete"),
+        sessions=_sessions(plan),
+    )
+    written = write_report(evidence, out)
+    print("written: " + ", ".join(str(path) for path in written))
+    for name, reason in evidence.missing.items():
+        print(f"missing: {name}: {reason}", file=sys.stderr)
+    return 1 if evidence.missing else 0
+
+
+def _note_session(plan: Plan) -> None:
+    """Where and how runs were made, for the report."""
+    from flows.bench.run import describe_machine
+    from storage.tables.provenance import git_commit
+
+    arguments = [shlex.quote(a) for a in sys.argv[1:]]
+    session = {
+        "command": " ".join(["videoopd", *arguments]),
+        "machine": describe_machine(),
+        "commit": git_commit(),
+        "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    write_json(plan.root / SESSIONS_FILE, {"sessions": [*_sessions(plan), session]})
+
+
+def _sessions(plan: Plan) -> list[dict[str, Any]]:
+    file = plan.root / SESSIONS_FILE
+    if not file.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(file.read_text())["sessions"]
+    return found

@@ -1,0 +1,1 @@
+"""Annotations of other data sets: one reader a format, all giving `Found` rows."""

@@ -1,0 +1,1 @@
+"""Computing again what rows claim."""

@@ -1,0 +1,314 @@
+"""Run configs: TOML in, frozen and strict records out.
+
+An unknown key fails with the nearest right name. What there is to say in a config, and each
+default, is in `sections.py`. Paths are relative to the file they stand in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from opd_core.config.sections import (
+    DISTRIBUTION_OBJECTIVES,
+    FRAMES_FOLDER,
+    IMPORTANCE_LEVELS,
+    ON_POLICY_OBJECTIVES,
+    TEACHER_OBJECTIVES,
+    DataSection,
+    EvaluateSection,
+    FocusSection,
+    FramesSection,
+    MachineSection,
+    ModelSection,
+    PromptSection,
+    RolloutSection,
+    RunSection,
+    ScoreSection,
+    Section,
+    StorageSection,
+    TeacherSection,
+    UpdateSection,
+    VideoSection,
+    VLLMSection,
+)
+from opd_core.types import VideoOPDError
+
+Content = dict[str, dict[str, Any]]
+"""A config as JSON: section -> key -> value."""
+# Where things are kept: no part of what a config is.
+_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+
+
+class Config(Section):
+    run: RunSection
+    data: DataSection
+    student: ModelSection
+    teacher: TeacherSection
+    prompt: PromptSection = PromptSection()
+    video: VideoSection = VideoSection()
+    frames: FramesSection = FramesSection()
+    rollout: RolloutSection = RolloutSection()
+    score: ScoreSection = ScoreSection()
+    focus: FocusSection = FocusSection()
+    update: UpdateSection = UpdateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    vllm: VLLMSection = VLLMSection()
+    storage: StorageSection = StorageSection()
+    machine: MachineSection = MachineSection()
+
+    @property
+    def objective_weights(self) -> dict[str, float]:
+        """Objective -> its weight in the loss."""
+        objective = self.update.objective
+        weights = {objective: 1.0} if isinstance(objective, str) else objective
+        return {str(name): weight for name, weight in weights.items()}
+
+    @property
+    def objective_text(self) -> str:
+        """As the table `updates` names it: `policy_gradient`, or `1 policy_gradient + 0.5 grpo`."""
+        objective = self.update.objective
+        if isinstance(objective, str):
+            return objective
+        return " + ".join(f"{weight:g} {name}" for name, weight in sorted(objective.items()))
+
+    @property
+    def needs_teacher_scores(self) -> bool:
+        return any(name in TEACHER_OBJECTIVES for name in self.objective_weights)
+
+    @model_validator(mode="after")
+    def _objective_has_its_inputs(self) -> Self:
+        update, names = self.update, self.objective_weights
+        for name in names:
+            if name in ON_POLICY_OBJECTIVES and self.rollout.source != "student":
+                raise ValueError(
+                    f"update.objective = {name!r} is a gradient on the student's own answers only; "
+                    "set rollout.source = 'student', or another objective"
+                )
+            if name not in DISTRIBUTION_OBJECTIVES:
+                continue
+            whole = update.teacher_distribution == "hidden_states"
+            if name == "student_topk_reverse_kl" and not whole:
+                raise ValueError(
+                    f"update.objective = {name!r} needs the teacher's log-probs of the student's "
+                    "own top-k; set update.teacher_distribution = 'hidden_states' and "
+                    "score.hidden_states = true"
+                )
+            if whole and not self.score.hidden_states:
+                raise ValueError(
+                    "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
+                )
+            if not whole and self.score.teacher_topk == 0:
+                raise ValueError(
+                    f"update.objective = {name!r} needs the teacher's top-k; "
+                    "set score.teacher_topk = 32"
+                )
+        if "grpo" in names:
+            if self.rollout.rollouts_per_example < 2:
+                raise ValueError(
+                    "update.objective = 'grpo' compares answers to one prompt; set "
+                    "rollout.rollouts_per_example = 8"
+                )
+            if self.focus.unit != "example":
+                raise ValueError(
+                    "update.objective = 'grpo' needs all answers to an example; set focus.unit = "
+                    "'example'"
+                )
+        if self.rollout.source == "truth" and self.rollout.rollouts_per_example > 1:
+            raise ValueError(
+                "rollout.source = 'truth' gives one answer to an example; set "
+                "rollout.rollouts_per_example = 1"
+            )
+        if self.rollout.source == "truth":
+            self._answers_are_readable()
+        if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
+            raise ValueError(
+                "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
+                f"= {self.teacher.engine!r}"
+            )
+        for name in ("teacher_entropy", "hidden_states"):
+            if getattr(self.score, name) and self.teacher.engine != "hf":
+                raise ValueError(
+                    f"score.{name} needs the teacher's own forward pass, which "
+                    f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
+                    f"score.{name} = false"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _importance_weights_fit_the_objective(self) -> Self:
+        level = self.update.tis
+        if level in ("auto", "off"):
+            return self
+        for name in self.objective_weights:
+            fitting = IMPORTANCE_LEVELS.get(name, ())
+            if not fitting or level in fitting:
+                continue
+            why = (
+                "is exact at its state, whatever token was sampled there: its own ratio adds noise"
+                if level == "token"
+                else "is of the sampled token, whose own ratio 'prefix' leaves out"
+            )
+            alone = len(self.objective_weights) == 1
+            fix = f"{fitting[0]!r}" if alone else "'auto', which gives each part what fits it"
+            raise ValueError(
+                f"update.tis = {level!r} does not fit update.objective = {name!r}, which {why}; "
+                f"set update.tis = {fix}"
+            )
+        return self
+
+    def _answers_are_readable(self) -> None:
+        from opd_core.templates.own_prompt import (  # compiles the readers' patterns
+            template_of,
+            unreadable,
+        )
+
+        if text := unreadable(template_of(self.prompt)):
+            raise ValueError(
+                "rollout.source = 'truth' trains on answers that the prompt's own reader must "
+                f"read, and it does not ({text}); set prompt.answer, for example "
+                '"{start:.1f} - {end:.1f}"'
+            )
+
+    @property
+    def frames_path(self) -> Path | None:
+        """Folder of the frame store; None where there is to be none."""
+        if not self.frames.enabled:
+            return None
+        return self.frames.path or self.run.path.parent / FRAMES_FOLDER
+
+    def to_json(self) -> str:
+        """Canonical text: the same config gives the same text on any machine."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over what changes a number: `config_hash` of `to_json`."""
+        return config_hash(self.model_dump(mode="json"))
+
+    def what_counts(self) -> Content:
+        """Section -> key -> value, as they are hashed."""
+        return _what_counts(self.model_dump(mode="json"))
+
+
+def config_hash(content: Content) -> str:
+    """Of a stored config, as it was written: a key that has come since is not in it."""
+    counts = json.dumps(_what_counts(content), sort_keys=True)
+    return hashlib.sha256(counts.encode()).hexdigest()[:16]
+
+
+def _what_counts(content: Content) -> Content:
+    """Without the run's path (a copy of a run is the same), where and whether frames are kept, and
+    how often rows are appended: these change no number."""
+    return {
+        section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
+        for section, values in content.items()
+        if section != "storage"
+    }
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML config. `overrides` are `section.key=value` with the value in TOML; a path in
+    them is relative to the file's folder, as those in the file (`paths.py`).
+
+    Raises `VideoOPDError` with one sentence: the file, the key, and the fix.
+    """
+    path = Path(path)
+    data = read_toml(path, "config", "configs/tiny.toml")
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise VideoOPDError(f"{path}: {first_problem(error, Config)}") from None
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
+    """What is in a TOML file. Raises `VideoOPDError`; `kind` and `example` are for its sentence."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise VideoOPDError(
+            f"there is no {kind} at {path}; give the path of a TOML file such as {example}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise VideoOPDError(f"{path} cannot be read as TOML: {error}; correct the file") from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    (*sections, key), value, _ = parse_override(override)
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
+    data[key] = value
+
+
+def parse_override(override: str) -> tuple[list[str], Any, str]:
+    """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
+    name, separator, text = override.partition("=")
+    names = [part.strip() for part in name.split(".")]
+    if not separator or len(names) < 2 or not all(names):
+        raise VideoOPDError(
+            f"--set {override!r} is not section.key=value; "
+            "write for example --set update.learning_rate=1e-5"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return names, value, text.strip()
+
+
+def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first thing that is wrong with what should have become a `root`, and the fix."""
+    # A misspelt key may be a missing one too; the nearest right name says more.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    location = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            names = _names_at(root, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}"
+            return f"unknown key {location!r}; {hint}"
+        case "missing":
+            return f"the key {location!r} is missing; add it"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case _:
+            return f"{location} = {problem['input']!r} is not valid: {problem['msg']}; correct it"
+
+
+def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known there."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue  # the name of an entry, such as an arm of a study: the model is known already
+        annotation: Any = field.annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    return config.model_copy(update=_absolute(config, folder))
+
+
+def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
+    """Those of its values, sections inside it too, that hold a path; made absolute."""
+    found: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path):
+            found[name] = (folder / value.expanduser()).resolve()
+        elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
+            found[name] = value.model_copy(update=inside)
+    return found

@@ -1,0 +1,65 @@
+"""Paths in overrides: whose folder they begin in.
+
+A path in a config file is relative to that file, and so is one in the overrides that `load_config`
+and the deployments get: they run in no folder of the user's. What is typed in a shell is relative
+to the shell's folder, so the command line makes it whole first, with `from_folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from opd_core.config.load import Config, parse_override
+from opd_core.config.toml_text import toml_value
+from opd_core.types import VideoOPDError
+
+
+def from_folder(overrides: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The overrides with every path made absolute, relative ones from `folder`.
+
+    Raises `VideoOPDError` for what is no override, and for an empty path.
+    """
+    return tuple(_from_folder(override, folder) for override in overrides)
+
+
+def _from_folder(override: str, folder: Path) -> str:
+    names, value, text = parse_override(override)
+    kinds = _kinds_at(names)
+    if Path in kinds and not isinstance(value, str | dict):
+        value = text  # `--set run.path=2026-11-27`: a folder, and no date
+    whole = _whole(kinds, value, folder, override)
+    return override if whole == value else f"{'.'.join(names)}={toml_value(whole)}"
+
+
+def _whole(kinds: tuple[Any, ...], value: Any, folder: Path, override: str) -> Any:
+    if isinstance(value, dict):
+        fields = {
+            name: _kinds(field.annotation)
+            for kind in kinds
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+            for name, field in kind.model_fields.items()
+        }
+        return {k: _whole(fields.get(k, ()), v, folder, override) for k, v in value.items()}
+    if Path not in kinds or not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise VideoOPDError(f"--set {override!r} names no path; give one, or leave it out")
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _kinds_at(names: Sequence[str]) -> tuple[Any, ...]:
+    """What the value of a key may be; nothing for a key that there is not."""
+    kinds: tuple[Any, ...] = (Config,)
+    for name in names:
+        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        fields = [m.model_fields[name] for m in models if name in m.model_fields]
+        kinds = tuple(kind for field in fields for kind in _kinds(field.annotation))
+    return kinds
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))

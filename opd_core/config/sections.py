@@ -1,0 +1,363 @@
+"""What a run config may say: a frozen, strict record for each section of the TOML.
+
+Defaults are the reference setting of the method; nothing here is computed at run time.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+FRAMES_FOLDER = "videoopd-frames"
+"""Named so that it is not taken for frames of the user's own."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Literal["hf", "vllm"]
+ObjectiveName = Literal[
+    "policy_gradient",
+    "exact_reverse_kl",
+    "exact_forward_kl",
+    "jsd",
+    "student_topk_reverse_kl",
+    "grpo",
+    "sft",
+]
+TEACHER_OBJECTIVES = (
+    "policy_gradient", "exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl",
+)  # fmt: skip
+"""Those that need the teacher's scores of the rollouts;"""
+DISTRIBUTION_OBJECTIVES = TEACHER_OBJECTIVES[1:]
+"""of them those that need its distribution, not only its log-prob of the sampled token."""
+ON_POLICY_OBJECTIVES = ("policy_gradient", "grpo")
+"""Those whose gradient is one only where the policy itself has sampled."""
+IMPORTANCE_LEVELS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(ON_POLICY_OBJECTIVES, ("token", "sequence")),
+    **dict.fromkeys(DISTRIBUTION_OBJECTIVES, ("prefix", "sequence")),
+}
+"""The importance weights that mend an objective, what `auto` takes first; `sft` has none. A loss
+that is exact at its state has no use for the sampled token's own ratio, one of that token has no
+use for weights without it."""
+
+
+class RunSection(Section):
+    path: Path
+    """Folder of the run: tables, checkpoints, logs."""
+    seed: int = 0
+
+
+class DataSection(Section):
+    train: Path
+    """Annotations, TimeLens-100K JSONL."""
+    eval: Path
+    videos: Path
+    """Folder that the annotations' video paths are relative to."""
+
+
+class ModelSection(Section):
+    path: Path
+    """Folder of a Hugging Face checkpoint (model and processor)."""
+    dtype: Dtype = "bfloat16"
+
+
+class TeacherSection(ModelSection):
+    engine: EngineName = "hf"
+    """For its predictions and its scores. Scoring by vLLM projects every prompt token onto the
+    vocabulary: for teachers that only fit on several GPUs."""
+    predictions: Positive = 4
+    """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
+    cache: Path | None = None
+    """Folder of another run, whose teacher's answers to the same question are copied."""
+
+
+class PromptSection(Section):
+    template: Literal["timelens", "video-opd", "json"] = "timelens"
+    """How the question is put, and how an answer is read (`opd_core/templates/named.py`)."""
+    text: str | None = None
+    """The question in your own words instead, with `{query}` where the sentence is to stand; a
+    brace that is meant as one is written twice."""
+    reader: str | None = None
+    """How answers are read: the name of a template, or a regular expression with two groups, the
+    start and the end (or `(?P<start>...)`, `(?P<end>...)`), each in seconds, `mm:ss` or with its
+    unit. None: the template's own. prompt.text needs one."""
+    answer: str | None = None
+    """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
+    the template whose name is the reader's; a regular expression has none."""
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if (self.text, self.reader, self.answer) != (None, None, None):
+            from opd_core.templates.own_prompt import template_of
+
+            template_of(self)
+        return self
+
+
+class VideoSection(Section):
+    fps: Annotated[float, Field(gt=0)] = 2.0
+    max_frames: Positive = 768
+    max_video_tokens: Positive = 8192
+    """After merging; frames are resized so that a video stays below it, as its processor counts:
+    very wide pictures and odd numbers of frames may cost a little more."""
+    max_frame_tokens: Positive | None = None
+    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
+    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A decoder that takes longer is killed and its video quarantined."""
+    cached_videos: Positive = 1024
+    """Decoded videos kept in memory by a process."""
+
+
+class FramesSection(Section):
+    """The frame store: what was decoded and resized, kept on disk for the next stage and run."""
+
+    enabled: bool = True
+    path: Path | None = None
+    """Folder of the store; runs may share it. None: `videoopd-frames` beside the run's folder."""
+    max_gib: Annotated[float, Field(gt=0)] = 20.0
+    """Beyond it, the videos that were not used for longest are removed."""
+    codec: Literal["raw", "jpeg"] = "raw"
+    """`jpeg` takes about a tenth of the space and loses a little. All stages see what is left, also
+    the first, and without a store: the pixels depend on this line, never on what is stored."""
+
+
+class RolloutSection(Section):
+    source: Literal["student", "teacher", "truth"] = "student"
+    """Who gives the answers that are trained on. `student` is on-policy distillation; `teacher`
+    (answers sampled from it) and `truth` (the annotation as an answer) are the baselines that it
+    is compared with."""
+    engine: EngineName = "hf"
+    max_engine_mismatch: Annotated[float, Field(gt=0)] | None = None
+    """Nats. Once a stage some examples are also scored by the trainer's own forward, in another
+    order and packing; a token on which the engine's log-prob is further off stops the stage. None:
+    what rounding can do (`opd_core/model/agreement.py`): 1e-3 in float32 on a CPU; in bfloat16,
+    where single tokens lie far apart, the mean over the tokens is bounded beside them."""
+    examples_per_round: Positive = 256
+    rollouts_per_example: Positive = 1
+    max_queries_per_video: Positive = 8
+    """Sentences of one video that may be drawn into one round (they share its prefix)."""
+    max_new_tokens: Positive = 512
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """These three are the model's own distribution. Anything else is refused, because then the
+    gradient is no longer that of the reverse KL, unless the next line says otherwise."""
+    allow_off_policy_sampling: bool = False
+    prompts_per_batch: Positive = 32
+    """Prompts sampled together. The last such batch is lost when a process is killed, beside what
+    storage.flush_seconds says."""
+
+    @model_validator(mode="after")
+    def _samples_its_own_distribution(self) -> Self:
+        wanted = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        off = {k: v for k, v in wanted.items() if getattr(self, k) != v}
+        if off and not self.allow_off_policy_sampling:
+            name, value = next(iter(off.items()))
+            raise ValueError(
+                f"{name} = {getattr(self, name)} samples another distribution than the policy's "
+                f"own; set rollout.{name} = {value}, or rollout.allow_off_policy_sampling = true"
+            )
+        return self
+
+
+class ScoreSection(Section):
+    teacher_topk: Annotated[int, Field(ge=0)] = 32
+    """Teacher tokens and log-probs kept at each position; 0 keeps none."""
+    teacher_entropy: bool = False
+    """Keep the entropy of the teacher's distribution at each position."""
+    hidden_states: bool = False
+    """Keep the teacher's last hidden states (4 bytes x hidden size a token), from which
+    `videoopd rescore` computes exact divergences without the teacher."""
+    cache: Path | None = None
+    """Folder of another run, whose scores of the same content are copied instead of computed."""
+
+
+class FocusSection(Section):
+    curriculum: Literal["tvdf", "scc", "timelens", "uniform"] = "tvdf"
+    """Which rollouts are trained on (`opd_core/curricula/`)."""
+    min_teacher_iou: Fraction = 0.3
+    """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
+    curriculum = "scc"."""
+    unit: Literal["example", "rollout"] = "example"
+    """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
+    disagreement: Literal["iou", "reverse_kl"] = "iou"
+    """What tvdf and scc rank by: teacher_iou - student_iou, or the mean of sampling_logprobs -
+    teacher_logprobs, for which every rollout of a reliable teacher is scored first."""
+    selection: Literal["top_k", "stride", "buckets", "gaussian"] = "top_k"
+    """How tvdf takes `top_k` items of that ranking (`opd_core/focus/tvdf.py`)."""
+    top_k: Positive = 128
+    """Items that tvdf and timelens take."""
+    buckets: Positive = 5
+    gaussian_center: float = 0.9
+    gaussian_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """Of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
+    max_student_iou: Fraction = 0.7
+    """scc: a student that reaches it has the example; the teacher need not score it."""
+    frontier: Positive = 900
+    """scc: items on which the student is below `max_student_iou`, by the disagreement."""
+    anchors: Annotated[int, Field(ge=0)] = 100
+    """scc: items on which it is not, drawn by seed, so that what is known stays known."""
+    timelens_mean: float = 0.05
+    timelens_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """timelens: the Gaussian over the student's IoU; the values of its released training script."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("curriculum") == "scc":
+            return {"min_teacher_iou": 0.7} | data
+        return data
+
+
+class LoraSection(Section):
+    rank: Positive
+    alpha: Positive = 32
+    dropout: Fraction = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Last parts of the names of linear layers in the language model. None: all of them, in
+    `opd_core/model/architectures.py`; a mixture of experts has those of its attention only."""
+
+
+class GRPOSection(Section):
+    """Of the objective `grpo`, whose reward is the answer's temporal IoU."""
+
+    scale_by_std: bool = True
+    """Divide a group's advantages by the standard deviation of its rewards."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    format_reward: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the reward of an answer that holds a span."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the base student; above 0 it costs one more forward pass of a tree."""
+
+
+class UpdateSection(Section):
+    objective: (
+        ObjectiveName
+        | Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    ) = "policy_gradient"
+    """What is minimised (README: which to use when). Or a weighted sum, as a table:
+    `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
+    teacher_distribution: Literal["topk", "hidden_states"] = "topk"
+    """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
+    distribution from kept hidden states (score.hidden_states) and its lm_head."""
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    student_topk: Positive = 32
+    """K of `student_topk_reverse_kl`."""
+    grpo: GRPOSection = GRPOSection()
+    max_advantage: Annotated[float, Field(gt=0)] | None = None
+    """Nats at which |log q - log pi_v| of a token is cut off in `policy_gradient`."""
+    skip_special_tokens: bool = False
+    """Leave the tokenizer's special tokens (the answer's end) out of the loss."""
+    entropy_weight: bool = False
+    """Weigh each token by 1 - exp(-H), H the policy's entropy there: less for the tokens of the
+    format, of which it is sure."""
+    epochs: Positive = 1
+    """Passes over the selected rollouts."""
+    examples_per_step: Positive = 32
+    max_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Counted over the whole run, not each round."""
+    cooldown: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each round's steps, the last ones, over which the learning rate falls linearly to 0.
+    A policy is sampled from and judged as it is after its last step; this takes out the noise of
+    those."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_policy_kl: Annotated[float, Field(gt=0)] = 0.5
+    """Nats a token that the update has moved away from the policy it began with; beyond it the
+    round's update ends."""
+    max_logprob_mismatch: Annotated[float, Field(gt=0)] | None = None
+    """Nats; a larger |student - sampling| log-prob on the first step stops the round. None: as
+    rollout.max_engine_mismatch."""
+    tis: Literal["auto", "off", "token", "prefix", "sequence"] = "auto"
+    """Truncated importance sampling: weights pi_v / mu of the trainer's policy (before its first
+    step) over the engine's log-probs. `token`: a token's own ratio (`policy_gradient`, `grpo`);
+    `prefix`: the product over the tokens before it (the objectives that are exact at their state);
+    `sequence`: the product over the rollout. `auto`: for rollouts of vLLM `token` or `prefix`, each
+    part of a weighted sum its own; off for those of hf. With weights, steps after the first cost a
+    forward pass more, before any weight moves."""
+    tis_cap: Annotated[float, Field(ge=1)] = 2.0
+    max_tokens_per_pack: Positive = 16384
+    """Tokens of one forward and backward pass."""
+    completion_rows_per_chunk: Positive = 1024
+    """Completion tokens that go through lm_head at once."""
+    freeze_vision: bool = True
+    """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
+    gradient_checkpointing: bool = False
+    lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _lora_leaves_vision_alone(self) -> Self:
+        if self.lora is not None and not self.freeze_vision:
+            raise ValueError(
+                "update.freeze_vision = false trains the vision tower, which [update.lora] does "
+                "not; set update.freeze_vision = true, or remove [update.lora]"
+            )
+        return self
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objectives_are_known(cls, value: Any) -> Any:
+        known = get_args(ObjectiveName)
+        for name in value if isinstance(value, dict) else [value]:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+                raise ValueError(f"update.objective knows no {name!r}; {hint}")
+        if value == {}:
+            raise ValueError("update.objective = {} names no objective; give it at least one")
+        return value
+
+
+class EvaluateSection(Section):
+    engine: EngineName = "hf"
+    max_examples: Positive | None = None
+    max_new_tokens: Positive = 512
+    prompts_per_batch: Positive = 32
+
+
+class StorageSection(Section):
+    flush_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Finished rollouts, scores and answers are appended once so much time has passed since the
+    last append, and when a stage ends or fails. A process that is killed outright loses at most
+    what was finished since, and the batch it was working on. 0: each batch by itself."""
+
+
+class MachineSection(Section):
+    device: str = "auto"
+    """`auto` takes CUDA where there is one; or a torch device name."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of torch on CPU; 0 leaves its own choice. On a shared machine 1 is often faster."""
+
+
+class VLLMSection(Section):
+    """Of every stage whose engine is vLLM."""
+
+    tensor_parallel_size: Positive = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of each GPU. The rest is for the probe: the student once more, in the trainer."""
+    dtype: Dtype | None = None
+    """None: that of the model."""
+    max_model_len: Positive | None = None
+    """Tokens of prompt and answer; None: as many as [video] and the answer can need."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Instead of what gpu_memory_utilization leaves; on CPU 1 where it is not given."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compiler: a quick start, slower tokens. Always so on CPU."""
+    normalize_on_device: bool = False
+    """Sends uint8 pixels, which vLLM then normalises with the image processor's mean and std."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How a LoRA policy is served."""

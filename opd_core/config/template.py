@@ -1,0 +1,138 @@
+"""A config with every key, its meaning and its default, made from the sections themselves.
+
+What has to be said (paths) stands there to be filled in; what has a default stands there as a
+comment, `#key = value`, so that a config keeps following the defaults it does not change. The text
+under a field is its docstring in `sections.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from opd_core.config.load import Config
+from opd_core.config.toml_text import toml_value
+
+WIDTH = 96
+_HEAD = """\
+A config of Video-OPD. Fill in the paths below; all other keys stand here with their defaults,
+behind a #: remove the # to change one. Paths are relative to this file.
+
+  videoopd run THIS_FILE --rounds 3
+"""
+_TO_FILL_IN: dict[tuple[str, ...], str] = {
+    ("run", "path"): "runs/first",
+    ("data", "train"): "data/train.jsonl",
+    ("data", "eval"): "data/eval.jsonl",
+    ("data", "videos"): "data/videos",
+    ("student", "path"): "models/student",
+    ("teacher", "path"): "models/teacher",
+}
+"""What the keys without a default begin with."""
+
+
+def config_template() -> str:
+    """The text of the file."""
+    lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
+    for name, field in Config.model_fields.items():
+        lines += ["", *_section((name,), _model(field))]
+    return "\n".join(lines) + "\n"
+
+
+def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+    head = f"[{'.'.join(place)}]"
+    yield from _comment(inspect.cleandoc(model.__doc__) if model.__doc__ else "")
+    yield head
+    inside: list[tuple[str, FieldInfo]] = []
+    for name, field in model.model_fields.items():
+        if _holds_a_section(field):
+            inside.append((name, field))
+            continue
+        yield _line(place, name, field)
+        text = f"{_choices(field)} {_meanings(model).get(name, '')}"
+        yield from _comment(text, indent="    ")
+    for name, field in inside:
+        yield ""
+        if field.default is None:
+            yield from _optional_section((*place, name), _model(field))
+        else:
+            yield from _section((*place, name), _model(field))
+
+
+def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+    """A section that is absent unless one writes it: all of it a comment."""
+    yield "# Absent, unless you write this section:"
+    for line in _section(place, model):
+        yield line if line.startswith("#") else f"#{line}"
+
+
+def _line(place: tuple[str, ...], name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        value = _TO_FILL_IN.get((*place, name))
+        return f"{name} = {toml_value(value if value is not None else _least(field))}"
+    if field.default is None:
+        return f"#{name} =                    (not set)"
+    return f"#{name} = {toml_value(field.default)}"
+
+
+def _choices(field: FieldInfo) -> str:
+    """What a key may be, where that is a list of words."""
+    words = [w for kind in _kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
+    words = words or [w for w in get_args(field.annotation) if isinstance(w, str)]
+    return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
+
+
+def _least(field: FieldInfo) -> Any:
+    """For a required number inside an optional section."""
+    return 8 if int in (field.annotation, *get_args(field.annotation)) else ""
+
+
+def _comment(text: str, indent: str = "") -> Iterator[str]:
+    for line in textwrap.wrap(" ".join(text.split()), WIDTH - len(indent) - 2):
+        yield f"# {indent}{line}"
+
+
+def _holds_a_section(field: FieldInfo) -> bool:
+    return any(isinstance(k, type) and issubclass(k, BaseModel) for k in _kinds(field))
+
+
+def _model(field: FieldInfo) -> type[BaseModel]:
+    return next(k for k in _kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    return (field.annotation, *get_args(field.annotation))
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> the docstring under it, those of the classes it is made from too."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        if kind is not BaseModel and issubclass(kind, BaseModel):
+            found |= _documented(Path(inspect.getfile(kind))).get(kind.__name__, {})
+    return found
+
+
+@cache
+def _documented(file: Path) -> dict[str, dict[str, str]]:
+    """Class -> field -> the text that stands under it in the file."""
+    classes = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef)]
+    found: dict[str, dict[str, str]] = {}
+    for node in classes:
+        pairs = zip(node.body, node.body[1:], strict=False)
+        found[node.name] = {
+            field.target.id: inspect.cleandoc(text.value.value)
+            for field, text in pairs
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }  # fmt: skip
+    return found

@@ -1,0 +1,1 @@
+"""The curriculum: which rollouts a round trains on, one module a curriculum."""

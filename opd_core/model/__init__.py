@@ -1,0 +1,1 @@
+"""Models: a Hugging Face checkpoint that runs prefix trees."""

@@ -1,0 +1,170 @@
+"""A Hugging Face video-language model that runs prefix trees.
+
+One class for student and teacher: it loads a checkpoint folder, runs packed trees at the positions
+of `positions.py`, and gives log-probabilities of completions. Only completion rows go through
+`lm_head`, in chunks; a [B, T, V] tensor never exists.
+
+Shape suffixes: N packed tokens, C completion tokens of a pack, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opd_core.model import token_count
+from opd_core.model.architectures import architecture_of
+from opd_core.model.positions import PositionRule
+from opd_core.model.prefix_tree import Pack, PrefixTree
+from opd_core.model.vocabulary import excluded_token_ids
+from opd_core.types import VideoOPDError
+
+
+class TreeModel:
+    """A model in evaluation mode; `opd_core/update/student.py` turns on what training needs."""
+
+    def __init__(self, model: Any, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
+        from opd_core.model import tree_attention
+
+        self.architecture = family = architecture_of(model.config)
+        self.positions = PositionRule.of(model.config)
+        tree_attention.register()
+        self.model = model
+        self.rows_per_chunk = rows_per_chunk
+        self.forwards = 0
+        """Passes of the language model so far; `make bench` reads it."""
+        self._backbone = family.module(model, family.backbone)
+        self._lm_head = family.module(model, family.lm_head)
+        text = family.text_settings(model.config)
+        text._attn_implementation = tree_attention.NAME
+        self.excluded_ids = excluded_token_ids(tokenizer, text.vocab_size, family.placeholders)
+        self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
+        self._prompt_positions: dict[tuple[object, ...], np.ndarray] = {}
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def hidden(self, pack: Pack, layout: Any) -> Tensor:
+        """Last hidden states, [N, D], of one forward pass over a pack."""
+        visions = [tree.vision for tree in pack.trees]
+        positions_3N = pack.positions(self.prompt_positions)
+        self.forwards += 1
+        token_count.passed(len(pack.token_ids_N))
+        output = self._backbone(
+            input_ids=self._tensor(pack.token_ids_N)[None],
+            position_ids=self._tensor(positions_3N)[:, None],
+            tree_layout=layout,
+            use_cache=False,
+            **{
+                self.architecture.pixels: torch.cat([v.patches for v in visions]).to(
+                    self.device, self.model.dtype
+                ),
+                self.architecture.grid: torch.tensor(
+                    [v.grid_thw for v in visions], device=self.device
+                ),
+            },
+        )
+        return output.last_hidden_state[0]
+
+    def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: Any) -> Tensor:
+        """Last hidden states, [B, D], of one new text token a row."""
+        self.forwards += 1
+        token_count.passed(len(token_ids_B))
+        output = self._backbone(
+            input_ids=token_ids_B[:, None],
+            position_ids=positions_B[None, :, None].expand(3, -1, 1),
+            tree_layout=layout,
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, 0]
+
+    def log_softmax(self, hidden_CD: Tensor) -> Tensor:
+        """Log-probabilities [C, V] in float32, -inf at the excluded ids."""
+        logits = self._lm_head(hidden_CD).float()
+        logits = logits.index_fill(1, self._excluded, float("-inf"))
+        return logits.log_softmax(dim=1)
+
+    def completion_distributions(
+        self, pack: Pack, layout: Any | None = None
+    ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
+        """One forward pass; then yields, chunk by chunk, (keys, token_ids_C, log_probs_CV).
+
+        A chunk holds whole completions in the pack's order and about `rows_per_chunk` rows.
+        """
+        for keys, token_ids_C, hidden_CD in self.completion_hidden(pack, layout):
+            yield keys, token_ids_C, self.log_softmax(hidden_CD)
+
+    def completion_hidden(
+        self, pack: Pack, layout: Any | None = None
+    ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
+        """As `completion_distributions`, before lm_head: (keys, token_ids_C, hidden_CD)."""
+        from opd_core.model.tree_attention import packed_attention
+
+        hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))
+        keys: list[Hashable] = []
+        rows = 0
+        pending = list(pack.completions)
+        for i, key in enumerate(pending):
+            keys.append(key)
+            rows += len(pack.completions[key])
+            if rows >= self.rows_per_chunk or i + 1 == len(pending):
+                predicting = self._tensor(np.concatenate([pack.predicting[k] for k in keys]))
+                own = np.concatenate([pack.completions[k] for k in keys])
+                token_ids_C = self._tensor(pack.token_ids_N[own])
+                yield keys, token_ids_C, hidden_ND[predicting]
+                keys, rows = [], 0
+
+    def prompt_positions(self, tree: PrefixTree, segment: int) -> np.ndarray:
+        """[3, n + 1] positions of a prompt segment, and of the text that follows it."""
+        path = tree.path(segment)
+        token_ids = tuple(t for i in path for t in tree.segments[i].token_ids)
+        key = self.positions.key(token_ids, tree.vision)
+        cached = self._prompt_positions.get(key)
+        if cached is None:
+            cached = self.positions.positions(token_ids, tree.vision)
+            if len(self._prompt_positions) > 4096:
+                self._prompt_positions.clear()
+            self._prompt_positions[key] = cached
+        return cached[:, len(token_ids) - len(tree.segments[segment].token_ids) :]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def load_model(folder: Path, dtype: str, device: torch.device | str = "cpu") -> nn.Module:
+    """A checkpoint folder (full or PEFT adapter) as a model in evaluation mode.
+
+    Raises `VideoOPDError` naming the folder unless every weight of the model is the folder's.
+    """
+    from opd_core.model.checkpoint import open_checkpoint
+
+    model: nn.Module = open_checkpoint(folder, dtype, device).eval()
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VideoOPDError(
+            f"machine.device = {name!r} is not usable here ({str(error).splitlines()[0]}); "
+            "set it to 'auto'"
+        ) from None
+    return device
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch on CPU; 0 leaves its own choice."""
+    if count:
+        torch.set_num_threads(count)

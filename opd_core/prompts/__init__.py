@@ -1,0 +1,1 @@
+"""Prompts: how the question is put and encoded, and what an answer to it depends on."""

@@ -1,0 +1,1 @@
+"""Answers: of the policy, of the teacher, or the truth as an answer."""

@@ -1,0 +1,1 @@
+"""Scores: what the teacher thinks of answers, and what a score depends on."""

@@ -1,0 +1,238 @@
+"""The span that a person reads in an answer.
+
+Models write spans in many forms: `3.0 - 7.5 seconds`, `00:03 --> 00:07`, `start: 3.0s, end: 7.5s`,
+`between 1 minute 5 seconds and 1 minute 10 seconds`, `[[3.0, 7.5], [12.0, 15.0]]`. What stands
+between two times says whether they are a span. The first span of the answer counts, or the one that
+follows words which announce it ("the event happens in"). Numbers that count something else (frames,
+people, ordinals, percent) are no times, and a malformed number is none either.
+
+An answer whose span ends before it begins has none: it is not searched for a better one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from opd_core.spans.answer_tokens import CONJUNCTIONS, Token, plain, tokens
+from opd_core.spans.answer_words import NUMBERED, PROSE, THINGS
+from opd_core.types import Span
+
+THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
+_ANNOUNCED = re.compile(
+    r"(?:final answer|\banswer\s?(?:is|:)|event (?:happens|occurs|takes place|is))[^.!?\n]{0,60}"
+)
+_WORDS_BETWEEN = 40
+"""Tokens that may stand between a start and an end which are named as such."""
+
+
+def after_thoughts(text: str) -> str:
+    """What stands after the last `</think>`, up to a thought that was cut off."""
+    return text.rpartition(THOUGHT_ENDS)[2].partition(THOUGHT)[0]
+
+
+def parse_span(text: str) -> Span | None:
+    """The span that an answer tells, in seconds, or None."""
+    text = after_thoughts(text)
+    pairs = list(_pairs(tokens(text)))
+    if not pairs:
+        return None
+    chosen = _announced(text, pairs) or pairs[0]
+    start, end = chosen.start, chosen.end
+    return Span(start, end) if 0.0 <= start < end < math.inf else None
+
+
+def parse_moment(text: str) -> float | None:
+    """The seconds of a text that is one time and nothing else: `12.5`, `00:12.5`, `1m05s`."""
+    found = [t for t in tokens(text) if t.kind != "fill"]
+    if len(found) != 1 or found[0].kind != "time" or not 0.0 <= found[0].seconds < math.inf:
+        return None
+    return found[0].seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    start: float
+    end: float
+    at: int
+    """Where it begins in the plain text."""
+
+
+def _announced(text: str, pairs: list[_Pair]) -> _Pair | None:
+    """The first pair that follows words which announce the answer; after "final answer" the last
+    such words count."""
+    found: _Pair | None = None
+    places = [(m.start(), m.end(), m[0]) for m in _ANNOUNCED.finditer(plain(text))]
+    position = 0
+    for begin, end, words in places:
+        while position < len(pairs) and pairs[position].at < begin:
+            position += 1
+        if position < len(pairs) and pairs[position].at <= end:
+            if words.startswith("event"):
+                return found or pairs[position]
+            found = pairs[position]
+    return found
+
+
+def _pairs(found: list[Token]) -> Iterator[_Pair]:
+    """Two times each that are told as a span, in order of the text; also those that end before
+    they begin, where the words say that they are one."""
+    times = [i for i, token in enumerate(found) if token.kind == "time"]
+    for n, i in enumerate(times):
+        if _from_the_beginning(found, i):
+            yield _Pair(0.0, found[i].seconds, found[i].start)
+        if n + 1 == len(times):
+            return
+        j = times[n + 1]
+        a, b, gap, label = found[i], found[j], found[i + 1 : j], _label(found, i)
+        how = _how_joined(gap) or ("weak" if _stand_alone(found, gap, times) else None)
+        counted = _counts(found, i, j)
+        if how in ("strong", "end") and found[j + 1 : j + 2] and found[j + 1].text == "later":
+            how = "lasts"
+        if how == "lasts" or (how == "start" and label == "lasts"):
+            start, length = (a, b) if how == "lasts" else (b, a)
+            yield _Pair(start.seconds, start.seconds + length.seconds, a.start)
+        elif how == "end" and label != "end":
+            yield _pair(a, b)
+        elif how == "start" and label == "end" and b.seconds < a.seconds:
+            yield _pair(b, a)
+        elif how == "strong" and not counted:
+            if not _is_numbering(found, times, n):
+                yield _pair(_in_units_of(b, a), b)
+        elif label in ("start", "opens") and (far := _end_in_prose(found, times, n, label)):
+            yield _pair(a, far)
+        elif how == "weak" and label != "lasts" and not counted and 0 <= a.seconds < b.seconds:
+            if _is_joined(found, times, n + 1):
+                continue  # `clip 2, 3.0 - 7.5`
+            yield _pair(_in_units_of(b, a), b)
+        elif how is None and _are_told(found, i, j, alone=len(times) == 2):
+            yield _pair(a, b)
+
+
+_ABOUT_A_TIME = frozenset(("(", ")", "[", "]", "t", "time", "timestamp"))
+
+
+def _stand_alone(found: list[Token], gap: list[Token], times: list[int]) -> bool:
+    """Whether an answer is nothing but two times, one after the other."""
+    if len(times) != 2 or any(t.text not in _ABOUT_A_TIME for t in gap):
+        return False
+    return not any(t.kind in ("word", "bad", "stop", "sign", "minus") for t in found)
+
+
+def _is_joined(found: list[Token], times: list[int], n: int) -> bool:
+    """Whether the n-th time is joined to the next one, more strongly than by a comma."""
+    if n + 1 >= len(times):
+        return False
+    return _how_joined(found[times[n] + 1 : times[n + 1]]) == "strong"
+
+
+def _pair(a: Token, b: Token) -> _Pair:
+    return _Pair(a.seconds, b.seconds, a.start)
+
+
+def _in_units_of(b: Token, a: Token) -> Token:
+    """`a` in the unit of `b` where it has none: `2 - 3 minutes`."""
+    bare = a.scale is None and a.text and ":" not in a.text
+    return replace(a, seconds=a.seconds * b.scale) if bare and b.scale else a
+
+
+def _from_the_beginning(found: list[Token], i: int) -> bool:
+    """`from the beginning until 7.5 s`."""
+    said = [t.kind for t in found[max(i - 8, 0) : i] if t.kind != "fill"]
+    return said[-3:] == ["opens", "start", "strong"]
+
+
+def _are_told(found: list[Token], i: int, j: int, alone: bool) -> bool:
+    """Two times at which something is told to happen: `he comes at 3.0 s and leaves at 7.5 s`."""
+    for k in (i, j):
+        told = found[k].scale is not None or (found[k].exact and ":" in found[k].text)
+        if not told or not k or found[k - 1].text not in ("at", "around", "about"):
+            return False
+    between = found[i + 1 : j]
+    joined = any(t.text in CONJUNCTIONS for t in between) and all(t.kind != "stop" for t in between)
+    return (joined or alone) and found[i].seconds < found[j].seconds
+
+
+def _how_joined(gap: list[Token]) -> str | None:
+    """What stands between two times makes of them: `strong`, `weak`, `lasts` (the second is a
+    length), `end` or `start` (the second is named so), or nothing."""
+    if len(gap) > 12:
+        return None
+    if [token.text for token in gap] == ["a"]:
+        return "strong"  # `de 3 a 7 segundos`
+    kinds = {token.kind for token in gap} - {"fill", "frame"}
+    if kinds & {"word", "bad", "sign", "minus"}:
+        return None
+    if "start" in kinds:
+        return "start" if "end" not in kinds else None
+    if "end" in kinds:
+        return "end"
+    if "opens" in kinds:
+        return None
+    if "lasts" in kinds and "strong" not in kinds:  # else `lasts until`
+        return "lasts"
+    if "stop" in kinds:
+        return None
+    return "strong" if "strong" in kinds else "weak" if "weak" in kinds else None
+
+
+def _label(found: list[Token], i: int) -> str | None:
+    """What the words directly before a time call it."""
+    for token in reversed(found[max(i - 6, 0) : i]):
+        if token.kind in ("start", "end", "lasts", "opens"):
+            return token.kind
+        if token.kind != "fill":
+            return None
+    return None
+
+
+def _counts(found: list[Token], i: int, j: int) -> bool:
+    """Whether two joined numbers count something that is no time: `5 to 7 people`."""
+    a, b = found[i], found[j]
+    if b.scale is not None or ":" in b.text or (b.exact and not b.text):
+        return False
+    before = found[i - 1].text if i else ""
+    if before in NUMBERED and not (a.exact or b.exact):
+        return True
+    following = found[j + 1] if j + 1 < len(found) else None
+    if following is not None and following.text == "of" and b.seconds <= 1.0:
+        return True  # `0.25 - 0.5 of the video`
+    if following is None or following.text in THINGS or following.kind != "word":
+        return following is not None and following.text in THINGS
+    return not (a.exact or b.exact or following.text in PROSE or _is_eastern(following))
+
+
+def _is_eastern(token: Token) -> bool:
+    """Chinese, Japanese, Korean: written without spaces, so that a word is not known as one."""
+    return token.text[0] >= "\u3000"
+
+
+def _is_numbering(found: list[Token], times: list[int], n: int) -> bool:
+    """Whether the n-th time only numbers the span behind it: `Scene 2 - 3.0 to 7.5`."""
+    if n + 2 >= len(times):
+        return False
+    i, j, k = times[n : n + 3]
+    if found[i].exact or not (found[j].exact and found[k].exact):
+        return False
+    return _is_joined(found, times, n + 1)
+
+
+def _end_in_prose(found: list[Token], times: list[int], n: int, label: str) -> Token | None:
+    """The end of a span that was begun, where prose stands between: `it starts at 3.0, when ...,
+    and ends at 7.5`; `between 3.0, when ..., and 7.5`."""
+    a = found[times[n]]
+    following = found[times[n] + 1]
+    if not a.exact and following.kind == "word" and following.text not in PROSE:
+        return None
+    for j in times[n + 1 : n + 5]:
+        if j - times[n] > _WORDS_BETWEEN:
+            return None
+        if label == "opens":
+            said = [t for t in found[max(j - 4, 0) : j] if t.kind != "fill"][-1:]
+            joined = said and (said[0].kind == "strong" or said[0].text in CONJUNCTIONS)
+            return found[j] if joined and not _counts(found, times[n], j) else None
+        if (named := _label(found, j)) in ("start", "end"):
+            return found[j] if named == "end" else None
+    return None

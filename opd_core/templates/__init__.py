@@ -1,0 +1,1 @@
+"""The question: how it is put, and how an answer to it is read."""

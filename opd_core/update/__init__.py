@@ -1,0 +1,1 @@
+"""The update: losses, steps, and what each step said."""

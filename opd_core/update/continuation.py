@@ -1,0 +1,109 @@
+"""May a policy be trained on under the settings of a config, and does its optimiser go on?
+
+Settings may change between rounds. Most take effect and that is all: each row names the config it
+was made with. Three kinds do not, and are compared before a round samples anything:
+
+1. What makes the optimiser's state that of another training (which weights are trained, its decay
+   rates): it begins anew, with its warm-up, and the row in `updates` says why.
+2. What a policy already is (full weights or a LoRA adapter; the adapter's rank, alpha and
+   modules): refused, because the round would not train what the config says. A new run can start
+   from the policy, an adapter merged into its base.
+3. LoRA modules that no layer has: refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_core.config.load import Config
+from opd_core.config.sections import LoraSection, UpdateSection
+from opd_core.model.architectures import architecture_in
+from opd_core.model.weight_files import ADAPTER_CONFIG, is_adapter, stored_tensors
+from opd_core.types import VideoOPDError
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+def continuation(
+    config: Config, policy: Path, version: int, earlier: Mapping[str, Any] | None
+) -> str | None:
+    """Why the optimiser begins anew after policy `version`, whose folder is `policy`; None: it goes
+    on, or there was none, as for the base.
+
+    `earlier` is the `update` section, as JSON, of the config that the policy was made with, None
+    for the base. Raises `VideoOPDError` where the policy cannot be trained under `config`.
+    """
+    lora = config.update.lora
+    if lora is None and is_adapter(policy):
+        raise VideoOPDError(
+            f"policy {version} in {policy} is a LoRA adapter and the config has no [update.lora]; "
+            f"put the section back, or {_start_anew(version)}"
+        )
+    if lora is not None:
+        if is_adapter(policy):
+            _refuse_another_adapter(policy, version, lora)
+        elif version > 0:
+            raise VideoOPDError(
+                f"policy {version} in {policy} has full weights and the config has [update.lora]; "
+                "remove the section, or start a new run with student.path = that folder"
+            )
+        else:
+            _refuse_unknown_modules(policy, lora)
+    if version == 0:
+        return None
+    changed = _changed(config.update, earlier or {})
+    if changed is not None:
+        return changed
+    if not (policy / OPTIMIZER_FILE).is_file():
+        return f"policy {version} has no {OPTIMIZER_FILE}"
+    return None
+
+
+def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
+    names = ["adam_betas"] if now.lora else ["freeze_vision", "adam_betas"]
+    for name in names:
+        value = now.model_dump(mode="json")[name]
+        before = earlier.get(name, value)
+        if before != value:
+            was, is_now = (json.dumps(v) for v in (before, value))
+            return f"update.{name} was {was} in the round before and is {is_now}"
+    return None
+
+
+def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:
+    from opd_core.model.checkpoint import base_folder
+
+    described = json.loads((policy / ADAPTER_CONFIG).read_text())
+    names = [name for name in stored_tensors(policy) if ".lora_" in name]
+    wanted_modules = lora.target_modules or architecture_in(base_folder(policy)).lora_modules
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
+    for key, found, wanted in (
+        ("rank", described.get("r"), lora.rank),
+        ("alpha", described.get("lora_alpha"), lora.alpha),
+        ("target_modules", modules, sorted(set(wanted_modules))),
+    ):
+        if found != wanted:
+            raise VideoOPDError(
+                f"policy {version} in {policy} is a LoRA adapter with {key} = {found}, and "
+                f"update.lora.{key} is {wanted}; put that back, or {_start_anew(version)}"
+            )
+
+
+def _start_anew(version: int) -> str:
+    policy = "the model" if version == 0 else f"`videoopd export RUN@{version} --to hub-folder`"
+    made = "merged into its base" if version == 0 else "which merges it into its base"
+    return f"start a new run with student.path = the folder of {policy}, {made}"
+
+
+def _refuse_unknown_modules(base: Path, lora: LoraSection) -> None:
+    """By the names of the base's matrices; the vision tower and the head are never adapted."""
+    family = architecture_in(base)
+    known = {
+        name.removesuffix(".weight").rsplit(".", 1)[-1]
+        for name, stored in stored_tensors(base).items()
+        if ".layers." in name and len(stored.shape) == 2 and family.is_linear(name)
+    }
+    family.refuse_lora_of(set(lora.target_modules or family.lora_modules) - known, known)

@@ -1,0 +1,106 @@
+"""Importance weights: what each objective of a config makes of an engine that is not the trainer.
+
+Three policies speak of a sampled token: mu, the engine that sampled it; pi_v, the trainer's before
+the first step of the round; pi, the trainer's now. A weight is pi_v / mu, truncated. How far the
+trainer has moved since, pi / pi_v, is the ratio in the losses that have one. Neither is ever
+counted in the other. Where nothing needs the trainer's own pi_v, mu is taken for it.
+
+Shape suffixes: C completion tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from opd_core.config.load import Config
+from opd_core.config.sections import IMPORTANCE_LEVELS, ON_POLICY_OBJECTIVES
+from opd_core.types import Rollout
+from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
+
+if TYPE_CHECKING:
+    from opd_core.update.training_loss import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Of a chunk: what the loss uses, and what a step says of it."""
+
+    of_objective: dict[str, Tensor]
+    """Objective -> [C] truncated pi_v / mu; without an entry where it has none."""
+    mean_C: Tensor
+    """Of a weighted sum: the mean of its parts, each by its share; 1 without weights."""
+    cut_C: Tensor
+    """1 where it was cut off, else 0; of a weighted sum the share that was."""
+    factor_C: Tensor
+    """What a token counts by: its weight, times pi / pi_v in the objectives that have the ratio."""
+
+
+class Importance:
+    """The rules of one config."""
+
+    def __init__(self, config: Config) -> None:
+        self._settings = config.update
+        self._float32 = config.student.dtype == "float32"
+        objectives = config.objective_weights
+        self._shares = {name: w / sum(objectives.values()) for name, w in objectives.items()}
+
+    def needs_old_logprobs(self, rollout: Rollout) -> bool:
+        """Whether pi_v has to be the trainer's own: where weights are made of it, and where a ratio
+        is clipped that another arithmetic would make something else than 1 before the first step.
+        """
+        if rollout.answered_by != "student":
+            return False
+        same = rollout.engine == "hf" and self._float32
+        clipped = "grpo" in self._shares and not same
+        return clipped or any(self._level(name, rollout) for name in self._shares)
+
+    def weights(self, chunk: Chunk) -> Weights:
+        """Of each token, for each objective of the sum."""
+        ratio_C = (chunk.chosen_C.detach() - chunk.old_C).exp()
+        ones_C = torch.ones_like(ratio_C)
+        found: dict[str, Tensor] = {}
+        mean_C, cut_C, factor_C = (torch.zeros_like(ratio_C) for _ in range(3))
+        for name, share in self._shares.items():
+            weights_C, truncated_C = ones_C, torch.zeros_like(ones_C)
+            levels = [self._level(name, fact.rollout) for fact in chunk.facts]
+            if any(levels):
+                weights_C, truncated_C = self._truncated(chunk, levels)
+                found[name] = weights_C
+            mean_C += share * weights_C
+            cut_C += share * truncated_C
+            factor_C += share * weights_C * (ratio_C if name in ON_POLICY_OBJECTIVES else ones_C)
+        return Weights(found, mean_C, cut_C, factor_C)
+
+    def _level(self, objective: str, rollout: Rollout) -> ImportanceLevel | None:
+        """How an objective weighs a rollout; None: it does not."""
+        level = self._settings.tis
+        fitting = IMPORTANCE_LEVELS.get(objective, ())
+        if level == "off" or rollout.answered_by != "student" or not fitting:
+            return None
+        if level != "auto":
+            return level
+        return None if rollout.engine == "hf" else cast(ImportanceLevel, fitting[0])
+
+    def _truncated(
+        self, chunk: Chunk, levels: Sequence[ImportanceLevel | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Weights and where they were cut off; 1 for the rollouts that have no level."""
+        weights: list[Tensor] = []
+        cut: list[Tensor] = []
+        lengths = [len(fact.rollout.completion_token_ids) for fact in chunk.facts]
+        parts = zip(chunk.facts, levels, chunk.old_C.split(lengths), strict=True)
+        for fact, level, old_T in parts:
+            sampling_T = old_T
+            if level is not None:
+                sampling_T = torch.tensor(fact.rollout.sampling_logprobs).to(old_T)
+            weight_T, cut_T = truncated_importance_weights(
+                old_T, sampling_T, [len(old_T)], level or "token", self._settings.tis_cap
+            )
+            weights.append(weight_T)
+            cut.append(cut_T.to(weight_T))
+        return torch.cat(weights), torch.cat(cut)

@@ -1,0 +1,83 @@
+"""log pi_v of what an update trains on: the log-probs of the policy before its first step.
+
+Where the trainer's own engine has sampled, they came with the rollouts. Where another one has and
+the loss needs the trainer's own (`importance.py`), the first step sees its own by itself, and what
+later steps train on is run once before it, forward only.
+
+Shape suffixes: C completion tokens of a chunk, T of one completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
+from opd_core.model.tree_model import TreeModel
+from opd_core.types import GroundingExample, Rollout
+from opd_core.update.importance import Importance
+
+
+class OldLogprobs:
+    """Of one update. `precision` opens the forward passes as the training does."""
+
+    moved = False
+    """Whether the first step is done: from then on the model is another policy."""
+
+    def __init__(
+        self,
+        model: TreeModel,
+        importance: Importance,
+        precision: Callable[[], AbstractContextManager[Any]],
+        max_tokens_per_pack: int,
+    ) -> None:
+        self._model, self._importance = model, importance
+        self._precision, self._max_tokens = precision, max_tokens_per_pack
+        self._own: dict[Hashable, Tensor] = {}
+
+    def wanted(
+        self, plan: Sequence[Sequence[GroundingExample]], rollouts: dict[str, list[Rollout]]
+    ) -> list[GroundingExample]:
+        """The examples of later steps of `plan` that `remember` has to be given."""
+        first = {e.example_id for batch in plan[:1] for e in batch}
+        later = {e.example_id: e for batch in plan[1:] for e in batch if e.example_id not in first}
+        needs = self._importance.needs_old_logprobs
+        return [e for e in later.values() if any(map(needs, rollouts[e.example_id]))]
+
+    def remember(self, trees: Sequence[PrefixTree]) -> None:
+        """Run these trees, whose completions are the keys' rollouts, without dropout."""
+        assert not self.moved
+        self._model.model.eval()
+        for group in fill(trees, self._max_tokens):
+            with self._precision():
+                self._own |= completion_logprobs(self._model, pack(group))
+        self._model.model.train()
+
+    def of(self, rollouts: Sequence[Rollout], chosen_C: Tensor) -> Tensor:
+        """[C] log pi_v of whole completions, whose log-probs are now `chosen_C`, no gradient."""
+        parts = chosen_C.split([len(r.completion_token_ids) for r in rollouts])
+        return torch.cat([self._of(r, part) for r, part in zip(rollouts, parts, strict=True)])
+
+    def _of(self, rollout: Rollout, chosen_T: Tensor) -> Tensor:
+        if rollout.answered_by != "student":
+            return chosen_T  # another's answer: no policy of ours has sampled it
+        if not self._importance.needs_old_logprobs(rollout):
+            return torch.tensor(rollout.sampling_logprobs).to(chosen_T)
+        if not self.moved:
+            return self._own.setdefault(rollout.rollout_id, chosen_T)
+        return self._own[rollout.rollout_id]
+
+
+@torch.no_grad()
+def completion_logprobs(model: TreeModel, packed: Pack) -> dict[Hashable, Tensor]:
+    """A model's log-probs of each completion of a pack, by its key."""
+    found: dict[Hashable, Tensor] = {}
+    for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
+        chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+        lengths = [len(packed.completions[key]) for key in keys]
+        found.update(zip(keys, chosen_C.split(lengths), strict=True))
+    return found

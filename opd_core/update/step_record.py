@@ -1,0 +1,158 @@
+"""What one optimiser step's forward passes said about its tokens: the numbers of `UpdateStep`.
+
+Ratios and weights are those that the loss used, over the tokens that are in it: pi / pi_v, with
+pi_v as `importance.py` has it, and pi_v / mu. Only the first step's check is against mu itself.
+Where the policy has not sampled the tokens itself (baselines that train on a teacher's answers, or
+on the truth), there is nothing to compare the trainer's log-probs with, and those numbers are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd_core.model.agreement import Bound
+from opd_core.types import VideoOPDError
+from opd_core.update.importance import Weights
+from opd_core.update.training_loss import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """|student - sampling| log-prob of the tokens of the first step, and what it was held against;
+    nats."""
+
+    largest: float
+    mean: float
+    largest_bound: float
+    mean_bound: float | None
+
+
+class StepRecord:
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.loss = 0.0
+        self._lengths: list[int] = []
+        self._student: list[Tensor] = []
+        self._sampling: list[Tensor] | None = []
+        self._teacher: list[Tensor] | None = []
+        self._owner: list[tuple[str, int]] = []
+        self._old: list[Tensor] = []
+        self._in_loss: list[Tensor] = []
+        self._weighted = False
+        self._weights: list[Tensor] = []
+        self._truncated: list[Tensor] = []
+        self._factors: list[Tensor] = []
+
+    def add(self, chunk: Chunk, weights: Weights, in_loss_C: Tensor) -> None:
+        """`in_loss_C`: which of the chunk's tokens are trained."""
+        self._student.append(chunk.chosen_C.detach().cpu().double())
+        self._old.append(chunk.old_C.cpu().double())
+        self._in_loss.append(in_loss_C.cpu())
+        self._weighted |= bool(weights.of_objective)
+        self._weights.append(weights.mean_C.cpu().double())
+        self._truncated.append(weights.cut_C.cpu().double())
+        self._factors.append(weights.factor_C.cpu().double())
+        for fact in chunk.facts:
+            rollout = fact.rollout
+            length = len(rollout.completion_token_ids)
+            self.keys.append(rollout.rollout_id)
+            self._lengths.append(length)
+            self._owner.extend((rollout.rollout_id, t) for t in range(length))
+            if self._sampling is not None:
+                if rollout.answered_by == "student" and rollout.sampling_logprobs is not None:
+                    self._sampling.append(_double(rollout.sampling_logprobs))
+                else:
+                    self._sampling = None
+            if self._teacher is not None:
+                if fact.score is not None:
+                    self._teacher.append(_double(fact.score.teacher_logprobs))
+                else:
+                    self._teacher = None
+
+    def by_rollout(self) -> Iterator[tuple[str, tuple[float, ...]]]:
+        """(rollout id, its student log-probs), in the order of the packs."""
+        for key, part in zip(self.keys, self._student_T().split(self._lengths), strict=True):
+            yield key, tuple(part.tolist())
+
+    def reverse_kl(self) -> float | None:
+        if self._teacher is None or self._sampling is None:
+            return None
+        return float((self._student_T() - torch.cat(self._teacher)).mean())
+
+    def policy_kl(self) -> float | None:
+        log_ratio = self._log_ratio()
+        return None if log_ratio is None else float((log_ratio.exp() - 1.0 - log_ratio).mean())
+
+    def ratio_range(self) -> tuple[float, float] | tuple[None, None]:
+        log_ratio = self._log_ratio()
+        if log_ratio is None:
+            return None, None
+        return float(log_ratio.min().exp()), float(log_ratio.max().exp())
+
+    def effective_sample_size(self) -> float | None:
+        if self._log_ratio() is None:
+            return None
+        factor = self._of_the_loss(self._factors)
+        return float(factor.sum() ** 2 / (len(factor) * (factor**2).sum()))
+
+    def tis_weight_mean(self) -> float | None:
+        return self._mean_if_weighted(self._weights)
+
+    def tis_truncated(self) -> float | None:
+        return self._mean_if_weighted(self._truncated)
+
+    def _mean_if_weighted(self, values: list[Tensor]) -> float | None:
+        found = self._of_the_loss(values)
+        return float(found.mean()) if self._weighted and len(found) else None
+
+    def check_first_step(self, bound: Bound) -> FirstStep | None:
+        """How far student and sampler are apart; raises beyond `bound`, naming the worst token."""
+        if self._sampling is None:
+            return None
+        sampling = torch.cat(self._sampling)
+        difference = (self._student_T() - sampling).abs()
+        worst = int(difference.argmax())
+        rollout_id, position = self._owner[worst]
+        student = float(self._student_T()[worst])
+        sampler = float(sampling[worst])
+        found = (
+            f"token {position} of rollout {rollout_id} has log-prob {sampler:.6f} from the sampler "
+            f"and {student:.6f} from the trainer"
+        )
+        mend = "the two do not compute the same model: compare their precision and processor"
+        if not float(difference[worst]) <= bound.largest:
+            raise VideoOPDError(
+                f"{found}, further apart than update.max_logprob_mismatch = {bound.largest} "
+                f"({bound.reason}); {mend}"
+            )
+        if fault := bound.mean_fault(difference.tolist()):
+            raise VideoOPDError(
+                f"{found}, and the mean difference of {len(difference)} tokens is {fault[0]:.4f}, "
+                f"above {fault[1]:.4f} ({bound.reason}); {mend}, or set "
+                "update.max_logprob_mismatch, which then counts alone"
+            )
+        mean_bound = bound.mean_of(len(difference))
+        return FirstStep(
+            float(difference[worst]), float(difference.mean()), bound.largest, mean_bound
+        )
+
+    def _student_T(self) -> Tensor:
+        return torch.cat(self._student)
+
+    def _log_ratio(self) -> Tensor | None:
+        """log pi - log pi_v of each token of the loss."""
+        if self._sampling is None:
+            return None
+        found = self._of_the_loss(self._student) - self._of_the_loss(self._old)
+        return found if len(found) else None
+
+    def _of_the_loss(self, values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[torch.cat(self._in_loss)]
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

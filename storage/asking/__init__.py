@@ -1,0 +1,1 @@
+"""Asking a run: SQL, views, differences, exports."""

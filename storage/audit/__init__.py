@@ -1,0 +1,1 @@
+"""What stored rows prove by themselves."""

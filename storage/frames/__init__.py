@@ -1,0 +1,1 @@
+"""The frame store: what was decoded, kept for the next stage and run."""

@@ -1,0 +1,1 @@
+"""A run's folder: its tables, its policies, who works on it."""

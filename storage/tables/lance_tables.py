@@ -1,0 +1,272 @@
+"""Append-only Lance tables with an idempotency key and one writer at a time.
+
+What Lance does not give and this file adds: tables that exist from the start (creating one, or
+appending to a missing one, is not atomic), no duplicate of a key (Lance's own merge duplicates
+under concurrency), a lock that names its holder, and compaction that does not rewrite the table
+each round.
+Lance is not fork-safe: start worker processes with `spawn`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import pyarrow as pa
+
+from opd_core.types import VideoOPDError
+from storage import locks
+from storage.files import disk_troubles, make_folder, sync_folder, write_json
+from storage.tables import older_formats
+from storage.tables.older_formats import FORMAT_FILE
+from storage.tables.provenance import Provenance, git_commit
+from storage.tables.records import from_rows, to_table
+from storage.tables.schemas import SCHEMA_VERSION, TABLES, TableSpec
+
+if TYPE_CHECKING:
+    import lance
+    import polars as pl
+
+Record = TypeVar("Record")
+Key = str | int | tuple[Any, ...]
+
+LOCK_TIMEOUT_SECONDS = 120.0
+COMPACT_ABOVE_FRAGMENTS = 16
+ROWS_PER_FRAGMENT = 1024
+"""Fragments of this size are left alone by compaction. Round tags keep what a compaction replaced,
+so a compaction that rewrote the table each round would cost disk in the square of the rounds."""
+
+
+class Tables:
+    """The tables of one run, in `folder`. Use `create` once and `open` afterwards."""
+
+    def __init__(self, folder: Path, format: int = SCHEMA_VERSION) -> None:
+        self.folder = folder
+        self.format = format
+        self.names = tuple(TABLES)
+        """The tables that are on disk: all, but in a run of an older format."""
+        if format < SCHEMA_VERSION:
+            self.names = tuple(n for n in TABLES if (folder / f"{n}.lance").exists())
+
+    @classmethod
+    def create(cls, folder: Path) -> Self:
+        """Every table, empty, in `folder`; a folder that has them already is opened.
+
+        Built aside and renamed, so that a killed `create` leaves no folder.
+        """
+        import lance
+
+        if folder.exists():
+            return cls.open(folder)
+        aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex}")
+        try:
+            with disk_troubles(folder.parent):
+                make_folder(aside)
+                for spec in TABLES.values():
+                    lance.write_dataset(
+                        spec.schema.empty_table(), aside / f"{spec.name}.lance", mode="create"
+                    )
+                write_json(
+                    aside / FORMAT_FILE,
+                    {
+                        "schema_version": SCHEMA_VERSION,
+                        "created_at": datetime.now(UTC).isoformat(),
+                        "git_commit": git_commit(),
+                        "lance": lance.__version__,
+                    },
+                )
+                try:
+                    aside.rename(folder)
+                except OSError:
+                    if not (folder / FORMAT_FILE).exists():  # else: made by another process
+                        raise
+                sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The tables in `folder`. Raises `VideoOPDError` when they are of a newer format.
+
+        Those of an older one are read, what they have not as null, and not written.
+        """
+        return cls(folder, older_formats.format_of(folder))
+
+    def scan(self, name: str, version: int | str | None = None) -> pl.LazyFrame:
+        """The table as a polars LazyFrame, at a version number or tag (None: as it is now).
+
+        Filters on plain columns and the choice of columns are done by Lance, on disk.
+        """
+        import polars as pl
+
+        dataset, spec = self._dataset(name, version), _spec(name)
+        missing = older_formats.absent(spec, dataset.schema) or []
+        return older_formats.with_nulls(pl.scan_pyarrow_dataset(dataset), spec, missing)
+
+    def read(
+        self,
+        name: str,
+        record: type[Record],
+        filter: pl.Expr | None = None,
+        version: int | str | None = None,
+        without: Sequence[str] = (),
+    ) -> list[Record]:
+        """The rows as records, in the order they were written.
+
+        `without` are optional columns that stay on disk; they come as None.
+        """
+        if _spec(name).record is not record:
+            raise TypeError(f"table {name!r} holds {_spec(name).record.__name__}, not {record}")
+        columns = _spec(name).own_columns
+        if required := [c.name for c in columns if c.name in without and not c.optional]:
+            raise ValueError(f"{name} cannot be read without {required}")
+        own = [c.name for c in columns if c.name not in without]
+        frame = self.scan(name, version)
+        if filter is not None:
+            frame = frame.filter(filter)
+        return from_rows(record, frame.select(own).collect().to_arrow())
+
+    def append(
+        self,
+        name: str,
+        records: Sequence[Any],
+        provenance: Provenance,
+        timeout: float = LOCK_TIMEOUT_SECONDS,
+    ) -> int:
+        """Appends the records whose key has no row of this take yet, in one commit; how many.
+
+        Killed half-way it leaves the table as it was. Raises `VideoOPDError` for a bad value, a
+        writer that does not let go within `timeout` seconds, a full disk.
+        """
+        import lance
+
+        spec = _spec(name)
+        if spec.writer not in (None, provenance.stage):
+            raise ValueError(f"{name} is written by {spec.writer!r}, not {provenance.stage!r}")
+        older_formats.refuse_to_write(self.folder, self.format)
+        if not records:
+            return 0
+        rows = to_table(spec, records)
+        with disk_troubles(self.folder), self._locked(name, provenance.stage, timeout):
+            dataset = self._dataset(name)
+            fresh = _without_known(rows, dataset, spec.key, provenance.take)
+            if fresh.num_rows:
+                lance.write_dataset(
+                    _stamped(fresh, spec, provenance).select(dataset.schema.names),
+                    dataset,
+                    mode="append",
+                    transaction_properties=provenance.transaction_properties(),
+                )
+        return int(fresh.num_rows)
+
+    def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
+        """Those of `keys` that have no row, in order. A key of several columns is a tuple."""
+        columns = _spec(name).key
+        known = self._dataset(name).to_table(columns=list(columns))
+        values = [known.column(column).to_pylist() for column in columns]
+        present = set(values[0]) if len(columns) == 1 else set(zip(*values, strict=True))
+        return [key for key in keys if key not in present]
+
+    def compact(self, name: str, timeout: float = LOCK_TIMEOUT_SECONDS) -> None:
+        """Joins small fragments once there are more than `COMPACT_ABOVE_FRAGMENTS` of them."""
+        with disk_troubles(self.folder), self._locked(name, "compact", timeout):
+            dataset = self._dataset(name)
+            small = [f for f in dataset.get_fragments() if f.count_rows() < ROWS_PER_FRAGMENT]
+            if len(small) > COMPACT_ABOVE_FRAGMENTS:
+                dataset.optimize.compact_files(
+                    target_rows_per_fragment=ROWS_PER_FRAGMENT, num_threads=1
+                )
+
+    def tag(self, name: str, tag: str, timeout: float = LOCK_TIMEOUT_SECONDS) -> int:
+        """Names the table's current version; a tag that exists stays where it is.
+
+        Returns the version the tag names. A tagged version is kept for ever.
+        """
+        with disk_troubles(self.folder), self._locked(name, "tag", timeout):
+            dataset = self._dataset(name)
+            tags: dict[str, Any] = dataset.tags.list()
+            if tag in tags:
+                return int(tags[tag]["version"])
+            dataset.tags.create(tag, dataset.version)
+            return int(dataset.version)
+
+    def version(self, name: str, version: int | str | None = None) -> int:
+        """The number of a tag's version, or of the current one; quicker than a scan."""
+        return int(self._dataset(name, version).version)
+
+    def versions(self) -> dict[str, int]:
+        """The current version of every table."""
+        return {name: self.version(name) for name in TABLES}
+
+    def _locked(self, name: str, stage: str, timeout: float) -> Any:
+        return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
+
+    def _dataset(self, name: str, version: int | str | None = None) -> lance.LanceDataset:
+        import lance
+
+        spec = _spec(name)
+        if name not in self.names:
+            return older_formats.nothing(spec)
+        uri = self.folder / f"{name}.lance"
+        try:
+            dataset = lance.dataset(uri, version=version)
+        except (ValueError, OSError) as error:
+            if "not found" not in str(error).lower():
+                raise
+            what = f"table {name} of" if version is None else f"version {version} of {name} in"
+            raise VideoOPDError(
+                f"{what} {self.folder} is missing; restore it from a copy of the run"
+            ) from None
+        missing = older_formats.absent(spec, dataset.schema)
+        # A tag that is older than a migration has the columns of its day.
+        if missing is None or (missing and version is None and self.format == SCHEMA_VERSION):
+            raise VideoOPDError(
+                f"the columns of {uri} are not those of format {self.format}; use the program"
+                " that wrote them, or start a new run in another folder"
+            )
+        return dataset
+
+
+def _spec(name: str) -> TableSpec:
+    try:
+        return TABLES[name]
+    except KeyError:
+        known = ", ".join(TABLES)
+        raise VideoOPDError(f"there is no table {name!r}; the tables are: {known}") from None
+
+
+def _without_known(
+    rows: pa.Table, dataset: lance.LanceDataset, key: Sequence[str], take: int
+) -> pa.Table:
+    """Rows whose key is neither in the take nor earlier among the rows (null equals null)."""
+    import polars as pl
+
+    keys = pl.DataFrame(pl.from_arrow(rows.select(key))).with_row_index("__row")
+    known = pl.DataFrame(pl.from_arrow(dataset.to_table(columns=[*key, "take"])))
+    known = known.filter(pl.col("take") == take)  # quicker than Lance's filter
+    fresh = keys.unique(subset=list(key), keep="first", maintain_order=True).join(
+        known, on=list(key), how="anti", nulls_equal=True, maintain_order="left"
+    )
+    if fresh.height == rows.num_rows:
+        return rows
+    return rows.take(pa.array(fresh.get_column("__row").to_list(), pa.int64()))
+
+
+def _stamped(rows: pa.Table, spec: TableSpec, provenance: Provenance) -> pa.Table:
+    stamp = {
+        "run_id": provenance.run_id,
+        "config_hash": provenance.config_hash,
+        "git_commit": provenance.git_commit,
+        "attempt": provenance.attempt,
+        "written_at": datetime.now(UTC),
+        "take": provenance.take,
+    }
+    arrays = [*rows.columns]
+    for name, value in stamp.items():
+        arrays.append(pa.array([value] * rows.num_rows, spec.schema.field(name).type))
+    return pa.Table.from_arrays(arrays, schema=spec.schema)

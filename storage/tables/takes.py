@@ -1,0 +1,202 @@
+"""Which rows of a run are in force, where stages were run again.
+
+Nothing is deleted. The rows that a stage writes for a round are of a *take*: 0 the first time. Run
+again by force, or because its inputs were, it begins the next take with a row of `reruns`; the rows
+of older takes are superseded by then. The same row names the later stages of the round that had
+rows at that moment: they were computed from what is superseded now and are *stale* until they begin
+a take of their own. The order of the rows of `reruns` decides, never a clock.
+
+A new take of `update` makes policy r + 1 again, so it supersedes all that was made with later
+policies: one row a stage and round, in the same commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import or_
+from typing import TYPE_CHECKING
+
+from opd_core.types import Rerun
+from storage.tables.schemas import TableSpec
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FORCED = "forced"
+"""`because` of a take that was asked for."""
+LATER: dict[str, tuple[str, ...]] = {
+    "draw": ("rollout", "score", "rescore", "focus", "update"),
+    "rollout": ("score", "rescore", "focus", "update"),
+    "score": ("rescore", "focus", "update"),
+    "focus": ("update",),
+    "update": (),
+    "evaluate": (),
+    "rescore": (),
+}
+"""Stage that can be run again, in the order of a round -> what is computed from its rows."""
+_ORDER = {stage: place for place, stage in enumerate(LATER)}
+
+
+def round_number(stage: str, policy_version: int) -> int:
+    """What people call the round: the number of the policy that it makes.
+
+    Rows carry the policy that a stage works with. A round samples from policy v, makes policy
+    v + 1, and evaluates what it made.
+
+    >>> round_number("update", 2), round_number("evaluate", 3)
+    (3, 3)
+    """
+    return policy_version + (stage != "evaluate")
+
+
+def policy_version_of(stage: str, round: int) -> int:
+    """The inverse: of the policy that a stage of round `round` works with."""
+    return round - (stage != "evaluate")
+
+
+def take_of(rerun: Rerun) -> str:
+    """
+    >>> take_of(Rerun(1, 2, "score", 1, "forced", 12, ("focus",)))
+    'score of round 3, take 1'
+    """
+    round = round_number(rerun.stage, rerun.policy_version)
+    return f"{rerun.stage} of round {round}, take {rerun.new_take}"
+
+
+StageRound = tuple[str, int]
+"""(stage, policy_version of the round)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A stage of a round whose rows were computed from superseded ones."""
+
+    stage: str
+    policy_version: int
+    cause: Rerun
+
+    @property
+    def round(self) -> int:
+        """Its number, as people give and read it."""
+        return round_number(self.stage, self.policy_version)
+
+    def reason(self) -> str:
+        """
+        >>> Stale("focus", 2, Rerun(1, 2, "score", 1, "forced", 12, ("focus",))).reason()
+        'focus of round 3 was computed from rows of score that take 1 superseded'
+        """
+        return f"{self.stage} of round {self.round} was {self.because()}"
+
+    def because(self) -> str:
+        take = self.cause.new_take
+        return f"computed from rows of {self.cause.stage} that take {take} superseded"
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What `reruns` says."""
+
+    reruns: tuple[Rerun, ...] = ()
+    """In the order in which they began."""
+
+    @cached_property
+    def _newest(self) -> dict[StageRound, Rerun]:
+        return {(r.stage, r.policy_version): r for r in self.reruns}
+
+    def take(self, stage: str, version: int | None) -> int:
+        """The newest take of a stage of a round."""
+        found = None if version is None else self._newest.get((stage, version))
+        return found.new_take if found else 0
+
+    def forced(self, stage: str, version: int) -> bool:
+        """Whether the newest take was asked for."""
+        found = self._newest.get((stage, version))
+        return found is not None and found.because == FORCED
+
+    def times_forced(self, stage: str, version: int) -> int:
+        mine = (r for r in self.reruns if (r.stage, r.policy_version) == (stage, version))
+        return sum(r.because == FORCED for r in mine)
+
+    def stale(self) -> list[Stale]:
+        """In order of round and stage."""
+        return list(self._stale.values())
+
+    @cached_property
+    def _stale(self) -> dict[StageRound, Stale]:
+        marked: dict[StageRound, Stale] = {}
+        for rerun in self.reruns:
+            marked.pop((rerun.stage, rerun.policy_version), None)
+            for stage in rerun.stale:
+                key = (stage, rerun.policy_version)
+                marked.setdefault(key, Stale(stage, rerun.policy_version, rerun))
+        order = sorted(marked.values(), key=lambda s: (s.policy_version, _ORDER[s.stage]))
+        return {(s.stage, s.policy_version): s for s in order}
+
+    def stale_at(self, stage: str, version: int) -> Stale | None:
+        return self._stale.get((stage, version))
+
+    def in_the_way(self, stage: str, version: int) -> Stale | None:
+        """The first thing stale that a stage of a round would be computed from."""
+        for found in self.stale():
+            inside = found.policy_version == version and stage in LATER[found.stage]
+            earlier = found.policy_version < version
+            before = earlier and ("update", found.policy_version) in self._stale
+            if inside or (before and found.stage != "rescore"):
+                return found
+        return None
+
+    def shown(self, spec: TableSpec) -> pl.Expr | None:
+        """True for the rows of a table that are in force and not stale; None where all are.
+
+        Stale rows of `updates` are shown: they are the chain of policies until an update is run
+        again.
+        """
+        import polars as pl
+
+        if spec.round_column is None:
+            return None
+        round_of = pl.col(spec.round_column)
+        hidden: list[pl.Expr] = []
+        for stage, take, rounds in self._hidden(stale_too=spec.name != "updates"):
+            if spec.writer in (None, stage):
+                rows = round_of.is_in(rounds) & (pl.col("take") <= take)
+                hidden.append(rows if spec.writer else rows & (pl.col("stage") == stage))
+        if not hidden:
+            return None
+        shown = ~reduce(or_, hidden)
+        return shown if spec.writer else round_of.is_null() | shown
+
+    def _hidden(self, stale_too: bool) -> Iterator[tuple[str, int, list[int]]]:
+        """(stage, newest take that is hidden, policy_versions of its rounds)"""
+        rounds: dict[tuple[str, int], list[int]] = {}
+        for stage, version in dict.fromkeys((*self._newest, *self._stale)):
+            stale = stale_too and (stage, version) in self._stale
+            last = self.take(stage, version) - (not stale)
+            if last >= 0:
+                rounds.setdefault((stage, last), []).append(version)
+        for (stage, last), numbers in rounds.items():
+            yield stage, last, numbers
+
+    def begin(
+        self, stage: str, version: int, because: str, written: Mapping[StageRound, int]
+    ) -> list[Rerun]:
+        """The rows of `reruns` that begin the next take, to be appended in one commit.
+
+        `written` is the number of rows of each stage's newest take.
+        """
+        stale = tuple(later for later in LATER[stage] if written.get((later, version)))
+        begun = [(stage, version, because, stale)]
+        if stage == "update":
+            made_again = f"policy {version + 1} is made again"
+            begun += [
+                (other, later, made_again, ())
+                for other, later in sorted(written, key=lambda key: (key[1], key[0]))
+                if later > version and written[other, later]
+            ]
+        last = self.reruns[-1].sequence if self.reruns else 0
+        return [
+            Rerun(number, r, s, self.take(s, r) + 1, why, written.get((s, r), 0), marked)
+            for number, (s, r, why, marked) in enumerate(begun, start=last + 1)
+        ]
