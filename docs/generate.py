@@ -32,6 +32,8 @@ from opd_core.config.template import (  # noqa: E402
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
 from opd_core.focus.select import CURRICULA  # noqa: E402
+from opd_core.types import UpdateStep  # noqa: E402
+from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
 
 MADE = "<!-- made by docs/generate.py: change the code, then `make docs` -->"
@@ -156,6 +158,8 @@ def tables_page() -> str:
         key = ", ".join(f"`{name}`" for name in table.key)
         blocks += [f"## `{table.name}`", table.description]
         blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
+    steps = "Of `updates.steps`, a struct a step."
+    blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
     blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
     return _page("Tables and columns", *blocks)
 
@@ -194,6 +198,8 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
             below += action.choices.values()
         elif not isinstance(action, argparse._HelpAction):
             text = formatter._expand_help(action) if action.help else ""
+            if action.option_strings and action.required:
+                text = f"{text} (required)".strip()
             rows.append((f"`{_argument(action)}`", text))
     if rows:
         yield _table(("argument", "meaning"), rows)

@@ -246,8 +246,8 @@ class UpdateSection(Section):
         ObjectiveName
         | Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     ) = "policy_gradient"
-    """What is minimised (docs/how-to/objectives.md: which to use when). Or a weighted sum, as a table:
-    `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
+    """What is minimised; docs/how-to/objectives.md has which to use when. Or a weighted sum, as a
+    table: `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
     teacher_distribution: Literal["topk", "hidden_states"] = "topk"
     """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
     distribution from kept hidden states (score.hidden_states) and its lm_head."""
