@@ -68,6 +68,12 @@ down: $(STAMP)  ## stop what `make up` started
 bench: $(STAMP)  ## the numbers the project is measured by (long)
 	@$(BIN)/videoopd bench
 
+.PHONY: docs
+docs: $(STAMP)  ## the documentation: its reference from the code, and the site in site/, warnings as errors
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 .PHONY: same-as
 same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)
 	@$(BIN)/python -m tests.same_as $(or $(REV),HEAD)
@@ -75,5 +81,5 @@ same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=ma
 .PHONY: clean
 clean:  ## remove the environment and caches; runs/ and worlds/ stay
 	@if [ -x $(BIN)/videoopd ]; then $(BIN)/videoopd down || true; fi
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find flows opd_core storage tests -name __pycache__ -prune -exec rm -rf {} +

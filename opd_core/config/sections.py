@@ -184,7 +184,7 @@ class ScoreSection(Section):
 
 class FocusSection(Section):
     curriculum: Literal["tvdf", "scc", "timelens", "uniform"] = "tvdf"
-    """Which rollouts are trained on (`opd_core/curricula/`)."""
+    """Which rollouts are trained on (`opd_core/focus/`)."""
     min_teacher_iou: Fraction = 0.3
     """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
     curriculum = "scc"."""
@@ -246,8 +246,8 @@ class UpdateSection(Section):
         ObjectiveName
         | Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     ) = "policy_gradient"
-    """What is minimised (README: which to use when). Or a weighted sum, as a table:
-    `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
+    """What is minimised; docs/how-to/objectives.md has which to use when. Or a weighted sum, as a
+    table: `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
     teacher_distribution: Literal["topk", "hidden_states"] = "topk"
     """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
     distribution from kept hidden states (score.hidden_states) and its lm_head."""

@@ -43,7 +43,7 @@ def config_template() -> str:
     """The text of the file."""
     lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
     for name, field in Config.model_fields.items():
-        lines += ["", *_section((name,), _model(field))]
+        lines += ["", *_section((name,), section_of(field))]
     return "\n".join(lines) + "\n"
 
 
@@ -53,18 +53,18 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
     yield head
     inside: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
-        if _holds_a_section(field):
+        if holds_a_section(field):
             inside.append((name, field))
             continue
         yield _line(place, name, field)
-        text = f"{_choices(field)} {_meanings(model).get(name, '')}"
+        text = f"{choices(field)} {meanings(model).get(name, '')}"
         yield from _comment(text, indent="    ")
     for name, field in inside:
         yield ""
         if field.default is None:
-            yield from _optional_section((*place, name), _model(field))
+            yield from _optional_section((*place, name), section_of(field))
         else:
-            yield from _section((*place, name), _model(field))
+            yield from _section((*place, name), section_of(field))
 
 
 def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
@@ -83,9 +83,9 @@ def _line(place: tuple[str, ...], name: str, field: FieldInfo) -> str:
     return f"#{name} = {toml_value(field.default)}"
 
 
-def _choices(field: FieldInfo) -> str:
+def choices(field: FieldInfo) -> str:
     """What a key may be, where that is a list of words."""
-    words = [w for kind in _kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
+    words = [w for kind in kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
     words = words or [w for w in get_args(field.annotation) if isinstance(w, str)]
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
 
@@ -100,19 +100,22 @@ def _comment(text: str, indent: str = "") -> Iterator[str]:
         yield f"# {indent}{line}"
 
 
-def _holds_a_section(field: FieldInfo) -> bool:
-    return any(isinstance(k, type) and issubclass(k, BaseModel) for k in _kinds(field))
+def holds_a_section(field: FieldInfo) -> bool:
+    """Whether a field of a section is a section itself."""
+    return any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds(field))
 
 
-def _model(field: FieldInfo) -> type[BaseModel]:
-    return next(k for k in _kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
+def section_of(field: FieldInfo) -> type[BaseModel]:
+    """The section that a field holds."""
+    return next(k for k in kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
 
 
-def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+def kinds(field: FieldInfo) -> tuple[Any, ...]:
+    """The types that a field may have."""
     return (field.annotation, *get_args(field.annotation))
 
 
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
+def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the docstring under it, those of the classes it is made from too."""
     found: dict[str, str] = {}
     for kind in reversed(model.__mro__):

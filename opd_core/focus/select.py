@@ -3,10 +3,10 @@
 TRPV (arXiv 2602.02994) comes before any ranking by disagreement: the mean IoU of the teacher's own
 k answers has to reach `min_teacher_iou`. What is taken of the rest is one module a curriculum:
 
-    tvdf       top_k by disagreement, or its other three selections     (curricula/tvdf.py)
-    scc        a frontier by disagreement, and anchors                  (curricula/scc.py)
-    timelens   a Gaussian draw over the student's IoU, no teacher       (curricula/timelens.py)
-    uniform    all, no teacher                                          (curricula/uniform.py)
+    tvdf       top_k by disagreement, or its other three selections     (tvdf.py)
+    scc        a frontier by disagreement, and anchors                  (scc.py)
+    timelens   a Gaussian draw over the student's IoU, no teacher       (timelens.py)
+    uniform    all, no teacher                                          (uniform.py)
 
 With disagreement = "iou" none needs a log-probability: `candidates` says before scoring what focus
 can still take. With "reverse_kl" those are all rollouts that the ranking is to hold.

@@ -1,0 +1,1 @@
+"""The tiny world: synthetic videos, tiny models for them, and how those were trained."""

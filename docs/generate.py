@@ -1,0 +1,327 @@
+"""The part of the documentation that the code says itself: `docs/reference/`, and the map's rooms.
+
+    python docs/generate.py        # writes the pages again (`make docs` does it first)
+
+A page is a function here; tests/test_docs.py holds that what is written is what the code says now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flows.cli import make_parser  # noqa: E402
+from opd_core.config import sections  # noqa: E402
+from opd_core.config.load import Config  # noqa: E402
+from opd_core.config.template import (  # noqa: E402
+    choices,
+    holds_a_section,
+    meanings,
+    section_of,
+)
+from opd_core.config.toml_text import toml_value  # noqa: E402
+from opd_core.focus.select import CURRICULA  # noqa: E402
+from opd_core.types import UpdateStep  # noqa: E402
+from storage.tables.columns import columns_of  # noqa: E402
+from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
+
+MADE = "<!-- made by docs/generate.py: change the code, then `make docs` -->"
+PACKAGES = ("flows", "opd_core", "storage")
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page, by its path, as it has to be now."""
+    docs = ROOT / "docs"
+    reference = docs / "reference"
+    return {
+        reference / "config.md": config_page(),
+        reference / "tables.md": tables_page(),
+        reference / "commands.md": commands_page(),
+        reference / "objectives.md": objectives_page(),
+        docs / "tree.md": tree_page((docs / "tree.md").read_text(encoding="utf-8")),
+    }
+
+
+def _page(title: str, *blocks: str) -> str:
+    return "\n\n".join((f"# {title}", MADE, *(block for block in blocks if block))) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+# --- config --------------------------------------------------------------------------------------
+
+
+def config_page() -> str:
+    """Every section and key of a config."""
+    head = (
+        "A config is TOML, one table a section. Unknown keys are refused. `videoopd init` writes a "
+        "file with all of this in it."
+    )
+    fields = Config.model_fields.items()
+    sections_text = (b for name, field in fields for b in _section(name, section_of(field)))
+    return _page("Config keys", head, *sections_text)
+
+
+def _section(place: str, section: type[BaseModel], optional: bool = False) -> Iterator[str]:
+    yield f"## `[{place}]`"
+    if optional:
+        yield "Absent, unless you write this section."
+    if section.__doc__ and section.__doc__ != sections.Section.__doc__:
+        yield inspect.cleandoc(section.__doc__)
+    plain = {n: f for n, f in section.model_fields.items() if not holds_a_section(f)}
+    rows = (
+        (f"`{name}`", _takes(field), _default(field), meanings(section).get(name, ""))
+        for name, field in plain.items()
+    )
+    yield _table(("key", "takes", "default", "meaning"), rows)
+    for name, field in section.model_fields.items():
+        if name not in plain:
+            yield from _section(f"{place}.{name}", section_of(field), field.default is None)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "not set" if field.default is None else f"`{toml_value(field.default)}`"
+
+
+_KINDS = {
+    int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path",
+}  # fmt: skip
+_BOUNDS = {"gt": "above {}", "ge": "from {}", "lt": "below {}", "le": "to {}"}
+
+
+def _takes(field: FieldInfo) -> str:
+    words = choices(field)
+    if words:
+        return words.rstrip(".")
+    bounds = list(_bounds(field.metadata))
+    return " ".join([" or ".join(dict.fromkeys(_kinds(field.annotation, bounds))), *bounds])
+
+
+def _kinds(annotation: Any, bounds: list[str]) -> Iterator[str]:
+    """The names of the types in an annotation; what bounds them is added to `bounds`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _KINDS:
+        yield _KINDS[annotation]
+    elif origin is Annotated:
+        for mark in arguments[1:]:
+            bounds += _bounds(getattr(mark, "metadata", [mark]))
+        yield from _kinds(arguments[0], bounds)
+    elif origin in (tuple, list):
+        yield "list"
+    elif origin is dict:
+        yield "table"
+    else:
+        for argument in arguments:
+            yield from _kinds(argument, bounds)
+
+
+def _bounds(marks: Iterable[Any]) -> Iterator[str]:
+    for mark in marks:
+        for name, words in _BOUNDS.items():
+            if hasattr(mark, name):
+                yield words.format(f"{getattr(mark, name):g}")
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def tables_page() -> str:
+    """Every table and column."""
+    head = (
+        f"Format {SCHEMA_VERSION}. Absent is null, never 0.0. Times are seconds of the video, "
+        "log-probabilities natural logarithms. The two views, `trajectories` and `tokens`, are in "
+        "[Asking a run](../ask.md)."
+    )
+    blocks = [head]
+    for table in TABLES.values():
+        writer = f"the stage `{table.writer}`" if table.writer else "any stage"
+        key = ", ".join(f"`{name}`" for name in table.key)
+        blocks += [f"## `{table.name}`", table.description]
+        blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
+    steps = "Of `updates.steps`, a struct a step."
+    blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
+    blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
+    return _page("Tables and columns", *blocks)
+
+
+def _columns(columns: Iterable[Any]) -> str:
+    rows = (
+        (f"`{c.name}`", f"`{_arrow(c.type)}`", "yes" if c.optional else "", c.description)
+        for c in columns
+    )
+    return _table(("column", "type", "null", "meaning"), rows)
+
+
+def _arrow(kind: Any) -> str:
+    text = str(kind)
+    return text if len(text) < 60 else f"{text[: text.index('<') + 1]}...>"
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def commands_page() -> str:
+    """Every command with what it takes."""
+    parser = make_parser()
+    blocks = [parser.epilog or "", *_command(parser, 2)]
+    return _page("Commands", *blocks)
+
+
+def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
+    yield f"{'#' * level} `{parser.prog}`"
+    yield parser.description or ""
+    formatter = parser._get_formatter()
+    below: list[argparse.ArgumentParser] = []
+    rows: list[tuple[str, ...]] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below += action.choices.values()
+        elif not isinstance(action, argparse._HelpAction):
+            text = formatter._expand_help(action) if action.help else ""
+            if action.option_strings and action.required:
+                text = f"{text} (required)".strip()
+            rows.append((f"`{_argument(action)}`", text))
+    if rows:
+        yield _table(("argument", "meaning"), rows)
+    for command in below:
+        yield from _command(command, min(level + 1, 4))
+
+
+def _argument(action: argparse.Action) -> str:
+    value = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
+    if isinstance(value, tuple):
+        value = " ".join(value)
+    if not action.option_strings:
+        return f"[{value}]" if action.nargs in ("?", "*") else str(value)
+    names = ", ".join(action.option_strings)
+    return names if action.nargs == 0 else f"{names} {value}"
+
+
+# --- objectives and curricula --------------------------------------------------------------------
+
+_LOSS = {
+    "jsd": "generalized_jsd", "student_topk_reverse_kl": "exact_reverse_kl", "sft": "cross_entropy",
+}  # fmt: skip
+"""The functions of `opd_core/update/objectives.py` that are called otherwise than the objective."""
+
+
+def objectives_page() -> str:
+    """Every objective and curriculum, with what it needs."""
+    losses = _docstrings(ROOT / "opd_core" / "update" / "objectives.py")
+    names = get_args(sections.ObjectiveName)
+    objectives = (
+        (f"`{name}`", _needs(name), ", ".join(sections.IMPORTANCE_LEVELS.get(name, ())) or "none")
+        for name in names
+    )
+    curricula = (
+        (
+            f"`{name}`",
+            "yes" if curriculum.ranked is not None else "no",
+            "yes" if curriculum.needs_student else "no",
+        )
+        for name, curriculum in CURRICULA.items()
+    )
+    blocks = [
+        "## Objectives",
+        "`update.objective`; which to use when is in "
+        "[Change the objective](../how-to/objectives.md).",
+        _table(("objective", "needs", "importance weights (`update.tis`)"), objectives),
+    ]
+    for name in names:
+        function = _LOSS.get(name, name)
+        blocks += [f"### `{name}`", f"`{function}` in `opd_core/update/objectives.py`:"]
+        blocks += [_quoted(losses[function])]
+    blocks += [
+        "## Curricula",
+        "`focus.curriculum`; which to use when is in "
+        "[Choose what to train on](../how-to/curricula.md).",
+        _table(("curriculum", "the teacher's own answers", "the student's IoU"), curricula),
+    ]
+    for name, curriculum in CURRICULA.items():
+        module = inspect.getmodule(curriculum.pick)
+        assert module is not None
+        assert module.__doc__ is not None
+        path = f"{module.__name__.replace('.', '/')}.py"
+        blocks += [f"### `{name}`", f"`{path}`:", _quoted(module.__doc__)]
+    return _page("Objectives and curricula", *blocks)
+
+
+def _needs(name: str) -> str:
+    needs = {
+        "the student's own answers": name in sections.ON_POLICY_OBJECTIVES,
+        "the teacher's distribution": name in sections.DISTRIBUTION_OBJECTIVES,
+        "the teacher's log-probs": name in sections.TEACHER_OBJECTIVES
+        and name not in sections.DISTRIBUTION_OBJECTIVES,
+    }
+    return ", ".join(words for words, needed in needs.items() if needed) or "only the answers"
+
+
+def _quoted(docstring: str) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in inspect.cleandoc(docstring).splitlines())
+
+
+def _docstrings(file: Path) -> dict[str, str]:
+    """Function -> its docstring, without importing what the file imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {node.name: ast.get_docstring(node) or "" for node in functions}
+
+
+# --- the map -------------------------------------------------------------------------------------
+
+
+def tree_page(now: str) -> str:
+    """The map: what is written by hand stays, what follows `MADE` is a line a room and a module."""
+    return "\n\n".join((now.split(MADE)[0].rstrip(), MADE, *_rooms())) + "\n"
+
+
+def _rooms() -> Iterator[str]:
+    for package in PACKAGES:
+        for start in sorted((ROOT / package).rglob("__init__.py"), key=lambda p: p.parent.parts):
+            room = start.parent
+            level = 2 if room.parent == ROOT else 3
+            yield f"{'#' * level} `{room.relative_to(ROOT)}/`"
+            yield _first(start)
+            modules = sorted(p for p in room.glob("*.py") if p != start)
+            yield "\n".join(f"- `{p.relative_to(ROOT)}`: {_first(p)}" for p in modules)
+
+
+def _first(file: Path) -> str:
+    """The first paragraph of a module's docstring, on one line."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def main() -> None:
+    """Write every page that is not as it has to be."""
+    for path, text in pages().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
