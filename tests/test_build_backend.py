@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("videoopd_torchvision.pth", "videoopd_torchvision.py")
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "build_backend", "flows", "opd_core", "storage")
+PARTS = (
+    "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "prefect.toml", "build_backend",
+    "configs", "flows", "opd_core", "storage",
+)  # fmt: skip
 
 
 def plain(code: str) -> str:
