@@ -72,6 +72,12 @@ down: $(STAMP)  ## stop what `make up` started
 bench: $(STAMP)  ## the numbers the project is measured by (long)
 	@$(BIN)/videoopd bench
 
+.PHONY: wheel
+wheel: $(STAMP)  ## dist/videoopd-*.whl, with the demo's configs and models in it
+	@rm -rf build  # setuptools would bring along what it finds there of former builds
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls dist/videoopd-*.whl
+
 .PHONY: same-as
 same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)
 	@$(BIN)/python -m tests.same_as $(or $(REV),HEAD)
