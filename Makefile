@@ -10,6 +10,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
+LINT_IMPORTS := $(BIN)/lint-imports --no-logo --no-cache
+
 # After the install nothing needs the network, and nothing may try.
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
@@ -38,22 +40,24 @@ demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what t
 	@$(BIN)/videoopd demo
 
 .PHONY: test
-test: lint  ## ruff, mypy, pytest (at most 15 minutes)
+test: lint  ## lint, then pytest (at most 15 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: quick
-quick: $(STAMP)  ## ruff, mypy, and the tests without servers, kills and whole rounds (90 seconds)
+quick: $(STAMP)  ## lint, and the tests without servers, kills and whole rounds (90 seconds)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(LINT_IMPORTS)
 	@failed=0; $(BIN)/mypy & types=$$!; \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
 	  -m "not server and not kill and not slow and not world" || failed=1; \
 	wait $$types || failed=1; exit $$failed
 
 .PHONY: lint
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, the order of the imports, mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(LINT_IMPORTS)
 	@$(BIN)/mypy
 
 .PHONY: up
@@ -70,9 +74,15 @@ bench: $(STAMP)  ## the numbers the project is measured by (long)
 
 .PHONY: docs
 docs: $(STAMP)  ## the documentation: its reference from the code, and the site in site/, warnings as errors
-	@$(BIN)/python docs/generate.py
-	@$(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+\t@$(BIN)/python docs/generate.py
+\t@$(BIN)/mkdocs build --strict --quiet
+\t@echo "site/index.html"
+
+.PHONY: wheel
+wheel: $(STAMP)  ## dist/videoopd-*.whl, with the demo's configs and models in it
+\t@rm -rf build  # setuptools would bring along what it finds there of former builds
+\t@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+\t@ls dist/videoopd-*.whl
 
 .PHONY: same-as
 same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)

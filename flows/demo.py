@@ -1,7 +1,8 @@
 """`videoopd demo`: the tiny world, three rounds on it, and what to look at next.
 
 It runs `configs/tiny.toml` as any other config is run; only the videos are made first. Running it
-again continues the same run with three more rounds.
+again continues the same run with three more rounds. Installed from a wheel, it first copies the
+configs and the tiny models into `videoopd-demo/`, which is then a project folder like a checkout.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING
 from flows.console.progress import progress
 from flows.launch import round_flow
 from flows.server.prefect_settings import project_root
+from flows.shipped import checkout, shipped_files
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
-from storage.files import make_folder
+from storage.files import disk_troubles, make_folder, write_bytes_whole
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
 
+FOLDER = "videoopd-demo"
+"""Made in the current folder, outside a checkout."""
 ROUNDS = 3
 WORLD_SEED = 0
 TRAIN_VIDEOS = 1200
@@ -71,10 +75,29 @@ def make_tiny_world(
 
 
 def config_file() -> Path:
+    """The demo's config: the project's, or a copy of what this installed program ships.
+
+    Raises `VideoOPDError` where the project in this folder has none.
+    """
     file = project_root() / "configs" / "tiny.toml"
     if not file.is_file():
-        raise VideoOPDError(f"there is no {file}; run `videoopd demo` in the project's folder")
-    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        if (Path.cwd() / "prefect.toml").is_file() or checkout():
+            raise VideoOPDError(f"there is no {file}; run `videoopd demo` in the project's folder")
+        file = copy_shipped(Path(FOLDER).absolute()) / "configs" / "tiny.toml"
+        print(f"configs, runs and worlds of the demo are in {FOLDER}", flush=True)
+    return _short(file)
+
+
+def copy_shipped(folder: Path) -> Path:
+    """Copies configs and tiny models into `folder`; a file that is there already is the user's."""
+    for source in sorted(shipped_files().rglob("*")):
+        target = folder / source.relative_to(shipped_files())
+        if source.is_dir() or target.exists():
+            continue
+        make_folder(target.parent)
+        with disk_troubles(target.parent):
+            write_bytes_whole(target, source.read_bytes())
+    return folder
 
 
 def _next_steps(run_path: Path) -> None:

@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("videoopd_torchvision.pth", "videoopd_torchvision.py")
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "build_backend", "flows", "opd_core", "storage")
+PARTS = (
+    "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "prefect.toml", "build_backend",
+    "configs", "flows", "opd_core", "storage",
+)  # fmt: skip
 
 
 def plain(code: str) -> str:
@@ -46,20 +49,25 @@ def test_torchvision_loads_and_its_transforms_work():
     assert out.strip() == "(1, 3, 2, 2) False"
 
 
-@pytest.mark.parametrize("kind", ["build_wheel", "build_editable"])
-def test_the_wheel_brings_it_along(tmp_path, kind):
-    source = tmp_path / "source"
+def build(kind: str, folder: Path) -> Path:
+    """The wheel that `build_wheel` or `build_editable` makes of a copy of this checkout."""
+    source = folder / "source"
     source.mkdir()
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
         copy(ROOT / part, source / part)
     code = (f"import sys; sys.path.insert(0, 'build_backend'); import videoopd_build as b; "
-            f"print(b.{kind}({str(tmp_path)!r}))")  # fmt: skip
+            f"print(b.{kind}({str(folder)!r}))")  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+    return folder / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["build_wheel", "build_editable"])
+def test_the_wheel_brings_it_along(tmp_path, kind):
+    with zipfile.ZipFile(build(kind, tmp_path)) as wheel:
         assert wheel.testzip() is None
         names = wheel.namelist()
         assert len(set(names)) == len(names)

@@ -33,7 +33,7 @@ SHORT = (
 
 def idle_rows(repetitions: int = REPETITIONS) -> Iterator[Row]:
     """Seconds of a stage with nothing to do, and of being refused on a busy run."""
-    from flows.bench.run import world_config
+    from flows.bench.tiny_config import world_config
 
     with tempfile.TemporaryDirectory() as folder:
         config = world_config(Path(folder), seed=0, train_videos=24, eval_videos=8)

@@ -86,7 +86,7 @@ class _Bench:
 
 def kills_rows(kills: int = KILLS, rounds: int = ROUNDS, seed: int = SEED) -> Iterator[Row]:
     """The one row of this bench; each kill is printed as it happens."""
-    from flows.bench.run import world_config
+    from flows.bench.tiny_config import world_config
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.bench.tiny_config import world_config
 from opd_core.types import VideoOPDError
 from storage.files import write_json
 
@@ -282,29 +283,6 @@ def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, 
         "seconds": time.perf_counter() - began,
     }
     return mious[-1] - mious[0], details
-
-
-def world_config(
-    folder: Path, seed: int, train_videos: int | None = None, eval_videos: int | None = None
-) -> str:
-    """A config like the demo's, with a world (by default as large) and a run of their own."""
-    from flows.demo import config_file, make_tiny_world
-
-    source = config_file()
-    make_tiny_world(folder / "world", seed, train_videos, eval_videos)
-    text = source.read_text()
-    for old, new in (
-        ('"../runs/tiny"', f'"{folder / "run"}"'),
-        ("\nseed = 0", f"\nseed = {seed}"),
-        ('"../worlds/tiny', f'"{folder / "world"}'),
-        ('"tiny/', f'"{source.resolve().parent / "tiny"}/'),
-    ):
-        if old not in text:
-            raise VideoOPDError(f"{source} has no {old.strip()}, which the bench replaces")
-        text = text.replace(old, new)
-    path = folder / "bench.toml"
-    path.write_text(text)
-    return str(path)
 
 
 @dataclass(frozen=True, slots=True)

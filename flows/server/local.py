@@ -123,7 +123,7 @@ def _start_server(
         settings.environment(),
         mark or _mark(),
         settings.home() / log,
-        settings.project_root(),
+        settings.working_folder(),
         ends_with_us=ends_with_us,
     )
 
@@ -134,7 +134,7 @@ def _start_deployments(url: str) -> ProcessId:
         settings.environment() | {"PREFECT_API_URL": url},
         _mark(),
         settings.home() / "deployments.log",
-        settings.project_root(),
+        settings.working_folder(),
     )
 
 

@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from flows.shipped import checkout, shipped_files
 from opd_core.types import VideoOPDError
 
 _PATHS = {
@@ -40,9 +41,24 @@ _QUIET = {
 
 
 def project_root() -> Path:
-    """The folder with `prefect.toml`: this one if it has it, else the checkout of this file."""
+    """The folder with `prefect.toml`: this one if it has it, else the checkout of this program; the
+    user's own `~/.local/share/videoopd` where it was installed from a wheel."""
     here = Path.cwd()
-    return here if (here / "prefect.toml").is_file() else Path(__file__).resolve().parents[2]
+    return here if (here / "prefect.toml").is_file() else checkout() or _users_folder()
+
+
+def working_folder() -> Path:
+    """`project_root()` for processes to start in: made where the user has none yet."""
+    from storage.files import make_folder
+
+    make_folder(project_root())
+    return project_root()
+
+
+def _users_folder() -> Path:
+    configured = Path(os.environ.get("XDG_DATA_HOME", ""))
+    data = configured if configured.is_absolute() else Path.home() / ".local" / "share"
+    return data / "videoopd"
 
 
 def home() -> Path:
@@ -61,9 +77,8 @@ def profiles_elsewhere() -> Path | None:
 
 def environment() -> dict[str, str]:
     """`prefect.toml` as environment variables, with absolute paths; what is set already wins."""
-    root = project_root()
-    file = root / "prefect.toml"
-    settings = _flatten(tomllib.loads(file.read_text())) if file.is_file() else {}
+    own, shipped = project_root() / "prefect.toml", shipped_files() / "prefect.toml"
+    settings = _flatten(tomllib.loads((own if own.is_file() else shipped).read_text()))
     settings |= {name: str(home() / place) for name, place in _PATHS.items()}
     settings |= _QUIET
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):

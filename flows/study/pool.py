@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from flows.server.prefect_settings import project_root
+from flows.server.prefect_settings import working_folder
 from flows.study.worker import RunRequest, WorldRequest, as_line
 
 Key = TypeVar("Key")
@@ -101,7 +101,7 @@ class _Worker:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    cwd=project_root(),
+                    cwd=working_folder(),
                     env=os.environ | ONE_THREAD,
                 )
         return self._process

@@ -19,7 +19,13 @@ import torch
 
 from opd_core.model.architectures import architecture_in, architecture_of
 from opd_core.model.lm_head import two_heads
-from opd_core.model.weight_files import ADAPTER_CONFIG, StoredTensor, is_adapter, stored_tensors
+from opd_core.model.weight_files import (
+    ADAPTER_CONFIG,
+    StoredTensor,
+    base_folder,
+    is_adapter,
+    stored_tensors,
+)
 from opd_core.types import VideoOPDError
 
 
@@ -74,31 +80,6 @@ def refuse_not_finite(folder: Path, model: Any) -> None:
             f"{folder} has weights that are NaN or infinite: {_names(bad)}; restore it from a copy "
             "that was saved whole"
         )
-
-
-def base_folder(adapter: Path) -> Path:
-    """The checkpoint that a PEFT adapter was trained on."""
-    try:
-        named = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoOPDError(
-            f"{adapter / ADAPTER_CONFIG} names no base model ({type(error).__name__}: {error}); "
-            "restore it, or write the base's folder as its base_model_name_or_path"
-        ) from None
-    base = adapter / str(named)  # an absolute path stays what it is
-    if not base.is_dir():
-        base = Path(str(named))
-    if not base.is_dir():
-        raise VideoOPDError(
-            f"the adapter in {adapter} was trained on {named}, which is not there; restore it, or "
-            f"correct base_model_name_or_path in its {ADAPTER_CONFIG}"
-        )
-    if is_adapter(base):
-        raise VideoOPDError(
-            f"the adapter in {adapter} stands on {base}, which is an adapter too; merge that one "
-            "into its base first, and name the merged folder"
-        )
-    return base
 
 
 def _open(folder: Path, dtype: str, device: str | None) -> Any:

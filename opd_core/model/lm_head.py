@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opd_core.model.architectures import Architecture, architecture_in
-from opd_core.model.weight_files import StoredTensor, header, is_adapter
+from opd_core.model.weight_files import StoredTensor, base_folder, header, is_adapter
 from opd_core.types import VideoOPDError
 
 
@@ -26,8 +26,6 @@ def load_lm_head(folder: Path, dtype: str, device: torch.device | str = "cpu") -
     from safetensors import safe_open
 
     if is_adapter(folder):
-        from opd_core.model.checkpoint import base_folder
-
         folder = base_folder(folder)
     family = architecture_in(folder)
     stored: dict[str, StoredTensor] = {}

@@ -10,14 +10,13 @@ import torch
 
 from opd_core.model.architectures import architecture_in
 from opd_core.model.checkpoint import (
-    base_folder,
     check_checkpoint,
     open_checkpoint,
     refuse_not_finite,
     save_checkpoint,
 )
 from opd_core.model.file_modes import give_umask_modes
-from opd_core.model.weight_files import ADAPTER_CONFIG, stored_tensors
+from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, stored_tensors
 
 
 def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:

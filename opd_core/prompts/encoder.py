@@ -87,7 +87,7 @@ class PromptEncoder:
         """Where config.json is: an adapter's base has it."""
         if not is_adapter(self.folder):
             return self.folder
-        from opd_core.model.checkpoint import base_folder
+        from opd_core.model.weight_files import base_folder
 
         return base_folder(self.folder)
 

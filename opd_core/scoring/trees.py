@@ -25,6 +25,7 @@ from opd_core.model.tree_attention import NAME as ATTENTION
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prompts.encoder import load_processor, processor_hash, shared_vision
+from opd_core.scoring.same_prompt import check_same_prompt
 from opd_core.scoring.score_key import content_hash
 from opd_core.types import (
     Batch,
@@ -171,22 +172,6 @@ def rollout_tree(video: Sequence[EncodedExample], rollouts: dict[str, list[Rollo
         ],
         shared_vision([item.prompt for item in video]),
     )
-
-
-def check_same_prompt(item: EncodedExample, rollout: Rollout) -> None:
-    """Raise unless a rollout answered exactly this prompt, with these pixels."""
-    for what, was, now in (
-        ("prompt token ids", tuple(rollout.prompt_token_ids), item.prompt.token_ids),
-        ("grid", tuple(rollout.grid_thw), item.prompt.vision.grid_thw),
-        ("seconds per grid", rollout.second_per_grid, item.prompt.vision.second_per_grid),
-        ("pixels", rollout.pixel_hash, item.clip.pixel_hash),
-    ):
-        if was != now:
-            raise VideoOPDError(
-                f"rollout {rollout.rollout_id} was sampled from other {what} than "
-                f"{item.example.video_path} gives now; restore the video and the processor files, "
-                "or start a new run"
-            )
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from opd_core.engines.gate import Gate
 from opd_core.engines.vllm.child import ChildEngine
 from opd_core.engines.vllm.engine import Scored, VLLMPrompt, tail_logprob
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder
+from opd_core.scoring.same_prompt import check_same_prompt
 from opd_core.scoring.score_key import content_hash
 from opd_core.types import QuarantinedItem, Rollout, TeacherScore, VideoOPDError
 
@@ -39,8 +40,6 @@ def score_with_vllm(
 
     Raises `VideoOPDError` when the engine's prompt is not the one that was answered.
     """
-    from opd_core.scoring.trees import check_same_prompt
-
     began = time.perf_counter()
     prompts_of = encoder.prompts
     gate = Gate(

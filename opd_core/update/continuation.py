@@ -74,7 +74,7 @@ def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
 
 
 def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:
-    from opd_core.model.checkpoint import base_folder
+    from opd_core.model.weight_files import base_folder
 
     described = json.loads((policy / ADAPTER_CONFIG).read_text())
     names = [name for name in stored_tensors(policy) if ".lora_" in name]

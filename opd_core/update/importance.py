@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from torch import Tensor
 from opd_core.config.load import Config
 from opd_core.config.sections import IMPORTANCE_LEVELS, ON_POLICY_OBJECTIVES
 from opd_core.types import Rollout
+from opd_core.update.chunk import Chunk
 from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
-
-if TYPE_CHECKING:
-    from opd_core.update.training_loss import Chunk
 
 
 @dataclass(frozen=True, slots=True)

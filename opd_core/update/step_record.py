@@ -16,8 +16,8 @@ from torch import Tensor
 
 from opd_core.model.agreement import Bound
 from opd_core.types import VideoOPDError
+from opd_core.update.chunk import Chunk
 from opd_core.update.importance import Weights
-from opd_core.update.training_loss import Chunk
 
 
 @dataclass(frozen=True, slots=True)

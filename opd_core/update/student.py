@@ -46,11 +46,12 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
+from opd_core.update.chunk import Chunk, Fact
 from opd_core.update.continuation import OPTIMIZER_FILE
 from opd_core.update.importance import Importance
 from opd_core.update.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.update.step_record import FirstStep, StepRecord
-from opd_core.update.training_loss import Chunk, Fact, TrainingLoss, facts_of
+from opd_core.update.training_loss import TrainingLoss, facts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,33 +21,8 @@ from opd_core.config.sections import DISTRIBUTION_OBJECTIVES
 from opd_core.model.lm_head import load_lm_head, teacher_distribution
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 from opd_core.update import objectives
+from opd_core.update.chunk import Chunk, Fact
 from opd_core.update.importance import Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """What is known of a rollout that is trained on."""
-
-    rollout: Rollout
-    score: TeacherScore | None
-    """None where no objective needs the teacher."""
-    advantage: float | None = None
-    """Among its example's rollouts, for `grpo`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The student's side of some whole completions, and what it was computed from."""
-
-    facts: Sequence[Fact]
-    token_ids_C: Tensor
-    chosen_C: Tensor
-    """Log-probs of the tokens, with gradient."""
-    old_C: Tensor
-    """Log-probs of the tokens by the policy before its first step, pi_v."""
-    logprobs_CV: Tensor
-    reference_C: Tensor | None
-    """Log-probs of the tokens by the base student, where `grpo.reference_kl` asks for them."""
 
 
 def facts_of(

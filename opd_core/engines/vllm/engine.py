@@ -39,10 +39,9 @@ from opd_core.engines.base import (
 )
 from opd_core.engines.vllm import loaded_weights
 from opd_core.model.architectures import ARCHITECTURES, Architecture, architecture_in
-from opd_core.model.checkpoint import base_folder
 from opd_core.model.published import end_token_ids, merge_adapter, published_form
 from opd_core.model.vocabulary import excluded_token_ids
-from opd_core.model.weight_files import ADAPTER_CONFIG, is_adapter
+from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip, hash_pixels
 
