@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from opd_core.config.load import Config
 from opd_core.config.toml_text import toml_value
+from opd_core.registry import Registry
 
 WIDTH = 96
 _HEAD = """\
@@ -87,6 +88,7 @@ def _choices(field: FieldInfo) -> str:
     """What a key may be, where that is a list of words."""
     words = [w for kind in _kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
     words = words or [w for w in get_args(field.annotation) if isinstance(w, str)]
+    words = words or [w for known in field.metadata if isinstance(known, Registry) for w in known]
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
 
 

@@ -3,10 +3,10 @@
 TRPV (arXiv 2602.02994) comes before any ranking by disagreement: the mean IoU of the teacher's own
 k answers has to reach `min_teacher_iou`. What is taken of the rest is one module a curriculum:
 
-    tvdf       top_k by disagreement, or its other three selections     (curricula/tvdf.py)
-    scc        a frontier by disagreement, and anchors                  (curricula/scc.py)
-    timelens   a Gaussian draw over the student's IoU, no teacher       (curricula/timelens.py)
-    uniform    all, no teacher                                          (curricula/uniform.py)
+    tvdf       top_k by disagreement, or its other three selections     (focus/tvdf.py)
+    scc        a frontier by disagreement, and anchors                  (focus/scc.py)
+    timelens   a Gaussian draw over the student's IoU, no teacher       (focus/timelens.py)
+    uniform    all, no teacher                                          (focus/uniform.py)
 
 With disagreement = "iou" none needs a log-probability: `candidates` says before scoring what focus
 can still take. With "reverse_kl" those are all rollouts that the ranking is to hold.
@@ -19,14 +19,13 @@ give the same selection.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
 import polars as pl
 
 from opd_core.config.sections import FocusSection
-from opd_core.focus import scc, timelens, tvdf, uniform
+from opd_core.extensions import CURRICULA
 from opd_core.focus.picked import PICKED, SELECTED
 from opd_core.types import GroundingExample
 
@@ -34,24 +33,6 @@ ROOM_FOR_ALL = 2**31 - 1
 NO_SCORE = "no teacher score"
 GONE = "no longer annotated"
 """Its annotation was removed after the round had drawn it; it has no part in any ranking."""
-
-
-@dataclass(frozen=True, slots=True)
-class Curriculum:
-    pick: Callable[[pl.DataFrame, FocusSection, int], pl.DataFrame]
-    """(units, settings, seed) -> the units in the columns of `PICKED`."""
-    ranked: Callable[[FocusSection], pl.Expr] | None = None
-    """Which units it ranks by the disagreement; None: none, it needs no answers of the teacher."""
-    needs_student: bool = True
-    """Whether a unit without an IoU is left out."""
-
-
-CURRICULA = {
-    "tvdf": Curriculum(tvdf.pick, tvdf.ranked),
-    "scc": Curriculum(scc.pick, scc.ranked),
-    "timelens": Curriculum(timelens.pick),
-    "uniform": Curriculum(uniform.pick, needs_student=False),
-}
 
 
 def needs_predictions(settings: FocusSection) -> bool:
