@@ -79,6 +79,7 @@ def config(write_config: Any, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_round_with_parts_of_another_package(config: Path, tmp_path: Path) -> None:
     theirs = install(tmp_path / "site", "their_parts", SOURCE, POINTS)
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "flows", theirs)))
