@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from opd_core.config.sections import FocusSection, UpdateSection
+    from opd_core.types import Span
     from opd_core.update.loss_inputs import LossInputs
     from opd_core.update.training_loss import Chunk
 
@@ -79,6 +80,19 @@ class Curriculum:
     """Of focus.min_teacher_iou where the config does not give it; None: that section's default."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """How a question is put, and how an answer is written and read."""
+
+    text: str
+    """With `{query}`, for `templates.named.ask`."""
+    format_answer: Callable[[Span], str]
+    parse_span: Callable[[str], Span | None]
+    """The span of an answer, or None where it holds none of this form."""
+    reader: str
+    """What reads the answers, as part of the question's key: changed when another span is found."""
+
+
 OBJECTIVES = Registry(
     "videoopd.objectives",
     Objective,
@@ -104,3 +118,13 @@ CURRICULA = Registry(
     },
 )
 """Of `focus.curriculum`."""
+TEMPLATES = Registry(
+    "videoopd.templates",
+    PromptTemplate,
+    {
+        "timelens": "opd_core.templates.named:TIMELENS",
+        "video-opd": "opd_core.templates.named:VIDEO_OPD",
+        "json": "opd_core.templates.named:JSON",
+    },
+)
+"""Of `prompt.template`."""

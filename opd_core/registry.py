@@ -31,9 +31,11 @@ class Registry(Generic[Part]):
         self._own = own
         self._loaded: dict[str, Part] = {}
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._own or name in self._others)
+
     def __iter__(self) -> Iterator[str]:
-        yield from self._own
-        yield from self._others
+        yield from dict.fromkeys((*self._own, *self._others))
 
     def __getitem__(self, name: str) -> Part:
         """Raises `VideoOPDError` where there is no such part, or it cannot be loaded."""
@@ -45,44 +47,43 @@ class Registry(Generic[Part]):
 
     def problem(self, name: object) -> str | None:
         """`knows no 'gpro'; did you mean 'grpo'?`; None where the name is known."""
-        if isinstance(name, str) and (name in self._own or name in self._others):
+        if name in self:
             return None
         near = difflib.get_close_matches(str(name), list(self), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(self)}"
         return f"knows no {name!r}; {hint}"
 
     @cached_property
-    def _others(self) -> dict[str, EntryPoint]:
-        """Those of other packages. A name has one meaning: a second one is refused."""
-        others: dict[str, EntryPoint] = {}
-        points = entry_points(group=self.group)
-        for point in sorted(set(points), key=lambda p: (p.name, p.value)):
-            if point.name in self._own or point.name in others:
-                taken = others[point.name].value if point.name in others else "videoopd's own"
-                raise VideoOPDError(
-                    f"the entry point {point.name} = {point.value} of {self.group} has a name that "
-                    f"is taken ({taken}); give it another, or uninstall its package"
-                )
-            others[point.name] = point
+    def _others(self) -> dict[str, list[EntryPoint]]:
+        """Name -> what other packages give by it; listing the names raises for none of them."""
+        others: dict[str, list[EntryPoint]] = {}
+        for point in sorted(set(entry_points(group=self.group)), key=lambda p: (p.name, p.value)):
+            others.setdefault(point.name, []).append(point)
         return others
 
     def _load(self, name: str) -> Part:
-        others = self._others
+        """A name has one meaning: where several give it, none of them is taken."""
+        givers = [f"{name} = {point.value}" for point in self._others.get(name, [])]
+        givers += ["videoopd itself"] if name in self._own else []
+        if len(givers) > 1:
+            raise VideoOPDError(
+                f"{name!r} of {self.group} is given by {' and by '.join(givers)}; give one of them "
+                "another name, or uninstall its package"
+            )
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
             own: Part = getattr(importlib.import_module(module), attribute)
             return own
-        point = others[name]
         try:
-            part = point.load()
+            part = self._others[name][0].load()
         except Exception as error:  # whatever a module of somebody else's does
             raise VideoOPDError(
-                f"the entry point {name} = {point.value} of {self.group} cannot be loaded: "
+                f"the entry point {givers[0]} of {self.group} cannot be loaded: "
                 f"{type(error).__name__}: {error}; repair its package, or uninstall it"
             ) from error
         if not isinstance(part, self._part):
             raise VideoOPDError(
-                f"the entry point {name} = {point.value} of {self.group} is a "
-                f"{type(part).__name__}; make it a {self._part.__module__}.{self._part.__name__}"
+                f"the entry point {givers[0]} of {self.group} is a {type(part).__name__}; make it "
+                f"a {self._part.__module__}.{self._part.__name__}"
             )
         return part

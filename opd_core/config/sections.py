@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from opd_core.extensions import CURRICULA, OBJECTIVES
+from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
@@ -57,7 +57,7 @@ class TeacherSection(ModelSection):
 
 
 class PromptSection(Section):
-    template: Literal["timelens", "video-opd", "json"] = "timelens"
+    template: Annotated[str, TEMPLATES] = "timelens"
     """How the question is put, and how an answer is read (`opd_core/templates/named.py`)."""
     text: str | None = None
     """The question in your own words instead, with `{query}` where the sentence is to stand; a
@@ -69,6 +69,13 @@ class PromptSection(Section):
     answer: str | None = None
     """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
     the template whose name is the reader's; a regular expression has none."""
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _template_is_known(cls, value: Any) -> Any:
+        if problem := TEMPLATES.problem(value):
+            raise ValueError(f"prompt.template {problem}")
+        return value
 
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:

@@ -151,5 +151,6 @@ def test_words_and_reader_are_part_of_the_question_and_the_answer_is_not(tmp_pat
 
 
 def test_a_templates_own_prompt_is_itself():
-    for name, template in TEMPLATES.items():
+    for name in TEMPLATES:
+        template = TEMPLATES[name]
         assert template_of(section(template=name)) == template
