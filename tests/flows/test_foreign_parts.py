@@ -1,4 +1,6 @@
-"""Rounds with an objective and a curriculum of a package that somebody else has installed."""
+"""A package of somebody else's adds an objective, a curriculum, a template and a format: a real
+round and a real import with it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.foreign_package import install
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''
-from opd_core.extensions import Curriculum, Objective
+from opd_core.annotations.formats.found import Annotated, Format, left_out
+from opd_core.extensions import Curriculum, Objective, PromptTemplate
+from opd_core.types import Span
 
 
 def loss(inputs, chunk, weights_C):
@@ -44,6 +48,25 @@ def pick(units, settings, seed):
     return ranked.select(pl.col(name).cast(kind) for name, kind in PICKED.items())
 
 
+def read(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        place = f"{path}:{number}"
+        try:
+            video, start, end, query = line.split("|")
+            span = Span(float(start), float(end))
+        except ValueError as error:
+            yield left_out(place, None, error)
+        else:
+            yield Annotated(place, video, query, (span,))
+
+
+SECONDS = PromptTemplate(
+    text="Give the seconds of '{query}'.",
+    format_answer=lambda span: f"{span.start:.1f} {span.end:.1f}",
+    parse_span=lambda text: None,
+    reader="their seconds 1",
+)
+BARS = Format("VIDEO|START|END|QUERY", read)
 SQUARED = Objective(
     about="the squared difference of the log-probs", loss=loss, of_teacher="logprobs",
     needs_groups=True,
@@ -53,6 +76,8 @@ LAST = Curriculum(about="the last by name", pick=pick)
 POINTS = {
     "videoopd.objectives": {"squared": "their_parts:SQUARED"},
     "videoopd.curricula": {"last_names": "their_parts:LAST"},
+    "videoopd.templates": {"seconds": "their_parts:SECONDS"},
+    "videoopd.formats": {"bars": "their_parts:BARS"},
 }
 # What a round's command does, without a server; then the audit of all that it wrote.
 ROUND = """
@@ -67,6 +92,7 @@ print(json.dumps([str(v) for v in verdicts if v.broken is not None]))
 SETTINGS = {
     "update.objective": "squared",
     "focus.curriculum": "last_names",
+    "prompt.template": "seconds",
     "focus.top_k": 3,
     "rollout.examples_per_round": 6,
     "update.examples_per_step": 32,
@@ -111,10 +137,14 @@ def test_a_round_with_parts_of_another_package(config: Path, tmp_path: Path) -> 
 
 
 def test_without_the_package_its_names_are_unknown(config: Path, capsys: Any) -> None:
-    with pytest.raises(VideoOPDError, match=r"focus.curriculum knows no 'last_names'; known are:"):
+    with pytest.raises(VideoOPDError, match=r"prompt.template knows no 'seconds'; known are:"):
         load_config(config)
+    known = ["prompt.template=timelens"]
+    with pytest.raises(VideoOPDError, match=r"focus.curriculum knows no 'last_names'; known are:"):
+        load_config(config, known)
+    known.append("focus.curriculum=uniform")
     with pytest.raises(VideoOPDError, match=r"update.objective knows no 'squared'; known are:"):
-        load_config(config, ["focus.curriculum=uniform"])
+        load_config(config, known)
     assert videoopd(["run", str(config)]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
@@ -137,3 +167,24 @@ def test_what_another_package_needs_is_asked_for(config: Path, tmp_path: Path) -
             cwd=ROOT, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert word in done.stderr.splitlines()[-1]
+
+
+def test_an_import_of_a_format_of_another_package(tiny_world: Any, tmp_path: Path) -> None:
+    theirs = install(tmp_path / "site", "their_parts", SOURCE, POINTS)
+    (video, *_) = sorted(p.name for p in Path(tiny_world.videos).iterdir())
+    (tmp_path / "a.txt").write_text(f"{video}|0.5|2.0|something moves\nno bars\n")
+    command = (
+        sys.executable, "-m", "flows.cli", "import", "bars", tmp_path / "a.txt",
+        "--videos", tiny_world.videos, "--out", tmp_path / "out.jsonl",
+    )  # fmt: skip
+    outcomes = {}
+    for path in (str(ROOT), os.pathsep.join((str(ROOT), str(theirs)))):
+        environment = os.environ | {"PYTHONPATH": path}
+        outcomes[path] = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+    without, done = outcomes.values()
+    assert without.returncode == 2 and "there is no FORMAT 'bars'" in without.stderr
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert row["events"] == [{"query": "something moves", "span": [[0.5, 2.0]]}]

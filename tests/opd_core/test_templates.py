@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_core.config.sections import PromptSection
-from opd_core.templates.named import TEMPLATES, ask, read_any, sentence
+from opd_core.extensions import TEMPLATES
+from opd_core.templates.named import ask, read_any, sentence
 from opd_core.types import Span
 
 tenths = st.integers(0, 9999).map(lambda n: n / 10)
