@@ -7,7 +7,7 @@ it here and know no names. `registry.py` tells how another package adds one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from opd_core.registry import Registry
@@ -91,6 +91,8 @@ class PromptTemplate:
     """The span of an answer, or None where it holds none of this form."""
     reader: str
     """What reads the answers, as part of the question's key: changed when another span is found."""
+    about: str = field(default="", compare=False)
+    """What it is for, in one sentence; empty for a config's own words."""
 
 
 OBJECTIVES = Registry(

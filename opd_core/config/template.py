@@ -60,6 +60,9 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
         yield _line(place, name, field)
         text = f"{_choices(field)} {_meanings(model).get(name, '')}"
         yield from _comment(text, indent="    ")
+        for known in (kind for kind in field.metadata if isinstance(kind, Registry)):
+            for part in known:
+                yield from _comment(f"{part}: {known[part].about}", indent="      ")
     for name, field in inside:
         yield ""
         if field.default is None:

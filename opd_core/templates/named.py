@@ -62,6 +62,7 @@ TIMELENS = PromptTemplate(
     format_answer,
     parse_span,
     f"timelens {READERS_VERSION}",
+    "TimeLens' words",
 )
 VIDEO_OPD = PromptTemplate(
     "Find the event '{query}' in the video, and determine when it happens. You may think "
@@ -70,6 +71,7 @@ VIDEO_OPD = PromptTemplate(
     _format_tagged,
     _parse_tagged,
     f"video-opd {READERS_VERSION}",
+    "room to think first, as R1-like trainers ask",
 )
 JSON = PromptTemplate(
     "Find the event '{query}' in the video. Answer only with its start and end time in "
@@ -77,6 +79,7 @@ JSON = PromptTemplate(
     _format_json,
     parse_json,
     f"json {READERS_VERSION}",
+    "for whom a program reads the answers",
 )
 
 

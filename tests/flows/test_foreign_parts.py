@@ -171,11 +171,12 @@ def test_what_another_package_needs_is_asked_for(config: Path, tmp_path: Path) -
 
 def test_an_import_of_a_format_of_another_package(tiny_world: Any, tmp_path: Path) -> None:
     theirs = install(tmp_path / "site", "their_parts", SOURCE, POINTS)
-    (video, *_) = sorted(p.name for p in Path(tiny_world.videos).iterdir())
+    videos = Path(tiny_world.videos)
+    (video, *_) = sorted(p.relative_to(videos) for p in videos.rglob("*.mp4"))
     (tmp_path / "a.txt").write_text(f"{video}|0.5|2.0|something moves\nno bars\n")
     command = (
         sys.executable, "-m", "flows.cli", "import", "bars", tmp_path / "a.txt",
-        "--videos", tiny_world.videos, "--out", tmp_path / "out.jsonl",
+        "--videos", videos, "--out", tmp_path / "out.jsonl",
     )  # fmt: skip
     outcomes = {}
     for path in (str(ROOT), os.pathsep.join((str(ROOT), str(theirs)))):

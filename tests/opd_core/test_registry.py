@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from opd_core.annotations.formats.readers import FORMATS
 from opd_core.config.load import load_config
-from opd_core.extensions import CURRICULA, OBJECTIVES, Curriculum, Objective
+from opd_core.config.template import config_template
+from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective
 from opd_core.registry import Registry
 from opd_core.types import VideoOPDError
 from tests.foreign_package import install
@@ -75,10 +77,15 @@ def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
         known["mine"]
 
 
-def test_every_part_says_what_it_is():
-    for parts, kind in ((OBJECTIVES, Objective), (CURRICULA, Curriculum)):
-        for name in parts:
-            assert isinstance(parts[name], kind) and parts[name].about
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS])
+def test_every_part_says_what_it_is(parts):
+    assert list(parts) and all(parts[name].about for name in parts)
+
+
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES])
+def test_a_new_config_explains_them_all(parts):
+    lines = " ".join(config_template().replace("#", "").split())
+    assert [n for n in parts if f"{n}: {parts[n].about}" not in lines] == []
 
 
 def test_what_each_objective_needs():
