@@ -74,15 +74,15 @@ bench: $(STAMP)  ## the numbers the project is measured by (long)
 
 .PHONY: docs
 docs: $(STAMP)  ## the documentation: its reference from the code, and the site in site/, warnings as errors
-\t@$(BIN)/python docs/generate.py
-\t@$(BIN)/mkdocs build --strict --quiet
-\t@echo "site/index.html"
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 .PHONY: wheel
 wheel: $(STAMP)  ## dist/videoopd-*.whl, with the demo's configs and models in it
-\t@rm -rf build  # setuptools would bring along what it finds there of former builds
-\t@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
-\t@ls dist/videoopd-*.whl
+	@rm -rf build  # setuptools would bring along what it finds there of former builds
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls dist/videoopd-*.whl
 
 .PHONY: same-as
 same-as: $(STAMP)  ## do rounds still compute what they did? make same-as REV=main~3 (3 minutes)

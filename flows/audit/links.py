@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from opd_core.config.load import Config, config_hash
+from opd_core.extensions import PromptTemplate
 from opd_core.focus import select as curriculum
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols import judged
-from opd_core.templates.named import PromptTemplate
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import Draw, GroundingExample, Rollout, Span, make_seed
 from storage.audit import links as store

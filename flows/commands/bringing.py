@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from flows.commands.arguments import Commands, add, add_quiet, at_least_one, seconds
-from opd_core.annotations.formats.readers import READERS
+from opd_core.annotations.formats.readers import FORMATS
 
 
 def register(commands: Commands) -> None:
@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
     parser = add(
         commands, "import", import_annotations, "bring annotations of other data sets into our form"
     )
-    parser.add_argument("format", choices=tuple(READERS), metavar="FORMAT", help=", ".join(READERS))
+    parser.add_argument("format", choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(

@@ -21,8 +21,8 @@ from typing import IO
 
 from flows.commands.probe_cache import ProbeCache
 from flows.console.progress import progress, waiting
-from opd_core.annotations.formats.found import Found, Reader
-from opd_core.annotations.formats.readers import READERS
+from opd_core.annotations.formats.found import Format, Found
+from opd_core.annotations.formats.readers import FORMATS
 from opd_core.annotations.importing import Decision, Rules, decide, timelens_rows
 from opd_core.annotations.video_folder import VideoFolder
 from opd_core.types import VideoOPDError
@@ -115,10 +115,10 @@ def import_files(options: ImportOptions) -> ImportSummary:
     if out.resolve() in {path.resolve() for path in options.files}:
         raise VideoOPDError(f"--out {out} is one of the files to read; give it another name")
     folder = VideoFolder(options.videos)
-    reader = READERS[options.format]
+    form = FORMATS[options.format]
     summary = ImportSummary(out, options.videos)
     with waiting("reading annotations"):
-        paths = _paths(_found(reader, options.files), folder)
+        paths = _paths(_found(form, options.files), folder)
     with removed_if_refused(out.parent) as made, disk_troubles(out.parent):
         if not options.allow_missing:
             _refuse_missing(options, folder, paths)
@@ -132,7 +132,7 @@ def import_files(options: ImportOptions) -> ImportSummary:
             options.clamp_seconds,
         )
         with _published(out) as rows, _published(report_path(out)) as report:
-            found = _found(reader, options.files)
+            found = _found(form, options.files)
             decisions = decide(found, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
@@ -153,8 +153,8 @@ def _why_nothing(summary: ImportSummary) -> str:
     return "; ".join(told) or "it holds no annotation"
 
 
-def _found(reader: Reader, files: Iterable[Path]) -> Iterator[Found]:
-    return chain.from_iterable(reader(file) for file in files)
+def _found(form: Format, files: Iterable[Path]) -> Iterator[Found]:
+    return chain.from_iterable(form.read(file) for file in files)
 
 
 def _paths(annotations: Iterable[Found], folder: VideoFolder) -> dict[str, str | None]:

@@ -17,11 +17,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from opd_core.config.sections import (
-    DISTRIBUTION_OBJECTIVES,
     FRAMES_FOLDER,
-    IMPORTANCE_LEVELS,
-    ON_POLICY_OBJECTIVES,
-    TEACHER_OBJECTIVES,
     DataSection,
     EvaluateSection,
     FocusSection,
@@ -39,6 +35,7 @@ from opd_core.config.sections import (
     VideoSection,
     VLLMSection,
 )
+from opd_core.extensions import OBJECTIVES
 from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, Any]]
@@ -81,46 +78,12 @@ class Config(Section):
 
     @property
     def needs_teacher_scores(self) -> bool:
-        return any(name in TEACHER_OBJECTIVES for name in self.objective_weights)
+        return any(OBJECTIVES[name].needs_teacher for name in self.objective_weights)
 
     @model_validator(mode="after")
     def _objective_has_its_inputs(self) -> Self:
-        update, names = self.update, self.objective_weights
-        for name in names:
-            if name in ON_POLICY_OBJECTIVES and self.rollout.source != "student":
-                raise ValueError(
-                    f"update.objective = {name!r} is a gradient on the student's own answers only; "
-                    "set rollout.source = 'student', or another objective"
-                )
-            if name not in DISTRIBUTION_OBJECTIVES:
-                continue
-            whole = update.teacher_distribution == "hidden_states"
-            if name == "student_topk_reverse_kl" and not whole:
-                raise ValueError(
-                    f"update.objective = {name!r} needs the teacher's log-probs of the student's "
-                    "own top-k; set update.teacher_distribution = 'hidden_states' and "
-                    "score.hidden_states = true"
-                )
-            if whole and not self.score.hidden_states:
-                raise ValueError(
-                    "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
-                )
-            if not whole and self.score.teacher_topk == 0:
-                raise ValueError(
-                    f"update.objective = {name!r} needs the teacher's top-k; "
-                    "set score.teacher_topk = 32"
-                )
-        if "grpo" in names:
-            if self.rollout.rollouts_per_example < 2:
-                raise ValueError(
-                    "update.objective = 'grpo' compares answers to one prompt; set "
-                    "rollout.rollouts_per_example = 8"
-                )
-            if self.focus.unit != "example":
-                raise ValueError(
-                    "update.objective = 'grpo' needs all answers to an example; set focus.unit = "
-                    "'example'"
-                )
+        for name in self.objective_weights:
+            self._has_inputs_of(name)
         if self.rollout.source == "truth" and self.rollout.rollouts_per_example > 1:
             raise ValueError(
                 "rollout.source = 'truth' gives one answer to an example; set "
@@ -142,13 +105,46 @@ class Config(Section):
                 )
         return self
 
+    def _has_inputs_of(self, name: str) -> None:
+        objective = OBJECTIVES[name]
+        whole = self.update.teacher_distribution == "hidden_states"
+        if objective.on_policy_only and self.rollout.source != "student":
+            raise ValueError(
+                f"update.objective = {name!r} is a gradient on the student's own answers only; "
+                "set rollout.source = 'student', or another objective"
+            )
+        if objective.of_teacher == "vocabulary" and not whole:
+            raise ValueError(
+                f"update.objective = {name!r} needs the teacher's log-prob of any token; set "
+                "update.teacher_distribution = 'hidden_states' and score.hidden_states = true"
+            )
+        if objective.needs_distribution and whole and not self.score.hidden_states:
+            raise ValueError(
+                "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
+            )
+        if objective.needs_distribution and not whole and self.score.teacher_topk == 0:
+            raise ValueError(
+                f"update.objective = {name!r} needs the teacher's top-k; "
+                "set score.teacher_topk = 32"
+            )
+        if objective.needs_groups and self.rollout.rollouts_per_example < 2:
+            raise ValueError(
+                f"update.objective = {name!r} compares answers to one prompt; set "
+                "rollout.rollouts_per_example = 8"
+            )
+        if objective.needs_groups and self.focus.unit != "example":
+            raise ValueError(
+                f"update.objective = {name!r} needs all answers to an example; set focus.unit = "
+                "'example'"
+            )
+
     @model_validator(mode="after")
     def _importance_weights_fit_the_objective(self) -> Self:
         level = self.update.tis
         if level in ("auto", "off"):
             return self
         for name in self.objective_weights:
-            fitting = IMPORTANCE_LEVELS.get(name, ())
+            fitting = OBJECTIVES[name].importance_levels
             if not fitting or level in fitting:
                 continue
             why = (

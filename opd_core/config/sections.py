@@ -5,11 +5,12 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
@@ -23,30 +24,6 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["hf", "vllm"]
-ObjectiveName = Literal[
-    "policy_gradient",
-    "exact_reverse_kl",
-    "exact_forward_kl",
-    "jsd",
-    "student_topk_reverse_kl",
-    "grpo",
-    "sft",
-]
-TEACHER_OBJECTIVES = (
-    "policy_gradient", "exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl",
-)  # fmt: skip
-"""Those that need the teacher's scores of the rollouts;"""
-DISTRIBUTION_OBJECTIVES = TEACHER_OBJECTIVES[1:]
-"""of them those that need its distribution, not only its log-prob of the sampled token."""
-ON_POLICY_OBJECTIVES = ("policy_gradient", "grpo")
-"""Those whose gradient is one only where the policy itself has sampled."""
-IMPORTANCE_LEVELS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(ON_POLICY_OBJECTIVES, ("token", "sequence")),
-    **dict.fromkeys(DISTRIBUTION_OBJECTIVES, ("prefix", "sequence")),
-}
-"""The importance weights that mend an objective, what `auto` takes first; `sft` has none. A loss
-that is exact at its state has no use for the sampled token's own ratio, one of that token has no
-use for weights without it."""
 
 
 class RunSection(Section):
@@ -80,7 +57,7 @@ class TeacherSection(ModelSection):
 
 
 class PromptSection(Section):
-    template: Literal["timelens", "video-opd", "json"] = "timelens"
+    template: Annotated[str, TEMPLATES] = "timelens"
     """How the question is put, and how an answer is read (`opd_core/templates/named.py`)."""
     text: str | None = None
     """The question in your own words instead, with `{query}` where the sentence is to stand; a
@@ -92,6 +69,13 @@ class PromptSection(Section):
     answer: str | None = None
     """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
     the template whose name is the reader's; a regular expression has none."""
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _template_is_known(cls, value: Any) -> Any:
+        if problem := TEMPLATES.problem(value):
+            raise ValueError(f"prompt.template {problem}")
+        return value
 
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:
@@ -183,7 +167,7 @@ class ScoreSection(Section):
 
 
 class FocusSection(Section):
-    curriculum: Literal["tvdf", "scc", "timelens", "uniform"] = "tvdf"
+    curriculum: Annotated[str, CURRICULA] = "tvdf"
     """Which rollouts are trained on (`opd_core/focus/`)."""
     min_teacher_iou: Fraction = 0.3
     """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
@@ -214,9 +198,12 @@ class FocusSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _reliable_for_its_curriculum(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("curriculum") == "scc":
-            return {"min_teacher_iou": 0.7} | data
-        return data
+        if not isinstance(data, dict) or "curriculum" not in data:
+            return data
+        if problem := CURRICULA.problem(data["curriculum"]):
+            raise ValueError(f"focus.curriculum {problem}")
+        reliable = CURRICULA[data["curriculum"]].min_teacher_iou
+        return data if reliable is None else {"min_teacher_iou": reliable} | data
 
 
 class LoraSection(Section):
@@ -242,10 +229,9 @@ class GRPOSection(Section):
 
 
 class UpdateSection(Section):
-    objective: (
-        ObjectiveName
-        | Annotated[dict[ObjectiveName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
-    ) = "policy_gradient"
+    objective: Annotated[
+        str | Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)], OBJECTIVES
+    ] = "policy_gradient"
     """What is minimised; docs/how-to/objectives.md has which to use when. Or a weighted sum, as a
     table: `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
     teacher_distribution: Literal["topk", "hidden_states"] = "topk"
@@ -311,12 +297,9 @@ class UpdateSection(Section):
     @field_validator("objective", mode="before")
     @classmethod
     def _objectives_are_known(cls, value: Any) -> Any:
-        known = get_args(ObjectiveName)
         for name in value if isinstance(value, dict) else [value]:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-                raise ValueError(f"update.objective knows no {name!r}; {hint}")
+            if problem := OBJECTIVES.problem(name):
+                raise ValueError(f"update.objective {problem}")
         if value == {}:
             raise ValueError("update.objective = {} names no objective; give it at least one")
         return value

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from opd_core.config.load import Config
 from opd_core.config.toml_text import toml_value
+from opd_core.registry import Registry
 
 WIDTH = 96
 _HEAD = """\
@@ -59,6 +60,9 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
         yield _line(place, name, field)
         text = f"{choices(field)} {meanings(model).get(name, '')}"
         yield from _comment(text, indent="    ")
+        for known in (kind for kind in field.metadata if isinstance(kind, Registry)):
+            for part in known:
+                yield from _comment(f"{part}: {known[part].about}", indent="      ")
     for name, field in inside:
         yield ""
         if field.default is None:
@@ -87,6 +91,7 @@ def choices(field: FieldInfo) -> str:
     """What a key may be, where that is a list of words."""
     words = [w for kind in kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
     words = words or [w for w in get_args(field.annotation) if isinstance(w, str)]
+    words = words or [w for known in field.metadata if isinstance(known, Registry) for w in known]
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
 
 

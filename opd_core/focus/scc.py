@@ -12,6 +12,7 @@ from __future__ import annotations
 import polars as pl
 
 from opd_core.config.sections import FocusSection
+from opd_core.extensions import Curriculum
 from opd_core.focus.drawing import in_drawn_order
 from opd_core.focus.picked import PICKED, SELECTED
 
@@ -42,3 +43,11 @@ def pick(units: pl.DataFrame, settings: FocusSection, seed: int) -> pl.DataFrame
 
 def _picked(room: int, otherwise: str) -> pl.Expr:
     return pl.when(pl.col("rank") < room).then(pl.lit(SELECTED)).otherwise(pl.lit(otherwise))
+
+
+CURRICULUM = Curriculum(
+    about="a frontier by disagreement, yet to be learned, and anchors of what is known",
+    pick=pick,
+    ranked=ranked,
+    min_teacher_iou=0.7,
+)

@@ -19,14 +19,13 @@ give the same selection.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
 import polars as pl
 
 from opd_core.config.sections import FocusSection
-from opd_core.focus import scc, timelens, tvdf, uniform
+from opd_core.extensions import CURRICULA
 from opd_core.focus.picked import PICKED, SELECTED
 from opd_core.types import GroundingExample
 
@@ -34,24 +33,6 @@ ROOM_FOR_ALL = 2**31 - 1
 NO_SCORE = "no teacher score"
 GONE = "no longer annotated"
 """Its annotation was removed after the round had drawn it; it has no part in any ranking."""
-
-
-@dataclass(frozen=True, slots=True)
-class Curriculum:
-    pick: Callable[[pl.DataFrame, FocusSection, int], pl.DataFrame]
-    """(units, settings, seed) -> the units in the columns of `PICKED`."""
-    ranked: Callable[[FocusSection], pl.Expr] | None = None
-    """Which units it ranks by the disagreement; None: none, it needs no answers of the teacher."""
-    needs_student: bool = True
-    """Whether a unit without an IoU is left out."""
-
-
-CURRICULA = {
-    "tvdf": Curriculum(tvdf.pick, tvdf.ranked),
-    "scc": Curriculum(scc.pick, scc.ranked),
-    "timelens": Curriculum(timelens.pick),
-    "uniform": Curriculum(uniform.pick, needs_student=False),
-}
 
 
 def needs_predictions(settings: FocusSection) -> bool:

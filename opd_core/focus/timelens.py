@@ -10,6 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from opd_core.config.sections import FocusSection
+from opd_core.extensions import Curriculum
 from opd_core.focus.drawing import gaussian, in_drawn_order
 from opd_core.focus.picked import PICKED, SELECTED
 
@@ -24,3 +25,9 @@ def pick(units: pl.DataFrame, settings: FocusSection, seed: int) -> pl.DataFrame
         .with_columns(pool=pl.lit(None, pl.String), picked=picked)
         .select(pl.col(name).cast(kind) for name, kind in PICKED.items())
     )
+
+
+CURRICULUM = Curriculum(
+    about="focus.top_k drawn by difficulty, a Gaussian over the student's IoU; no teacher",
+    pick=pick,
+)

@@ -18,6 +18,7 @@ from itertools import pairwise
 import polars as pl
 
 from opd_core.config.sections import FocusSection
+from opd_core.extensions import Curriculum
 from opd_core.focus.drawing import gaussian, in_drawn_order
 from opd_core.focus.picked import PICKED, SELECTED
 
@@ -79,3 +80,10 @@ def _cuts(length: int, parts: int) -> list[tuple[int, int]]:
     each, more = divmod(length, parts)
     starts = [i * each + min(i, more) for i in range(parts + 1)]
     return list(pairwise(starts))
+
+
+CURRICULUM = Curriculum(
+    about="of reliable teachers, focus.top_k by disagreement with the student",
+    pick=pick,
+    ranked=ranked,
+)

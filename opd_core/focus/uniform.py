@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from opd_core.config.sections import FocusSection
+from opd_core.extensions import Curriculum
 from opd_core.focus.picked import PICKED, SELECTED
 
 
@@ -14,3 +15,10 @@ def pick(units: pl.DataFrame, settings: FocusSection, seed: int) -> pl.DataFrame
     return units.with_columns(picked=pl.lit(SELECTED), **absent).select(
         pl.col(name).cast(kind) for name, kind in PICKED.items()
     )
+
+
+CURRICULUM = Curriculum(
+    about="every rollout of the draw; no teacher",
+    pick=pick,
+    needs_student=False,
+)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from opd_core import torchvision_guard
+from opd_core.extensions import TEMPLATES
 from opd_core.model.architectures import Architecture, architecture_in
 from opd_core.model.positions import PositionRule
 from opd_core.model.vision_input import VisionInput
 from opd_core.model.weight_files import is_adapter
 from opd_core.spans.answer_reader import THOUGHT
-from opd_core.templates.named import TEMPLATES, ask
+from opd_core.templates.named import ask
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip
 from opd_core.video.reader import VideoError

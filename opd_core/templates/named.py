@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
+from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_span
 from opd_core.spans.grounding import format_answer
 from opd_core.spans.json_answer import parse_json
@@ -26,17 +25,6 @@ from opd_core.types import Span
 
 READERS_VERSION = 2
 """Of what the readers find in an answer: raised when one of them finds another span."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    text: str
-    """With `{query}`, for `ask`."""
-    format_answer: Callable[[Span], str]
-    parse_span: Callable[[str], Span | None]
-    """The span of an answer, or None where it holds none of this form."""
-    reader: str
-    """What reads the answers, as part of the question's key."""
 
 
 def ask(text: str, query: str) -> str:
@@ -67,31 +55,32 @@ def _format_json(span: Span) -> str:
     return json.dumps({"start": round(span.start, 2), "end": round(span.end, 2)})
 
 
-TEMPLATES = {
-    "timelens": PromptTemplate(
-        "Please find the visual event described by the sentence '{query}', determining its "
-        "starting and ending times. The format should be: 'The event happens in <start time> - "
-        "<end time> seconds'.",
-        format_answer,
-        parse_span,
-        f"timelens {READERS_VERSION}",
-    ),
-    "video-opd": PromptTemplate(
-        "Find the event '{query}' in the video, and determine when it happens. You may think "
-        "first. Then give its start and end time in seconds within <answer> </answer> tags, for "
-        "example <answer>12.54 to 17.83</answer>.",
-        _format_tagged,
-        _parse_tagged,
-        f"video-opd {READERS_VERSION}",
-    ),
-    "json": PromptTemplate(
-        "Find the event '{query}' in the video. Answer only with its start and end time in "
-        'seconds as JSON, for example {{"start": 12.5, "end": 17.8}}.',
-        _format_json,
-        parse_json,
-        f"json {READERS_VERSION}",
-    ),
-}
+TIMELENS = PromptTemplate(
+    "Please find the visual event described by the sentence '{query}', determining its "
+    "starting and ending times. The format should be: 'The event happens in <start time> - "
+    "<end time> seconds'.",
+    format_answer,
+    parse_span,
+    f"timelens {READERS_VERSION}",
+    "TimeLens' words",
+)
+VIDEO_OPD = PromptTemplate(
+    "Find the event '{query}' in the video, and determine when it happens. You may think "
+    "first. Then give its start and end time in seconds within <answer> </answer> tags, for "
+    "example <answer>12.54 to 17.83</answer>.",
+    _format_tagged,
+    _parse_tagged,
+    f"video-opd {READERS_VERSION}",
+    "room to think first, as R1-like trainers ask",
+)
+JSON = PromptTemplate(
+    "Find the event '{query}' in the video. Answer only with its start and end time in "
+    'seconds as JSON, for example {{"start": 12.5, "end": 17.8}}.',
+    _format_json,
+    parse_json,
+    f"json {READERS_VERSION}",
+    "for whom a program reads the answers",
+)
 
 
 def read_any(text: str) -> Span | None:

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
+from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_moment
-from opd_core.templates.named import READERS_VERSION, TEMPLATES, PromptTemplate
+from opd_core.templates.named import READERS_VERSION
 from opd_core.types import Span, VideoOPDError
 
 SECONDS_AN_ANSWER = 5.0
@@ -58,11 +59,11 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
         if reader is None:
             raise ValueError(
                 "prompt.text needs to know how its answers are read; set prompt.reader to "
-                f"{_NAMES}, or to a regular expression with two groups, the start and the end"
+                f"{_names()}, or to a regular expression with two groups, the start and the end"
             )
         _check_fields("prompt.text", text, ("query",), plain=True)
     parse, key, write = named.parse_span, named.reader, named.format_answer
-    if reader in TEMPLATES:
+    if reader is not None and reader in TEMPLATES:
         other = TEMPLATES[reader]
         parse, key, write = other.parse_span, other.reader, other.format_answer
     elif reader is not None:
@@ -80,7 +81,8 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
     return made
 
 
-_NAMES = ", ".join(repr(name) for name in TEMPLATES)
+def _names() -> str:
+    return ", ".join(repr(name) for name in TEMPLATES)
 
 
 def unreadable(template: PromptTemplate) -> str | None:
@@ -135,7 +137,7 @@ def _by_pattern(pattern: str) -> Callable[[str], Span | None]:
     """Reads by the first match. Raises `ValueError` for a pattern that cannot be used."""
     import regex  # the one that can be stopped
 
-    wrong = f"prompt.reader = {pattern!r} is neither a reader ({_NAMES}) nor a regular expression"
+    wrong = f"prompt.reader = {pattern!r} is neither a reader ({_names()}) nor a regular expression"
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
-from opd_core.config.sections import IMPORTANCE_LEVELS, ON_POLICY_OBJECTIVES
+from opd_core.extensions import OBJECTIVES
 from opd_core.types import Rollout
 from opd_core.update.chunk import Chunk
 from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
@@ -54,7 +53,7 @@ class Importance:
         if rollout.answered_by != "student":
             return False
         same = rollout.engine == "hf" and self._float32
-        clipped = "grpo" in self._shares and not same
+        clipped = any(OBJECTIVES[name].clips_ratio for name in self._shares) and not same
         return clipped or any(self._level(name, rollout) for name in self._shares)
 
     def weights(self, chunk: Chunk) -> Weights:
@@ -71,18 +70,18 @@ class Importance:
                 found[name] = weights_C
             mean_C += share * weights_C
             cut_C += share * truncated_C
-            factor_C += share * weights_C * (ratio_C if name in ON_POLICY_OBJECTIVES else ones_C)
+            factor_C += share * weights_C * (ratio_C if OBJECTIVES[name].on_policy_only else ones_C)
         return Weights(found, mean_C, cut_C, factor_C)
 
     def _level(self, objective: str, rollout: Rollout) -> ImportanceLevel | None:
         """How an objective weighs a rollout; None: it does not."""
         level = self._settings.tis
-        fitting = IMPORTANCE_LEVELS.get(objective, ())
+        fitting = OBJECTIVES[objective].importance_levels
         if level == "off" or rollout.answered_by != "student" or not fitting:
             return None
         if level != "auto":
             return level
-        return None if rollout.engine == "hf" else cast(ImportanceLevel, fitting[0])
+        return None if rollout.engine == "hf" else fitting[0]
 
     def _truncated(
         self, chunk: Chunk, levels: Sequence[ImportanceLevel | None]

@@ -15,7 +15,7 @@ import pytest
 
 from flows import cli
 from opd_core.annotations.timelens import read_timelens
-from opd_core.templates.named import TEMPLATES
+from opd_core.extensions import TEMPLATES
 from opd_core.types import GroundingExample
 
 Examples = list[GroundingExample]

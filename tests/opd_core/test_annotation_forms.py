@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from opd_core.annotations.fields import BadAnnotationError
 from opd_core.annotations.formats.found import Annotated, Found, LeftOut
-from opd_core.annotations.formats.readers import READERS
+from opd_core.annotations.formats.readers import FORMATS
 from opd_core.annotations.formats.spans import spans_of
 from opd_core.annotations.times import seconds
 from opd_core.annotations.video_folder import VideoFolder
@@ -53,7 +53,7 @@ def read(format: str, content: object) -> list[Found]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")
         path.write_bytes(as_bytes(content))
-        return list(READERS[format](path))
+        return list(FORMATS[format].read(path))
 
 
 ROWS = {

@@ -5,9 +5,9 @@ from answers import ANSWERS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd_core.extensions import TEMPLATES
 from opd_core.spans.answer_reader import after_thoughts, parse_moment, parse_span
 from opd_core.spans.timelens_rule import parse_timelens
-from opd_core.templates.named import TEMPLATES
 from opd_core.types import Span
 
 TABLE = [(kind, text, said) for kind, rows in ANSWERS.items() for text, said in rows]
@@ -85,7 +85,7 @@ PIECES = (
     "²", "１", "٣", "→",
 )  # fmt: skip
 nearly = st.lists(st.sampled_from(PIECES), max_size=16).map("".join)
-READERS = {name: template.parse_span for name, template in TEMPLATES.items()}
+READERS = {name: TEMPLATES[name].parse_span for name in TEMPLATES}
 READERS["TimeLens' rule"] = parse_timelens
 
 

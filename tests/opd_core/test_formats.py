@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_core.annotations.formats.found import Annotated, LeftOut
-from opd_core.annotations.formats.readers import READERS
+from opd_core.annotations.formats.readers import FORMATS
 from opd_core.types import Span, VideoOPDError
 
 ANSWER = "The event happens in 2.0 - 4.5 seconds."
@@ -73,10 +73,10 @@ def read(format: str, content: object) -> list[Annotated | LeftOut]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")
         path.write_bytes(as_bytes(content))
-        return list(READERS[format](path))
+        return list(FORMATS[format].read(path))
 
 
-@pytest.mark.parametrize("format", READERS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_each_format(format):
     (found,) = read(format, FILES[format])
     assert isinstance(found, Annotated), found
@@ -172,10 +172,10 @@ def test_chats_as_they_are_met(row, form):
     assert found.spans == (Span(2.0, 4.5),)
 
 
-@pytest.mark.parametrize("format", READERS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_file_that_is_not_there_is_named(format, tmp_path):
     with pytest.raises(VideoOPDError, match=r"nothing\.x"):
-        list(READERS[format](tmp_path / "nothing.x"))
+        list(FORMATS[format].read(tmp_path / "nothing.x"))
 
 
 def anything() -> st.SearchStrategy[object]:
@@ -243,7 +243,7 @@ contents = (
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(sorted(READERS)), contents)
+@given(st.sampled_from(sorted(FORMATS)), contents)
 def test_anything_in_annotations_or_reasons_out(format, content):
     check(read(format, content))
 

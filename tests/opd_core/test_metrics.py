@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
+from opd_core.extensions import TEMPLATES
 from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket, grounding_metrics
 from opd_core.spans.protocols import PROTOCOLS, judged
-from opd_core.templates.named import TEMPLATES
 from opd_core.types import Span
 from storage.tables.schemas import TABLES, span_columns
 

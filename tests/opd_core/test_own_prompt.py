@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from opd_core.config.load import load_config
 from opd_core.config.sections import PromptSection
+from opd_core.extensions import TEMPLATES
 from opd_core.prompts.question_key import evaluation_question
 from opd_core.templates import own_prompt
-from opd_core.templates.named import TEMPLATES, ask
+from opd_core.templates.named import ask
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import Span, VideoOPDError
 
@@ -151,5 +152,6 @@ def test_words_and_reader_are_part_of_the_question_and_the_answer_is_not(tmp_pat
 
 
 def test_a_templates_own_prompt_is_itself():
-    for name, template in TEMPLATES.items():
+    for name in TEMPLATES:
+        template = TEMPLATES[name]
         assert template_of(section(template=name)) == template

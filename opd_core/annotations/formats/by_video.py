@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opd_core.annotations.fields import BadAnnotationError
 from opd_core.annotations.formats.containers import json_of_videos
-from opd_core.annotations.formats.found import Found, LeftOut
+from opd_core.annotations.formats.found import Format, Found, LeftOut
 from opd_core.annotations.formats.rows import found_in_row
 
 
@@ -23,3 +23,6 @@ def read_by_video(path: Path) -> Iterator[Found]:
             yield from found_in_row(place, row, "the video's entry", video=video)
     except BadAnnotationError as error:
         yield LeftOut(path.name, None, str(error))
+
+
+BY_VIDEO = Format("JSON of video -> its sentences and spans", read_by_video)

@@ -10,6 +10,7 @@ from opd_core.annotations.fields import BadAnnotationError
 from opd_core.annotations.formats.containers import lines
 from opd_core.annotations.formats.found import (
     Annotated,
+    Format,
     Found,
     LeftOut,
     annotated,
@@ -40,3 +41,6 @@ def _annotated(place: str, line: bytes) -> Annotated:
     video, start, end = words
     span = Span(seconds(start, "'start'"), seconds(end, "'end'"))
     return annotated(place, of_video(video), query, (span,))
+
+
+CHARADES_STA = Format("lines of `VIDEO START END##sentence`", read_charades_sta)

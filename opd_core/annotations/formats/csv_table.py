@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from opd_core.annotations.formats import field_names as names
 from opd_core.annotations.formats.field_names import Fields, plain
-from opd_core.annotations.formats.found import Found, LeftOut
+from opd_core.annotations.formats.found import Format, Found, LeftOut
 from opd_core.annotations.formats.opening import reading
 from opd_core.annotations.formats.rows import found_in_row
 from opd_core.annotations.times import is_time
@@ -136,3 +136,6 @@ def _row(columns: tuple[str, ...], cells: list[str], delimiter: str) -> dict[str
 
 def _with_point(cell: str) -> str:
     return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
+
+
+CSV = Format("a table with a header", read_csv)

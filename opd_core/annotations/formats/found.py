@@ -54,7 +54,15 @@ class LeftOut:
 
 
 Found = Annotated | LeftOut
-Reader = Callable[[Path], Iterator[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Files that `videoopd import` understands."""
+
+    about: str
+    """What such a file is, in a few words."""
+    read: Callable[[Path], Iterator[Found]]
 
 
 def attempt(place: str, video: str | None, build: Callable[[], Annotated]) -> Found:

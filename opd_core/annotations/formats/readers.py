@@ -5,19 +5,21 @@ Four names are one reader: what the data sets' own words promise, and any mixtur
 
 from __future__ import annotations
 
-from opd_core.annotations.formats.by_video import read_by_video
-from opd_core.annotations.formats.charades import read_charades_sta
-from opd_core.annotations.formats.csv_table import read_csv
-from opd_core.annotations.formats.found import Reader
-from opd_core.annotations.formats.rows import read_rows
+from opd_core.annotations.formats.found import Format
+from opd_core.registry import Registry
 
-READERS: dict[str, Reader] = {
-    "timelens-100k": read_rows,
-    "timelens-bench": read_by_video,
-    "charades-sta": read_charades_sta,
-    "activitynet": read_by_video,
-    "qvhighlights": read_rows,
-    "video-opd": read_rows,
-    "csv": read_csv,
-    "jsonl": read_rows,
-}
+_HERE = "opd_core.annotations.formats"
+FORMATS = Registry(
+    "videoopd.formats",
+    Format,
+    {
+        "timelens-100k": f"{_HERE}.rows:ROWS",
+        "timelens-bench": f"{_HERE}.by_video:BY_VIDEO",
+        "charades-sta": f"{_HERE}.charades:CHARADES_STA",
+        "activitynet": f"{_HERE}.by_video:BY_VIDEO",
+        "qvhighlights": f"{_HERE}.rows:ROWS",
+        "video-opd": f"{_HERE}.rows:ROWS",
+        "csv": f"{_HERE}.csv_table:CSV",
+        "jsonl": f"{_HERE}.rows:ROWS",
+    },
+)

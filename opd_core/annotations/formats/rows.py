@@ -29,6 +29,7 @@ from opd_core.annotations.formats.containers import rows_of
 from opd_core.annotations.formats.field_names import Fields, is_given
 from opd_core.annotations.formats.found import (
     Annotated,
+    Format,
     Found,
     LeftOut,
     OfVideo,
@@ -238,3 +239,6 @@ def _refuse_cut_out(fields: Fields, duration: float | None) -> None:
 
 def _some(of: tuple[str, ...]) -> str:
     return ", ".join(repr(name) for name in of[:4]) + ", ..."
+
+
+ROWS = Format("rows of JSON, JSON lines or parquet, one a video or one an event", read_rows)

@@ -1,0 +1,93 @@
+"""What the losses of a config are computed from, beside the student's own side of a chunk.
+
+Shape suffixes: C completion tokens of a chunk, V vocabulary, B buckets of tokens, K kept tokens, D
+the teacher's hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_core.config.load import Config
+from opd_core.extensions import OBJECTIVES
+from opd_core.model.lm_head import load_lm_head, teacher_distribution
+from opd_core.types import TeacherScore, VideoOPDError
+from opd_core.update import objectives
+from opd_core.update.chunk import Chunk
+
+
+class LossInputs:
+    """The settings, and what the teacher and the group say of a chunk's tokens; on one device.
+
+    Raises `VideoOPDError` where a rollout lacks what is asked for.
+    """
+
+    def __init__(self, config: Config, excluded_ids: Sequence[int], device: torch.device) -> None:
+        self.settings = config.update
+        self._config = config
+        self._device = device
+        self._excluded_ids = excluded_ids
+        self._head_VD: Tensor | None = None
+        distribution = any(OBJECTIVES[name].needs_distribution for name in config.objective_weights)
+        if distribution and self.settings.teacher_distribution == "hidden_states":
+            self._head_VD = load_lm_head(config.teacher.path, config.teacher.dtype, device)
+
+    def teacher_logprobs(self, chunk: Chunk) -> Tensor:
+        """The teacher's log-probs of the sampled tokens, [C]."""
+        return self._join([s.teacher_logprobs for s in self._scores(chunk)])
+
+    def advantages(self, chunk: Chunk) -> Tensor:
+        """That of each token's answer among those to its example, [C]."""
+        return self._join(
+            [[f.advantage] * len(f.rollout.completion_token_ids) for f in chunk.facts]
+        )
+
+    def buckets(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Student's and teacher's log-probs over the same buckets, [C, B]."""
+        if self.settings.teacher_distribution == "hidden_states":
+            return chunk.logprobs_CV, self.teacher_vocabulary(chunk)
+        scores = self._scores(chunk)
+        for score in scores:
+            if score.topk_token_ids is None:
+                raise VideoOPDError(
+                    f"rollout {score.rollout_id} was scored without the teacher's top-k, which "
+                    f"update.objective = {self._config.objective_text!r} needs; start a new run "
+                    "with score.teacher_topk = 32"
+                )
+        ids_CK = self._join([s.topk_token_ids for s in scores], torch.long)
+        kept_CK = self._join([s.topk_logprobs for s in scores])
+        tail_C = self._join([s.tail_logprobs for s in scores])
+        teacher_CB = torch.cat((kept_CK, tail_C[:, None]), dim=1)
+        return objectives.with_tail(chunk.logprobs_CV, ids_CK), teacher_CB
+
+    def teacher_vocabulary(self, chunk: Chunk) -> Tensor:
+        """The teacher's whole distribution, [C, V], from the hidden states that were kept."""
+        assert self._head_VD is not None
+        scores = self._scores(chunk)
+        for score in scores:
+            if score.hidden_states is None:
+                raise VideoOPDError(
+                    f"rollout {score.rollout_id} was scored without the teacher's hidden states, "
+                    "which update.teacher_distribution = 'hidden_states' needs; start a new run "
+                    "with score.hidden_states = true"
+                )
+        hidden_CD = self._join([s.hidden_states for s in scores]).to(self._head_VD)
+        vocabulary = chunk.logprobs_CV.shape[1]
+        return teacher_distribution(hidden_CD, self._head_VD, self._excluded_ids, vocabulary)
+
+    def _scores(self, chunk: Chunk) -> list[TeacherScore]:
+        scores = [fact.score for fact in chunk.facts]
+        for fact, score in zip(chunk.facts, scores, strict=True):
+            if score is None:
+                raise VideoOPDError(
+                    f"rollout {fact.rollout.rollout_id} has no teacher score, which "
+                    f"update.objective = {self._config.objective_text!r} needs; run the score stage"
+                )
+        return [score for score in scores if score is not None]
+
+    def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)

@@ -1,0 +1,122 @@
+"""Names in a config and what they stand for, with packages of somebody else's installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd_core.annotations.formats.readers import FORMATS
+from opd_core.config.load import load_config
+from opd_core.config.template import config_template
+from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective
+from opd_core.registry import Registry
+from opd_core.types import VideoOPDError
+from tests.foreign_package import install
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = {"grpo": "opd_core.update.terms.grpo:OBJECTIVE"}
+MINE = """
+from opd_core.extensions import Objective
+MINE = Objective(about="mine", loss=lambda inputs, chunk, weights_C: chunk.chosen_C)
+NO_OBJECTIVE = 3
+"""
+
+
+def registry(group: str = "videoopd.objectives") -> Registry[Objective]:
+    return Registry(group, Objective, OWN)
+
+
+def test_an_own_part_is_loaded_when_it_is_asked_for():
+    known = registry("videoopd.nobody")
+    assert list(known) == ["grpo"] and known.problem("grpo") is None
+    assert known["grpo"] is OBJECTIVES["grpo"]
+
+
+@pytest.mark.parametrize("name", ["gpro", 3, ["grpo"], {}, "", None, True, "é"])
+def test_an_unknown_name_is_one_sentence_with_the_nearest(name):
+    problem = registry("videoopd.nobody").problem(name)
+    assert problem is not None and repr(name) in problem and "grpo" in problem
+    assert ("did you mean 'grpo'?" in problem) == (name in ("gpro", ["grpo"]))
+
+
+def test_a_part_of_another_package(tmp_path, monkeypatch):
+    points = {"videoopd.objectives": {"mine": "other_one:MINE"}}
+    monkeypatch.syspath_prepend(install(tmp_path, "other_one", MINE, points))
+    known = registry()
+    assert list(known) == ["grpo", "mine"]
+    assert known["mine"].about == "mine" and not known["mine"].needs_teacher
+    assert known.problem("mime") == "knows no 'mime'; did you mean 'mine'?"
+    assert list(registry("videoopd.curricula")) == ["grpo"], "of another group"
+
+
+@pytest.mark.parametrize(("name", "value", "word"), [
+    ("mine", "other_two:ABSENT", "cannot be loaded"),
+    ("mine", "not_there:MINE", "cannot be loaded"),
+    ("mine", "other_two:NO_OBJECTIVE", "is a int; make it a opd_core.extensions.Objective"),
+    ("grpo", "other_two:MINE", "and by videoopd itself"),
+])  # fmt: skip
+def test_what_cannot_be_used_names_its_entry_point(name, value, word, tmp_path, monkeypatch):
+    points = {"videoopd.objectives": {name: value}}
+    monkeypatch.syspath_prepend(install(tmp_path, "other_two", MINE, points))
+    with pytest.raises(VideoOPDError, match=f"{name} = {value} .*{word}"):
+        registry()[name]
+
+
+def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
+    for module in ("other_three", "other_four"):
+        points = {"videoopd.objectives": {"mine": f"{module}:MINE"}}
+        monkeypatch.syspath_prepend(install(tmp_path / module, module, MINE, points))
+    known = registry()
+    assert list(known) == ["grpo", "mine"] and known["grpo"], "what is clear can be used"
+    with pytest.raises(VideoOPDError, match="mine = other_four:MINE and by mine = other_three"):
+        known["mine"]
+
+
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS])
+def test_every_part_says_what_it_is(parts):
+    assert list(parts) and all(parts[name].about for name in parts)
+
+
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES])
+def test_a_new_config_explains_them_all(parts):
+    lines = " ".join(config_template().replace("#", "").split())
+    assert [n for n in parts if f"{n}: {parts[n].about}" not in lines] == []
+
+
+def test_what_each_objective_needs():
+    assert [n for n in OBJECTIVES if not OBJECTIVES[n].needs_teacher] == ["grpo", "sft"]
+    exact = ["exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl"]
+    assert [n for n in OBJECTIVES if OBJECTIVES[n].needs_distribution] == exact
+    sampled = ["policy_gradient", "grpo"]
+    assert [n for n in OBJECTIVES if OBJECTIVES[n].on_policy_only] == sampled
+    levels = {n: OBJECTIVES[n].importance_levels for n in OBJECTIVES}
+    assert levels == {
+        **dict.fromkeys(sampled, ("token", "sequence")),
+        **dict.fromkeys(exact, ("prefix", "sequence")),
+        "sft": (),
+    }
+
+
+def test_the_readme_names_them_all():
+    text = (ROOT / "README.md").read_text()
+    assert [n for n in (*OBJECTIVES, *CURRICULA) if f"| `{n}` |" not in text] == []
+
+
+def test_configs_are_read_without_torch():
+    code = (
+        "import json, sys\n"
+        "from opd_core.config.load import load_config\n"
+        "from opd_core.extensions import OBJECTIVES\n"
+        "[OBJECTIVES[name].about for name in OBJECTIVES]\n"
+        "print(json.dumps([load_config('configs/tiny.toml').hash, 'torch' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [load_config(ROOT / "configs/tiny.toml").hash, False]
