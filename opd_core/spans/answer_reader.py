@@ -162,9 +162,12 @@ def _length_of_the_whole(said: list[Token]) -> bool:
     return _OF_THE_WHOLE.search(" ".join(t.text for t in said)) is not None
 
 
+_HAPPEN = ("happen", "occur")
+
+
 def _is_denied(found: list[Token], i: int) -> bool:
-    """`not 1.0 - 2.0 but 3.0 - 7.5`."""
-    while i and found[i - 1].kind in ("fill", "opens"):
+    """`not 1.0 - 2.0 but 3.0 - 7.5`; `does not happen in 1.0 - 2.0`."""
+    while i and (found[i - 1].kind in ("fill", "opens") or found[i - 1].text in _HAPPEN):
         i -= 1
     return bool(i) and found[i - 1].text == "not"
 

@@ -18,20 +18,19 @@ from __future__ import annotations
 _WORDS = {
     "strong": "to until إلى till til through thru bis hasta jusqu jusque tot à au al ate até до по "
     "do đến tới hingga sampai ile 到 至 直到 一直到 から まで 에서 부터 까지",
-    "weak": "and und et y e и & 和 与 與 및",
+    "weak": "and und et y e en и & 和 与 與 및",
     "opens": "from between von zwischen entre de desde du dès dal da od van från từ dari с со от "
-    "между من 从 從 自 在 由",
+    "между من tussen 从 從 自 在 由",
     "start": "starttime start starts started starting begin begins began beginning onset debut "
     "début commence commences empieza comienza inicio início inizia inizio beginnt "
     "beginn anfang начало начинается 开始 開始 起始 开始于 開始時間 开始时间 开始时刻 시작",
     "end": "endtime end ends ended ending finish finishes finished finishing stop stops stopped "
     "stopping conclude concludes concluding offset fin finit termine termina fine finisce endet "
-    "ende "
-    "конец заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
+    "ende конец заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
     "lasts": "last lasts lasted lasting for duration length continues continuing persists dura "
     "dure dauert dauer 持续 持續 时长",
     "fill": "a of at into onwards onward about around approximately approx roughly near nearly "
-    "before after including bei beim en se на 目 "
+    "before after including bei beim se на 目 "
     "circa ca exactly just precisely time timestamp timestamps stamp mark point moment it this "
     "that the then in on is was be are its event action clip scene s t sec secs second seconds min "
     "minute minutes value video inclusive within position which he she they ts up by occurring "
