@@ -5,12 +5,15 @@ one with `<|video_pad|>` asks for pixels that nobody has, and some versions of Q
 the video where the text says `<|placeholder|>`. Nobody meant such an annotation.
 
 Where a tokenizer is at hand, its own tokens count. Without one (importing annotations), and beside
-it, everything of the form `<|...|>` does: it is how all models of this family write them.
+it, everything of the form `<|...|>` does: it is how all models of this family write them. In any
+spelling: full-width signs and characters without width change nothing for a person, and whose
+tokenizer folds them is not known.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -23,10 +26,21 @@ def control_fault(query: str, known: Collection[str] = ()) -> str | None:
     found = [token for token in known if token in query]
     if marked:
         found.append(marked[0])
-    if not found:
+    if found:
+        token = min(found, key=lambda t: (query.index(t), -len(t)))
+    elif respelled := _MARKED.search(_folded(query)):
+        token = respelled[0]
+    else:
         return None
-    token = min(found, key=lambda t: (query.index(t), -len(t)))
     return f"the sentence holds {token!r}, which is a control token and no text"
+
+
+def _folded(query: str) -> str:
+    """With ASCII's signs for full-width ones, and nothing that has no width."""
+    if query.isascii():
+        return query
+    text = unicodedata.normalize("NFKC", query)
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def control_tokens(tokenizer: Any, chat_template: str) -> frozenset[str]:

@@ -17,12 +17,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from opd_core.spans.answer_tokens import CONJUNCTIONS, Token, plain, tokens
-from opd_core.spans.answer_words import NUMBERED, PROSE, THINGS
+from opd_core.spans.answer_words import MEASURED, NUMBERED, PROSE, RECORDINGS, THINGS
 from opd_core.types import Span
 
 THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
+_OPENED = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_CLOSED = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _ANNOUNCED = re.compile(
     r"(?:final answer|\banswer\s?(?:is|:)|event (?:happens|occurs|takes place|is))[^.!?\n]{0,60}"
+)
+_OF_THE_WHOLE = re.compile(
+    r"\b(?:video|movie|film|recording|footage|clip) (?:s )?(?:duration|length|lasts)\b"
+    r"|\b(?:duration|length) of (?:(?:the|this|whole|entire|full) )*"
+    r"(?:video|movie|film|recording|footage|clip)\b"
+)
+_WHOLE_RUNS = re.compile(
+    r"\b(?:video|movie|film|recording|footage) (?:spans|covers|runs|ranges)(?: from| between)?$"
 )
 _WORDS_BETWEEN = 40
 """Tokens that may stand between a start and an end which are named as such."""
@@ -30,7 +40,7 @@ _WORDS_BETWEEN = 40
 
 def after_thoughts(text: str) -> str:
     """What stands after the last `</think>`, up to a thought that was cut off."""
-    return text.rpartition(THOUGHT_ENDS)[2].partition(THOUGHT)[0]
+    return _OPENED.split(_CLOSED.split(text)[-1], maxsplit=1)[0]
 
 
 def parse_span(text: str) -> Span | None:
@@ -89,8 +99,12 @@ def _pairs(found: list[Token]) -> Iterator[_Pair]:
         a, b, gap, label = found[i], found[j], found[i + 1 : j], _label(found, i)
         how = _how_joined(gap) or ("weak" if _stand_alone(found, gap, times) else None)
         counted = _counts(found, i, j)
+        if _is_denied(found, i) or _is_of_the_whole(found, i, gap):
+            continue
         if how in ("strong", "end") and found[j + 1 : j + 2] and found[j + 1].text == "later":
             how = "lasts"
+        if how == "start" and label == "lasts" and _is_not_its_length(found, times, n):
+            continue
         if how == "lasts" or (how == "start" and label == "lasts"):
             start, length = (a, b) if how == "lasts" else (b, a)
             yield _Pair(start.seconds, start.seconds + length.seconds, a.start)
@@ -126,6 +140,36 @@ def _is_joined(found: list[Token], times: list[int], n: int) -> bool:
     if n + 1 >= len(times):
         return False
     return _how_joined(found[times[n] + 1 : times[n + 1]]) == "strong"
+
+
+def _is_not_its_length(found: list[Token], times: list[int], n: int) -> bool:
+    """Whether the n-th time is a length that the start behind it does not need: `video duration:
+    60 s, start: 3.0, end: 7.5`."""
+    if _length_of_the_whole(found[max(times[n] - 8, 0) : times[n]]):
+        return True
+    ends = n + 2 < len(times) and _how_joined(found[times[n + 1] + 1 : times[n + 2]])
+    return ends in ("strong", "end")
+
+
+def _is_of_the_whole(found: list[Token], i: int, gap: list[Token]) -> bool:
+    """`The video runs from 0.0 to 60.0 s`; `at 3.0 s (the video's duration is 60 s)`."""
+    said = " ".join(t.text for t in found[max(i - 3, 0) : i])
+    return _WHOLE_RUNS.search(said) is not None or _length_of_the_whole(gap)
+
+
+def _length_of_the_whole(said: list[Token]) -> bool:
+    """Whether a length is the recording's: `the video's duration`, `the length of the clip`."""
+    return _OF_THE_WHOLE.search(" ".join(t.text for t in said)) is not None
+
+
+_HAPPEN = ("happen", "occur")
+
+
+def _is_denied(found: list[Token], i: int) -> bool:
+    """`not 1.0 - 2.0 but 3.0 - 7.5`; `does not happen in 1.0 - 2.0`."""
+    while i and (found[i - 1].kind in ("fill", "opens") or found[i - 1].text in _HAPPEN):
+        i -= 1
+    return bool(i) and found[i - 1].text == "not"
 
 
 def _pair(a: Token, b: Token) -> _Pair:
@@ -191,12 +235,19 @@ def _label(found: list[Token], i: int) -> str | None:
 def _counts(found: list[Token], i: int, j: int) -> bool:
     """Whether two joined numbers count something that is no time: `5 to 7 people`."""
     a, b = found[i], found[j]
+    before = found[i - 1].text if i else ""
+    following = found[j + 1] if j + 1 < len(found) else None
+    if following is not None and b.scale is not None:
+        if following.text in MEASURED:
+            return True
+        if following.text in RECORDINGS and before in ("a", "an", "this"):
+            return True
     if b.scale is not None or ":" in b.text or (b.exact and not b.text):
         return False
-    before = found[i - 1].text if i else ""
     if before in NUMBERED and not (a.exact or b.exact):
         return True
-    following = found[j + 1] if j + 1 < len(found) else None
+    if following is not None and following.text == "at" and not (a.exact or b.exact):
+        return found[j + 2 : j + 3] != [] and found[j + 2].kind == "time"
     if following is not None and following.text == "of" and b.seconds <= 1.0:
         return True  # `0.25 - 0.5 of the video`
     if following is None or following.text in THINGS or following.kind != "word":

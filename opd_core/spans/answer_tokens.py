@@ -11,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 
-from opd_core.spans.answer_words import KINDS, NUMBERS
+from opd_core.spans.answer_words import KINDS, MONTHS, NUMBERS
 
 _SIGNS = str.maketrans(
     {
@@ -42,21 +42,47 @@ _LATEX = re.compile(
 _TAG = re.compile(r"</[a-z][^<>]{0,60}>|<(?:b|i|u|p|em|strong|span|div|li|ul|ol|td|tr|br|code)/?>")
 _ARROW_OR_ANGLE = re.compile(r"([-=]{1,3}>{1,2}|>>)|[<>]")
 _MARKUP = re.compile(r"[*`_#\"'{}$\\]")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SPACED_POINT = re.compile(r"(?<![\d.,:])(\d{1,6}) \. ?(?=\d{1,3}(?![\d.:]))")
+_TOLERANCE = re.compile(r"\s?(?:±|\+/?-)\s?\d{1,6}(?:\.\d{1,6})?")
+_SPACED_FRACTIONS = re.compile(
+    r"(?<![\d.])(\d{1,5})\. (\d{1,2}) ?(-|~|->|to) ?(\d{1,5})\. (\d{1,2})(?![\d.])"
+)
+_YEAR = r"(?:(?:,| of)? (?:19|20)\d\d)"
+_DATE = re.compile(
+    rf"\b(?:{MONTHS}|may)\.? \d{{1,2}}(?:st|nd|rd|th)?(?![\d:]|\.\d){_YEAR}?\b"
+    rf"|\b\d{{1,2}}(?:st|nd|rd|th)?(?: of)? (?:(?:{MONTHS})\b\.?{_YEAR}?|may{_YEAR})\b"
+)
+_HUNDREDS = re.compile(r"\b(\d|a) hundred(?:(?: and)? (\d{1,2})\b(?! hundred))?")
+_POINT = re.compile(r"\b(\d{1,4}) point ((?:\d )*\d)\b")
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(sorted(NUMBERS, key=len, reverse=True))})\b")
 
 
 def plain(text: str) -> str:
     """What a person sees of the text, in lower case, with ASCII's digits and signs."""
-    text = html.unescape(text).translate(_SIGNS).lower()
+    text = _HUMP.sub(" ", html.unescape(text)).translate(_SIGNS).lower()
     if not text.isascii():
         text = _OTHER_DIGIT.sub(_ascii_digit, text)
     if not _DIGIT.search(text):
-        text = _NUMBER_WORD.sub(lambda m: str(NUMBERS[m[0]]), text)
+        text = _number_words(text)
+    text = _SPACED_POINT.sub(r"\1.", text)
+    text = _SPACED_FRACTIONS.sub(r"\1.\2 \3 \4.\5", text)
+    text = _TOLERANCE.sub(" ", text)
+    text = _DATE.sub(" date ", text)
     text = _PRIMES.sub(r" \1m\2s ", text)
     text = _LATEX.sub(lambda m: " to " if m[1] else " ~ " if m[2] else " ", text)
     text = _TAG.sub(" ", text)
     text = _ARROW_OR_ANGLE.sub(lambda m: " -> " if m[1] else " ", text)
     return _MARKUP.sub(" ", text)
+
+
+def _number_words(text: str) -> str:
+    """`one hundred and twelve point five` as `112.5`."""
+    text = _NUMBER_WORD.sub(lambda m: str(NUMBERS[m[0]]), text)
+    text = _HUNDREDS.sub(
+        lambda m: str(100 * (1 if m[1] == "a" else int(m[1])) + int(m[2] or 0)), text
+    )
+    return _POINT.sub(lambda m: f"{m[1]}.{m[2].replace(' ', '')}", text)
 
 
 def _ascii_digit(found: re.Match[str]) -> str:
@@ -84,7 +110,8 @@ _UNITS = {
     60.0: "m min mins minute minutes minuten minuto minutos minuti мин минут минуты минута "
     "分钟 分鐘 分 분",
     1.0: "s sec secs second seconds seconde secondes seconden secondi secondo segundo segundos seg "
-    "sekunde sekunden sekunder sekund sek giây detik saniye с сек секунд секунды секунда "
+    "sekunde sekunden sekunder sekund sek giây detik saniye с сек секунд секунды секунда секунде "
+    "секунду секундами ثانية "
     "秒钟 秒鐘 秒 초",
     0.001: "ms msec msecs millisecond milliseconds 毫秒",
 }

@@ -16,20 +16,21 @@ languages are those that models fall into.
 from __future__ import annotations
 
 _WORDS = {
-    "strong": "to until till til through thru bis hasta jusqu jusque tot à au al ate até до по "
+    "strong": "to until إلى till til through thru bis hasta jusqu jusque tot à au al ate até до по "
     "do đến tới hingga sampai ile 到 至 直到 一直到 から まで 에서 부터 까지",
-    "weak": "and und et y e и & 和 与 與 및",
+    "weak": "and und et y e en и & 和 与 與 및",
     "opens": "from between von zwischen entre de desde du dès dal da od van från từ dari с со от "
-    "从 從 自 在 由",
-    "start": "start starts started starting begin begins began beginning onset debut début "
-    "commence commences empieza comienza inicio início inizia inizio beginnt beginn "
-    "anfang начало начинается 开始 開始 起始 开始于 開始時間 开始时间 开始时刻 시작",
-    "end": "end ends ended ending finish finishes finished finishing stop stops stopped stopping "
-    "conclude concludes concluding offset fin finit termina fine finisce endet ende конец "
-    "заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
+    "между من tussen 从 從 自 在 由",
+    "start": "starttime start starts started starting begin begins began beginning onset debut "
+    "début commence commences empieza comienza inicio início inizia inizio beginnt "
+    "beginn anfang начало начинается 开始 開始 起始 开始于 開始時間 开始时间 开始时刻 시작",
+    "end": "endtime end ends ended ending finish finishes finished finishing stop stops stopped "
+    "stopping conclude concludes concluding offset fin finit termine termina fine finisce endet "
+    "ende конец заканчивается 结束 結束 终止 終了 结束于 結束時間 结束时间 结束时刻 끝 종료",
     "lasts": "last lasts lasted lasting for duration length continues continuing persists dura "
     "dure dauert dauer 持续 持續 时长",
     "fill": "a of at into onwards onward about around approximately approx roughly near nearly "
+    "before after including bei beim se на 目 "
     "circa ca exactly just precisely time timestamp timestamps stamp mark point moment it this "
     "that the then in on is was be are its event action clip scene s t sec secs second seconds min "
     "minute minutes value video inclusive within position which he she they ts up by occurring "
@@ -48,7 +49,7 @@ def _set(words: str) -> frozenset[str]:
 NUMBERED = _set(
     "step steps scene scenes shot shots segment segments part parts option options chapter "
     "camera person player figure question number no nr top page line round example level item "
-    "index clip clips take"
+    "index clip clips take id ids room gate channel lane track floor bus lesson season episode"
 )
 """`step 1 to 2`: numbers after these count, unless they are in seconds."""
 
@@ -59,9 +60,15 @@ THINGS = _set(
 )
 """`5.0 to 7.0 meters`: what is counted is no time."""
 
+MEASURED = _set("long apart away tall wide deep high")
+"""`5 to 7 minutes long`: after these a number with a unit is no time either."""
+
+RECORDINGS = _set("video videos clip movie film recording footage")
+"""`a 5-7 minute video`: the length of the whole."""
+
 PROSE = _set(
     "a an as when where while with during and i we you he she it they there these those since "
-    "after before into because so but or if not here how what who the"
+    "after before into because so but or if not here how what who the may might could would can"
 )
 """Words that may follow a span without a unit; any other makes it a count: `5 to 7 people`."""
 
@@ -78,3 +85,8 @@ NUMBERS = _SMALL | {
     ]
 }
 """Numbers in words, for answers that have no others."""
+
+_NAMES_OF_MONTHS = """january february march april june july august september october november
+december jan feb mar apr jun jul aug sep sept oct nov dec"""
+MONTHS = "|".join(sorted(_NAMES_OF_MONTHS.split(), key=len, reverse=True))
+"""All but `may`, which is a verb as well."""

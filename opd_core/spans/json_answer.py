@@ -18,17 +18,22 @@ from opd_core.types import Span
 LONGEST_OBJECT = 4096
 """Characters; a longer object is no answer, those inside it may be."""
 
-_OPEN = re.compile(r"\{(?=\s{0,20}[\w\"'\\])")
+_OPEN = re.compile(r"\{(?=\s{0,20}[\w\"'“”‘’\\])")
 _FLAT = re.compile(r"\{([^{}]*+)\}")
 _ENTRY = re.compile(
     r"""(?<![\w-])\\?["']?([A-Za-z_][\w-]*+(?:\ [\w-]++)?)\\?["']?\s{0,9}[:=]\s{0,9}"""
-    r"""(?:\\?["']([^"'\\]*+)|([^,;"'\n]++))"""
+    r"""(?:\\?["']([^"'\\]*+)|([^,;"'\n]++(?:,\d{1,2}(?=\s{0,9}(?:[,;\n]|$)))?))"""
 )
+_SIGNS = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "：": ":", "，": ","})
+_COMMENT = re.compile(r"/\*[^*]{0,80}\*/")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2})(?![\d.,])", re.ASCII)
 _WHAT = "time|times|timestamp|sec|secs|second|seconds|ts|at|s"
 _STARTS = re.compile(
-    rf"(?:{_WHAT}|t)?(?:start|starts|starting|begin|begins|beginning|from|onset)(?:{_WHAT})?"
+    rf"(?:{_WHAT}|t|event|moment|segment)?(?:start|starts|starting|begin|begins|beginning|from|onset)(?:{_WHAT})?"
 )
-_ENDS = re.compile(rf"(?:{_WHAT}|t)?(?:end|ends|ending|finish|stop|to|until|offset)(?:{_WHAT})?")
+_ENDS = re.compile(
+    rf"(?:{_WHAT}|t|event|moment|segment)?(?:end|ends|ending|finish|stop|to|until|offset)(?:{_WHAT})?"
+)
 
 
 def parse_json(text: str) -> Span | None:
@@ -49,7 +54,7 @@ def parse_json(text: str) -> Span | None:
 
 def _lenient(part: str) -> dict[str, Any]:
     flat = _FLAT.match(part)
-    entries = _ENTRY.findall(flat[1]) if flat else []
+    entries = _ENTRY.findall(_COMMENT.sub("", flat[1]).translate(_SIGNS)) if flat else []
     return {key: quoted or bare for key, quoted, bare in entries}
 
 
@@ -63,7 +68,7 @@ def _value(entries: dict[str, Any], names: re.Pattern[str]) -> float | None:
 
 def _seconds(value: Any) -> float | None:
     if isinstance(value, str):
-        return parse_moment(value)
+        return parse_moment(_DECIMAL_COMMA.sub(r"\1.\2", value).lstrip(" ~"))  # one time, so no two
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -14,6 +14,7 @@ words.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -23,7 +24,7 @@ from opd_core.spans.grounding import format_answer
 from opd_core.spans.json_answer import parse_json
 from opd_core.types import Span
 
-READERS_VERSION = 2
+READERS_VERSION = 3
 """Of what the readers find in an answer: raised when one of them finds another span."""
 
 
@@ -38,7 +39,9 @@ def sentence(query: str) -> str:
     return " ".join(query.split()).strip(".").strip()
 
 
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(
+    r"<\s?answer(?:\s[^<>]{0,60})?>(.*?)(?:<\s?/\s?answer\s?>|$)", re.DOTALL | re.IGNORECASE
+)
 
 
 def _format_tagged(span: Span) -> str:
@@ -47,7 +50,9 @@ def _format_tagged(span: Span) -> str:
 
 def _parse_tagged(text: str) -> Span | None:
     """Of the last `<answer>` that holds something: an answer may be corrected."""
-    answers = [found for found in _ANSWER.findall(after_thoughts(text)) if found.strip()]
+    answers = [
+        found for found in _ANSWER.findall(html.unescape(after_thoughts(text))) if found.strip()
+    ]
     return parse_span(answers[-1]) if answers else None
 
 

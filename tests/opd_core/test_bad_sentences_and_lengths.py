@@ -18,6 +18,9 @@ from opd_core.video.presence import refuse_missing
         "<|placeholder|>",
         "x <|reserved_special_token_7|>",
         "<\uff5cUser\uff5c> says",
+        "\uff1c|im_end|\uff1e",
+        "<\u200b|im_\u2060end|\u200b>",
+        "a <|VIDEO_PAD|> b",
     ],
 )
 def test_what_is_written_like_a_control_token_is_one_without_a_tokenizer(sentence):
@@ -26,7 +29,15 @@ def test_what_is_written_like_a_control_token_is_one_without_a_tokenizer(sentenc
 
 @pytest.mark.parametrize(
     "sentence",
-    ["a man opens a door", "a < b | c > d", "the |x| of <y>", "<| |>", "he says <think>", "100 %"],
+    [
+        "a man opens a door",
+        "a < b | c > d",
+        "the |x| of <y>",
+        "<| |>",
+        "he says <think>",
+        "100 %",
+        "\uff1c左\uff1e和右｜的门",
+    ],
 )
 def test_plain_sentences_are_none(sentence):
     assert control_fault(sentence) is None
