@@ -31,7 +31,7 @@ from opd_core.config.template import (  # noqa: E402
     section_of,
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
-from opd_core.focus.select import CURRICULA  # noqa: E402
+from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective  # noqa: E402
 from opd_core.types import UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
@@ -221,72 +221,66 @@ def _argument(action: argparse.Action) -> str:
 
 # --- objectives and curricula --------------------------------------------------------------------
 
-_LOSS = {
-    "jsd": "generalized_jsd", "student_topk_reverse_kl": "exact_reverse_kl", "sft": "cross_entropy",
-}  # fmt: skip
-"""The functions of `opd_core/update/objectives.py` that are called otherwise than the objective."""
-
 
 def objectives_page() -> str:
-    """Every objective and curriculum, with what it needs."""
-    losses = _docstrings(ROOT / "opd_core" / "update" / "objectives.py")
-    names = get_args(sections.ObjectiveName)
+    """Every objective, curriculum and prompt template, with what it says of itself."""
     objectives = (
-        (f"`{name}`", _needs(name), ", ".join(sections.IMPORTANCE_LEVELS.get(name, ())) or "none")
-        for name in names
+        (f"`{name}`", one.about, _needs(one), ", ".join(one.importance_levels) or "none")
+        for name, one in ((name, OBJECTIVES[name]) for name in OBJECTIVES)
     )
     curricula = (
         (
             f"`{name}`",
-            "yes" if curriculum.ranked is not None else "no",
-            "yes" if curriculum.needs_student else "no",
+            one.about,
+            "yes" if one.ranked is not None else "no",
+            "yes" if one.needs_student else "no",
         )
-        for name, curriculum in CURRICULA.items()
+        for name, one in ((name, CURRICULA[name]) for name in CURRICULA)
     )
+    templates = ((f"`{name}`", TEMPLATES[name].about) for name in TEMPLATES)
     blocks = [
+        "Another package adds one by an entry point of the groups `videoopd.objectives`, "
+        "`videoopd.curricula`, `videoopd.templates` and `videoopd.formats`; `CONTRIBUTING.md` says "
+        "how.",
         "## Objectives",
         "`update.objective`; which to use when is in "
         "[Change the objective](../how-to/objectives.md).",
-        _table(("objective", "needs", "importance weights (`update.tis`)"), objectives),
+        _table(("objective", "", "needs", "importance weights (`update.tis`)"), objectives),
     ]
-    for name in names:
-        function = _LOSS.get(name, name)
-        blocks += [f"### `{name}`", f"`{function}` in `opd_core/update/objectives.py`:"]
-        blocks += [_quoted(losses[function])]
+    for name in OBJECTIVES:
+        blocks += _with_its_module(name, OBJECTIVES[name].loss)
     blocks += [
         "## Curricula",
         "`focus.curriculum`; which to use when is in "
         "[Choose what to train on](../how-to/curricula.md).",
-        _table(("curriculum", "the teacher's own answers", "the student's IoU"), curricula),
+        _table(("curriculum", "", "the teacher's own answers", "the student's IoU"), curricula),
     ]
-    for name, curriculum in CURRICULA.items():
-        module = inspect.getmodule(curriculum.pick)
-        assert module is not None
-        assert module.__doc__ is not None
-        path = f"{module.__name__.replace('.', '/')}.py"
-        blocks += [f"### `{name}`", f"`{path}`:", _quoted(module.__doc__)]
-    return _page("Objectives and curricula", *blocks)
+    for name in CURRICULA:
+        blocks += _with_its_module(name, CURRICULA[name].pick)
+    blocks += ["## Prompt templates", "`prompt.template`.", _table(("template", ""), templates)]
+    return _page("Objectives, curricula, templates", *blocks)
 
 
-def _needs(name: str) -> str:
+def _with_its_module(name: str, function: object) -> list[str]:
+    """A heading, the file that defines the part, and what the file says of it."""
+    module = inspect.getmodule(function)
+    assert module is not None and module.__doc__ is not None
+    return [f"### `{name}`", f"`{module.__name__.replace('.', '/')}.py`:", _quoted(module.__doc__)]
+
+
+def _needs(objective: Objective) -> str:
     needs = {
-        "the student's own answers": name in sections.ON_POLICY_OBJECTIVES,
-        "the teacher's distribution": name in sections.DISTRIBUTION_OBJECTIVES,
-        "the teacher's log-probs": name in sections.TEACHER_OBJECTIVES
-        and name not in sections.DISTRIBUTION_OBJECTIVES,
+        "the student's own answers": objective.on_policy_only,
+        "all answers to an example": objective.needs_groups,
+        "the teacher's log-probs": objective.of_teacher == "logprobs",
+        "the teacher's distribution": objective.of_teacher == "distribution",
+        "the teacher's whole distribution": objective.of_teacher == "vocabulary",
     }
     return ", ".join(words for words, needed in needs.items() if needed) or "only the answers"
 
 
 def _quoted(docstring: str) -> str:
     return "\n".join(f"    {line}".rstrip() for line in inspect.cleandoc(docstring).splitlines())
-
-
-def _docstrings(file: Path) -> dict[str, str]:
-    """Function -> its docstring, without importing what the file imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    return {node.name: ast.get_docstring(node) or "" for node in functions}
 
 
 # --- the map -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from opd_core.registry import Registry
 
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
-    from opd_core.config.sections import FocusSection, UpdateSection
     from opd_core.types import Span
-    from opd_core.update.chunk import Chunk
-    from opd_core.update.loss_inputs import LossInputs
 
 TeacherNeed = Literal["nothing", "logprobs", "distribution", "vocabulary"]
 
@@ -30,9 +27,11 @@ class Objective:
 
     about: str
     """What it is, in one sentence."""
-    loss: Callable[[LossInputs, Chunk, Tensor | None], Tensor]
-    """(inputs, chunk, importance weights [C] or None) -> the loss of each completion token, [C].
-    Its module imports torch where it computes, so that a config is read without."""
+    loss: Callable[[Any, Any, Tensor | None], Tensor]
+    """(`update.loss_inputs.LossInputs`, `update.chunk.Chunk`, importance weights [C] or None) ->
+    the loss of each completion token, [C]. (To name the first two types here would be an import
+    against the order of the rooms.) Its module imports torch where it computes, so that a config is
+    read without."""
     of_teacher: TeacherNeed = "nothing"
     """`logprobs` of the sampled tokens; its `distribution`, of which the kept top-k will do; or
     that over the whole `vocabulary`, from kept hidden states."""
@@ -43,8 +42,8 @@ class Objective:
     """The ratio has to be exactly 1 before the first step: pi_v is always the trainer's own."""
     needs_groups: bool = False
     """It compares all answers to an example: `Fact.advantage`, by [update.grpo]."""
-    reference: Callable[[UpdateSection], bool] | None = None
-    """Whether these settings need the base student's log-probs (`Chunk.reference_C`)."""
+    reference: Callable[[Any], bool] | None = None
+    """Whether these settings, [update], need the base student's log-probs (`Chunk.reference_C`)."""
     importance: Literal["token", "prefix"] | None = None
     """The weights that mend it where another engine has sampled, which `update.tis = "auto"` takes:
     `token` for a loss of the sampled token, `prefix` for one that is exact at its state (the
@@ -70,9 +69,9 @@ class Curriculum:
 
     about: str
     """What it takes, in one sentence."""
-    pick: Callable[[pl.DataFrame, FocusSection, int], pl.DataFrame]
-    """(units, settings, seed) -> the units in the columns of `focus.picked.PICKED`."""
-    ranked: Callable[[FocusSection], pl.Expr] | None = None
+    pick: Callable[[pl.DataFrame, Any, int], pl.DataFrame]
+    """(units, [focus], seed) -> the units in the columns of `focus.picked.PICKED`."""
+    ranked: Callable[[Any], pl.Expr] | None = None
     """Which units it ranks by the disagreement; None: none, it needs no answers of the teacher."""
     needs_student: bool = True
     """Whether a unit without an IoU is left out."""
