@@ -214,7 +214,7 @@ def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Rou
         replace(r, completion_token_ids=[*r.completion_token_ids[:-1], end])
         for r in round_.by_engine(lambda _, t: 0.0)
     ]
-    settings = ["update.objective=policy_gradient", "update.first_step.largest=100"]
+    settings = ["update.objective=policy_gradient", "update.max_logprob_mismatch=100"]
     whole = round_.update("whole", rollouts, *settings).steps[0]
     assert abs(whole.tis_weight_mean - 1.0) > 1e-3 and whole.effective_sample_size < 0.999
     left = round_.update("left", rollouts, *settings, "update.skip_special_tokens=true").steps[0]

@@ -98,7 +98,7 @@ def test_what_a_killed_stage_had_spent_is_kept(tmp_path):
     program = """
 import sys, time, types
 from pathlib import Path
-from flows import stage_costs
+from flows.stage import costs as stage_costs
 stage_costs.TICK_SECONDS = 0.05
 
 @stage_costs.measured

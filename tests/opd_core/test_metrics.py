@@ -7,7 +7,8 @@ from opd_core.extensions import TEMPLATES
 from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket, grounding_metrics
 from opd_core.spans.protocols import PROTOCOLS, judged
 from opd_core.types import Span
-from storage.tables.schemas import TABLES, span_columns
+from storage.tables.columns import span_columns
+from storage.tables.schemas import TABLES
 
 TRUTH = (Span(2.0, 6.0), Span(20.0, 24.0))
 ANSWERS = [

@@ -255,7 +255,7 @@ def test_many_threads_share_a_store(store, tmp_path):
 WORKER = """
 import hashlib, sys
 from pathlib import Path
-from storage import frames, video_hashes
+from storage.frames import store as frames, video_hashes
 video_hashes.FRESH_SECONDS = 0.0
 folder, number, bound = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = frames.FrameStore.open(folder / "frames", bound)
