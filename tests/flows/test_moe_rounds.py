@@ -158,8 +158,8 @@ def test_rounds_with_vllm(tmp_path: Path, tiny_world: Any, settings: dict[str, A
 def test_an_adapter_beside_experts_is_refused_where_vllm_has_no_kernel(
     tmp_path: Path, tiny_world: Any
 ) -> None:
-    vllm = pytest.importorskip("vllm")
-    if not vllm.platforms.current_platform.is_cpu():
+    platforms = pytest.importorskip("vllm.platforms")
+    if not platforms.current_platform.is_cpu():
         pytest.skip("of vLLM on a CPU")
     settings = {"rollout.engine": "vllm", "update.lora.rank": 4, "vllm.lora": "adapter"}
     with pytest.raises(VideoOPDError, match=r"set vllm.lora = 'merged'"):
