@@ -25,7 +25,7 @@ from opd_core.types import VideoOPDError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = make_parser().parse_args(arguments)
+    options = _parsed(arguments)
     command: Command = options.command
     with _interrupts() as pressed, quietly(options.quiet):
         try:
@@ -53,6 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print("\nvideoopd: stopped; continue with the same command", file=sys.stderr)
             return 130
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. `--help` and `--version` print and end here, also where `| head` reads them."""
+    try:
+        try:
+            return make_parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        raise SystemExit(0) from None
 
 
 _OF_THE_USERS_DISK = {

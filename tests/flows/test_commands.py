@@ -609,3 +609,15 @@ def test_output_on_a_full_disk_is_a_sentence(finished):
         )  # fmt: skip
     assert done.returncode == 2
     assert "No space left" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("stage", "--help")])
+def test_what_prints_and_ends_may_be_read_by_head(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *words],
+            cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
