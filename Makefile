@@ -40,11 +40,11 @@ demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what t
 	@$(BIN)/videoopd demo
 
 .PHONY: test
-test: lint  ## lint, then pytest (at most 15 minutes)
+test: lint  ## lint, then pytest (17 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: quick
-quick: $(STAMP)  ## lint, and the tests without servers, kills and whole rounds (90 seconds)
+quick: $(STAMP)  ## lint, and the tests without servers, kills and whole rounds (2 minutes)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(LINT_IMPORTS)
