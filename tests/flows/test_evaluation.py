@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from flows.cli import main
@@ -25,6 +24,7 @@ from flows.evaluation import (
 )
 from opd_core.spans.metrics import PER_EXAMPLE
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
 

@@ -19,7 +19,7 @@ from opd_core.model.checkpoint import check_checkpoint, save_checkpoint
 from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
-from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
+from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 

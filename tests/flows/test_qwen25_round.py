@@ -15,7 +15,7 @@ from opd_core.engines.choice import opened_engine
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
-from tests.opd_core.vllm_fixtures import make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,7 +14,6 @@ from typing import Any
 import lance
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows import stages
 from flows.audit.walk import Depth, audit
@@ -26,6 +25,7 @@ from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.kill_points import run_without_server
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = ("draw", "validate", "rollout", "score", "focus")
@@ -163,7 +163,7 @@ def verdicts_at(run: Path, round: int) -> dict[str, str]:
 
 KILLED = """
 import sys
-from kill_points import arm
+from tests.flows.kill_points import arm
 from flows import stages
 from flows.stage.prepare import opened
 config, name, point, n = sys.argv[1:]

@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
-
 from storage import locks
 from storage.tables.lance_tables import Tables
+from tests.storage.storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
 
 
 def append(folder: str, first: str, last: str, batch: str) -> None:
