@@ -296,6 +296,20 @@ def test_processes_share_a_store(tmp_path):
     assert right(tmp_path, 40, 64 * MIB) == 40
 
 
+def test_a_store_that_another_process_begins_is_a_store(tmp_path):
+    """Also where that process was killed before it had written what the folder is."""
+    folder = tmp_path / "frames"
+    (folder / "clips").mkdir(parents=True)
+    (folder / ".format.json.1f3a").touch()
+    FrameStore.open(folder, MIB)
+    assert usage(folder) == (0, 0, (folder / "format.json").stat().st_size)
+    other = tmp_path / "other"
+    (other / "clips").mkdir(parents=True)
+    (other / "notes.txt").touch()
+    with pytest.raises(VideoOPDError, match="no frame store"):
+        FrameStore.open(other, MIB)
+
+
 @pytest.mark.kill
 def test_killed_writers_leave_a_whole_store(tmp_path):
     """While evicting all the time."""
