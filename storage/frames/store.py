@@ -59,7 +59,8 @@ def _ours(folder: Path) -> bool:
     Ask before whether there is a `format.json`: it may appear meanwhile.
     """
     return folder.is_dir() and all(
-        name == CLIPS or name.startswith(f".{FORMAT_FILE}.") for name in os.listdir(folder)
+        entry.name == CLIPS or entry.name.startswith(f".{FORMAT_FILE}.")
+        for entry in folder.iterdir()
     )
 
 
