@@ -7,9 +7,9 @@ models learn from exactly the pixels and tokens which they are asked about later
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ import torch
 from opd_core.config.sections import VideoSection
 from opd_core.prompts.encoder import EncodedPrompt, PromptEncoder
 from opd_core.spans.grounding import format_answer
+from opd_core.tinyworld.annotators import LOOSE
 from opd_core.tinyworld.world import (
     COLOURS,
     FORMS,
     SECONDS,
     VideoPlan,
     World,
+    annotation,
     plan_video,
     video_seed,
 )
@@ -81,15 +83,34 @@ def load_split(
             questions = []
             for event, prompt in zip(row["events"], prompts, strict=True):
                 span = Span(*event["span"][0])
-                answer = tokenizer(format_answer(span) + "<|im_end|>", add_special_tokens=False)
-                questions.append(
-                    Question(replace(prompt, vision=vision), tuple(answer["input_ids"]), span)
-                )
+                prompt = replace(prompt, vision=vision)
+                questions.append(Question(prompt, _answer_ids(tokenizer, span), span))
             plan = plan_video(video_seed(seed, split, index))
             videos.append(TinyVideo(tuple(questions), in_view(plan)))
             if progress is not None:
                 progress(index + 1, len(rows))
     return videos
+
+
+def loosely_annotated(
+    videos: Sequence[TinyVideo], seed: int, encoder: PromptEncoder
+) -> list[TinyVideo]:
+    """The training split of a world made with `seed`, with the answers of its loose annotations."""
+    loose = []
+    for index, video in enumerate(videos):
+        row = annotation(plan_video(video_seed(seed, "train", index)), "", LOOSE)
+        spans = [Span(*event["span"][0]) for event in row["events"]]
+        questions = [
+            replace(question, answer_ids=_answer_ids(encoder.tokenizer, span), span=span)
+            for question, span in zip(video.questions, spans, strict=True)
+        ]
+        loose.append(replace(video, questions=tuple(questions)))
+    return loose
+
+
+def _answer_ids(tokenizer: Any, span: Span) -> tuple[int, ...]:
+    answer = tokenizer(format_answer(span) + "<|im_end|>", add_special_tokens=False)
+    return tuple(answer["input_ids"])
 
 
 def in_view(plan: VideoPlan) -> Tensor:

@@ -6,11 +6,14 @@ leaves the language model guessing spans for thousands of steps. Then the whole 
 answer, by cross-entropy on the answers' tokens only, the sentences of a video packed as one prefix
 tree, helped at first by two losses which show it where to look (`pointing.py`). The teacher is
 trained to the end; the student's second stage stops early, while it rises: it sees, it knows the
-format, and it still has most of the task to learn from its teacher.
+format, and it still has most of the task to learn from its teacher. The loose student is trained to
+the end as well, and then on annotations as people make them (`annotators.py`): it sees, and answers
+loosely, as models do that have learned from data of this field.
 
     stage 1   sigmoid cross-entropy of (second, colour and form) on the merged vision tokens
     stage 2   - mean log p(answer token) * answer_weight + pointing losses (fading out)
-    both      AdamW, linear warm-up, cosine decay
+    stage 3   - mean log p(loose answer's token) * answer_weight; the loose student's alone
+    all       AdamW, linear warm-up, cosine decay
 
 The defaults of `SETTINGS` are those which made the shipped weights.
 """
@@ -42,7 +45,7 @@ from opd_core.model.tree_model import TreeModel
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.spans.answer_reader import parse_span
 from opd_core.spans.grounding import answer_iou
-from opd_core.tinyworld.data import NAMES, TinyVideo, load_split
+from opd_core.tinyworld.data import NAMES, TinyVideo, load_split, loosely_annotated
 from opd_core.tinyworld.models import Role, build_model, build_processor, parameters, save_model
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
 from opd_core.tinyworld.world import make_world
@@ -84,12 +87,20 @@ class TrainSettings:
     """Never that of a world in which the pipeline is proven."""
     train_videos: int = 3000
     eval_videos: int = 200
+    loose_steps: int = 0
+    """Updates of stage 3."""
+    loose_lr: float = 1e-3
 
 
-SETTINGS: dict[Role, TrainSettings] = {
+_STUDENT = TrainSettings(steps=600, horizon=1500, lr=1.5e-3, inside_layer=1)
+SETTINGS: dict[str, TrainSettings] = {
     "teacher": TrainSettings(steps=1500, horizon=1500, lr=1.5e-3),
-    "student": TrainSettings(steps=600, horizon=1500, lr=1.5e-3, inside_layer=1),
+    "student": _STUDENT,
+    "loose-student": replace(_STUDENT, steps=1500, loose_steps=300),
 }
+"""By the name of the model and of its folder."""
+ROLES: dict[str, Role] = {"teacher": "teacher", "student": "student", "loose-student": "student"}
+"""Whose size a model has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ class Accuracy:
 
 
 def train(
-    role: Role,
+    name: str,
     out: Path | str,
     *,
     steps: int | None = None,
@@ -115,9 +126,9 @@ def train(
     threads: int = 1,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Trains one model and writes its checkpoint folder and `TRAINING.json` to `out`.
+    """Trains the model of a name in `SETTINGS`; writes its checkpoint and `TRAINING.json` to `out`.
 
-    `steps`, `seed` and `lr` override `settings`, which default to `SETTINGS[role]`. `world` is a
+    `steps`, `seed` and `lr` override `settings`, which default to `SETTINGS[name]`. `world` is a
     folder to make (or find) the training videos in, by default a temporary one. Returns the content
     of `TRAINING.json`: settings, numbers, and the accuracy of the weights as read back from disk.
     Nothing in `out` is touched before the training is through.
@@ -125,7 +136,7 @@ def train(
     torchvision_guard.install()
     torch.set_num_threads(threads)
     say = report or (lambda _: None)
-    chosen = settings or SETTINGS[role]
+    chosen, role = settings or SETTINGS[name], ROLES[name]
     given: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
     chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
     began = time.monotonic()
@@ -138,16 +149,19 @@ def train(
         encoder = PromptEncoder(Path(scratch))
         root = Path(world) if world else Path(scratch) / "world"
         train_set, eval_set = _load_world(root, chosen, encoder, say)
+        loose_set = loosely_annotated(train_set, chosen.world_seed, encoder)
     prepared = time.monotonic()
     order = random.Random(chosen.seed)
     learn_to_see(model, train_set, chosen, order, say)
     loss = learn_to_answer(model, encoder.tokenizer, train_set, chosen, order, say)
+    if chosen.loose_steps:
+        loss = learn_looseness(model, encoder.tokenizer, loose_set, chosen, order, say)
     save_model(model, processor, out)
     seconds = time.monotonic() - prepared
     accuracy = measure(out, encoder, eval_set)
-    say(f"{role}: mIoU {accuracy.miou:.3f}, R1@0.5 {accuracy.recall_50:.3f} from the saved weights")
+    say(f"{name}: mIoU {accuracy.miou:.3f}, R1@0.5 {accuracy.recall_50:.3f} from the saved weights")
     result = {
-        "command": _command(role, chosen),
+        "command": _command(name, chosen),
         "role": role,
         "parameters": parameters(model),
         "settings": asdict(chosen),
@@ -161,15 +175,15 @@ def train(
     return result
 
 
-def _command(role: Role, chosen: TrainSettings) -> str:
+def _command(name: str, chosen: TrainSettings) -> str:
     """The command line that gives these settings again."""
-    default = SETTINGS[role]
+    default = SETTINGS[name]
     options = [
-        f"--{name} {getattr(chosen, name)}"
-        for name in ("steps", "seed", "lr")
-        if getattr(chosen, name) != getattr(default, name)
+        f"--{option} {getattr(chosen, option)}"
+        for option in ("steps", "seed", "lr")
+        if getattr(chosen, option) != getattr(default, option)
     ]
-    return " ".join(["videoopd tinyworld train", role, f"--out configs/tiny/{role}", *options])
+    return " ".join(["videoopd tinyworld train", name, f"--out configs/tiny/{name}", *options])
 
 
 def _load_world(
@@ -254,6 +268,31 @@ def learn_to_answer(
                 f"pointing {hint.item():.3f}"
             )
     pointing.close()
+    return _mean(losses[-50:])
+
+
+def learn_looseness(
+    model: Any,
+    tokenizer: Any,
+    videos: Sequence[TinyVideo],
+    chosen: TrainSettings,
+    order: random.Random,
+    say: Report,
+) -> float:
+    """Stage 3: the whole model learns the answers of loose annotations, without being shown where
+    to look. Returns the mean loss of the last 50 steps."""
+    trees = TreeModel(model, tokenizer)
+    optimiser = _adamw(list(model.parameters()), chosen)
+    losses: list[float] = []
+    batches = _batches(len(videos), chosen.videos_per_step, order)
+    for step in range(chosen.loose_steps):
+        packed = pack_answers([videos[i] for i in next(batches)])
+        answer = answer_loss(trees, packed, packed_attention(packed, trees.device))
+        rate = _rate(step, chosen.loose_lr, chosen.warmup, chosen.loose_steps)
+        _update(optimiser, chosen.answer_weight * answer, rate, chosen)
+        losses.append(answer.item())
+        if (step + 1) % 50 == 0:
+            say(f"loosen {step + 1}/{chosen.loose_steps}: loss {_mean(losses[-50:]):.4f}")
     return _mean(losses[-50:])
 
 

@@ -20,9 +20,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+
+from opd_core.tinyworld.annotators import ANNOTATORS, Annotators, annotated, draw_length
+from opd_core.types import Span
 
 SIZE = 64
 """Height and width of a video, pixels."""
@@ -103,6 +107,8 @@ class World:
     """JSONL of the training split; its video paths are relative to `videos`."""
     eval: Path
     videos: Path
+    truth: Path
+    """The training split's truth: the same as `train` in a clean world. Nothing trains on it."""
 
 
 def video_seed(seed: int, split: str, index: int) -> int:
@@ -156,7 +162,7 @@ def _free_spans(rng: np.random.Generator, wanted: int) -> list[tuple[int, int, i
         if len(spans) == wanted:
             break
         lane = int(rng.integers(len(LANES)))
-        length = int(rng.choice(np.arange(2, 9), p=[0.2, 0.2, 0.2, 0.15, 0.1, 0.1, 0.05]))
+        length = draw_length(rng)
         start = int(rng.integers(0, SECONDS - length + 1))
         if free[lane, start : start + length].all():
             free[lane, max(0, start - 1) : start + length + 1] = False
@@ -249,17 +255,25 @@ def encode_mp4(frames: np.ndarray, path: Path) -> None:
         container.mux(stream.encode())
 
 
-def annotation(plan: VideoPlan, video_path: str) -> dict[str, object]:
-    """One line of the JSONL, as in TimeLens-100K; spans in seconds."""
+def annotation(
+    plan: VideoPlan, video_path: str, annotators: Annotators | None = None
+) -> dict[str, Any]:
+    """One line of the JSONL, as in TimeLens-100K; spans in seconds: the truth, or what
+    `annotators` make of it."""
+    rng = np.random.default_rng(plan.seed ^ 0xA770)
+    events = []
+    for shape in plan.shapes:
+        if shape.sentence is None:
+            continue
+        span = Span(float(shape.start), float(shape.end))
+        if annotators is not None:
+            span = annotated(span, SECONDS, annotators, rng)
+        events.append({"query": shape.sentence, "span": [[span.start, span.end]]})
     return {
         "source": "tinyworld",
         "video_path": video_path,
         "duration": float(SECONDS),
-        "events": [
-            {"query": shape.sentence, "span": [[float(shape.start), float(shape.end)]]}
-            for shape in plan.shapes
-            if shape.sentence is not None
-        ],
+        "events": events,
     }
 
 
@@ -268,7 +282,12 @@ class _Manifest:
     seed: int
     train_videos: int
     eval_videos: int
+    annotators: Annotators | None = None
     recipe: int = RECIPE
+
+    def content(self) -> dict[str, object]:
+        """As written; a clean world's says nothing of annotators, as it did before there were."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def make_world(
@@ -277,8 +296,12 @@ def make_world(
     train_videos: int,
     eval_videos: int,
     progress: Progress | None = None,
+    annotations: str = "clean",
 ) -> World:
     """Makes `root/videos/{train,eval}/NNNNN.mp4`, `root/train.jsonl` and `root/eval.jsonl`.
+
+    With `annotations` other than "clean" (`annotators.ANNOTATORS`) the training split is annotated
+    as people do it, and `root/train_truth.jsonl` holds its truth. The eval split is always clean.
 
     A finished world is left as it is, a half-made one is completed: every file appears by rename,
     and `root/world.json`, the proof that all of it is there, appears last.
@@ -287,8 +310,11 @@ def make_world(
         ValueError: `root` holds a world (finished or not) made with other settings.
     """
     root = Path(root)
-    world = World(root, root / "train.jsonl", root / "eval.jsonl", root / "videos")
-    wanted = asdict(_Manifest(seed, train_videos, eval_videos))
+    annotators = ANNOTATORS[annotations]
+    train = root / "train.jsonl"
+    truth = root / "train_truth.jsonl" if annotators else train
+    world = World(root, train, root / "eval.jsonl", root / "videos", truth)
+    wanted = _Manifest(seed, train_videos, eval_videos, annotators).content()
     done, begun = root / "world.json", root / "world.begun.json"
     for manifest in (done, begun):
         if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
@@ -306,7 +332,7 @@ def make_world(
     count = 0
     for split, videos in (("train", train_videos), ("eval", eval_videos)):
         (world.videos / split).mkdir(parents=True, exist_ok=True)
-        lines = []
+        plans = []
         for index in range(videos):
             plan = plan_video(video_seed(seed, split, index))
             path = world.videos / split / f"{index:05d}.mp4"
@@ -314,13 +340,20 @@ def make_world(
                 aside = path.with_suffix(".mp4.part")
                 encode_mp4(render(plan), aside)
                 aside.replace(path)
-            lines.append(json.dumps(annotation(plan, f"{split}/{path.name}")))
+            plans.append((plan, f"{split}/{path.name}"))
             count += 1
             if progress is not None:
                 progress(count, total)
-        _publish_text(root / f"{split}.jsonl", "".join(line + "\n" for line in lines))
+        truth_of_split = world.truth if split == "train" else world.eval
+        _publish_rows(truth_of_split, [annotation(*plan) for plan in plans])
+        if split == "train" and annotators:
+            _publish_rows(world.train, [annotation(*plan, annotators) for plan in plans])
     begun.replace(done)
     return world
+
+
+def _publish_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    _publish_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _publish_text(path: Path, text: str) -> None:
