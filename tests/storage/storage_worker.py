@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
 
@@ -78,7 +79,7 @@ def _kill_at(patch: str, call: int) -> None:
     original = getattr(owner, name)
     calls = 0
 
-    def patched(*args, **kwargs):
+    def patched(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
