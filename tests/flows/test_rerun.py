@@ -21,6 +21,7 @@ from flows.commands.status import print_status
 from flows.rescore import rescore_run
 from flows.stage.prepare import opened
 from flows.stage.rerun import command as command_of
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
@@ -271,7 +272,7 @@ def test_a_forced_score_is_computed_and_not_copied(write_config: Any, tmp_path: 
 
 
 def test_a_draw_of_unusable_examples_is_drawn_again(
-    write_config: Any, tiny_world: Any, tmp_path: Path
+    write_config: Any, tiny_world: World, tmp_path: Path
 ) -> None:
     settings = {"rollout.examples_per_round": 3, "focus.curriculum": "uniform"}
     videos = Path(shutil.copytree(tiny_world.videos, tmp_path / "videos"))

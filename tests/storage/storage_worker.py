@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from storage import locks
 from storage.tables.lance_tables import Tables
@@ -77,7 +78,7 @@ def _kill_at(patch: str, call: int) -> None:
     original = getattr(owner, name)
     calls = 0
 
-    def patched(*args, **kwargs):
+    def patched(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:

@@ -22,6 +22,7 @@ from flows import stages
 from flows.console.report import rounds_table
 from flows.stage.outcome import REASONS_TOLD
 from flows.stage.prepare import opened
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
@@ -313,7 +314,7 @@ def rows_of(table: Any) -> dict[str, list[str]]:
 
 
 def test_annotations_that_are_left_out_are_counted_and_told(
-    write_config: Any, tmp_path: Path, tiny_world: Any
+    write_config: Any, tmp_path: Path, tiny_world: World
 ) -> None:
     bad = [line_of("a.mp4", ("backwards", 4, 2), ("b", 9, 1)), line_of("c.mp4", ("late", 90, 99))]
     train = tmp_path / "train.jsonl"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,7 @@ from flows.commands import looking, show
 from flows.console import report
 from flows.console.progress import progress
 from opd_core.model.token_text import token_texts
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -44,7 +46,7 @@ def videoopd(*words: object, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_world):
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_world: World) -> tuple[Path, Path, str]:
     """(config, run, output) after two rounds by `videoopd run`."""
     folder = tmp_path_factory.mktemp("cli")
     config = folder / "tiny.toml"
@@ -55,7 +57,7 @@ def finished(tmp_path_factory, tiny_world):
 
 
 @pytest.mark.server
-def test_two_rounds_by_the_real_command(finished):
+def test_two_rounds_by_the_real_command(finished: tuple[Path, Path, str]) -> None:
     _, _, output = finished
     last = output[output.rindex("round 1") :]
     assert "round 2" in output
@@ -64,7 +66,7 @@ def test_two_rounds_by_the_real_command(finished):
 
 
 @pytest.mark.server
-def test_status_knows_the_policies_and_what_is_next(finished):
+def test_status_knows_the_policies_and_what_is_next(finished: tuple[Path, Path, str]) -> None:
     config, run, _ = finished
     for asked in (config, run):
         told = videoopd("status", asked)
@@ -78,7 +80,7 @@ def test_status_knows_the_policies_and_what_is_next(finished):
 
 
 @pytest.mark.server
-def test_query_in_every_format(finished, tmp_path):
+def test_query_in_every_format(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, run, _ = finished
     sql = "SELECT rollout_id, student_iou, completion_token_ids FROM rollouts ORDER BY rollout_id"
     rows = json.loads(videoopd("query", run, sql, "--format", "json").stdout)
@@ -99,7 +101,7 @@ def test_query_in_every_format(finished, tmp_path):
 
 
 @pytest.mark.server
-def test_show_prints_spans_and_tokens(finished):
+def test_show_prints_spans_and_tokens(finished: tuple[Path, Path, str]) -> None:
     _, run, _ = finished
     sql = "SELECT rollout_id FROM teacher_scores ORDER BY rollout_id LIMIT 1"
     rollout_id = json.loads(videoopd("query", run, sql, "--format", "json").stdout)[0]["rollout_id"]
@@ -111,7 +113,9 @@ def test_show_prints_spans_and_tokens(finished):
 
 
 @pytest.mark.server
-def test_an_unknown_rollout_is_answered_with_one_that_exists(finished):
+def test_an_unknown_rollout_is_answered_with_one_that_exists(
+    finished: tuple[Path, Path, str],
+) -> None:
     _, run, _ = finished
     done = videoopd("show", run, "v0-nothing-0")
     assert done.returncode == 2
@@ -131,7 +135,12 @@ def test_an_unknown_rollout_is_answered_with_one_that_exists(finished):
         (["show", "nowhere", "v0-x-0"], "is no run"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(words, told, tiny_config, capsys):
+def test_a_mistake_is_one_sentence_and_code_2(
+    words: list[str],
+    told: str,
+    tiny_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = str(tiny_config())
     assert cli.main([word.replace("{config}", config) for word in words]) == 2
     message = capsys.readouterr().err
@@ -141,7 +150,12 @@ def test_a_mistake_is_one_sentence_and_code_2(words, told, tiny_config, capsys):
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_missing_model_is_found_before_a_server_starts(role, tiny_config, monkeypatch, capsys):
+def test_a_missing_model_is_found_before_a_server_starts(
+    role: str,
+    tiny_config: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr("flows.launch.connect", lambda: pytest.fail("a server was started"))
     config = tiny_config({f"{role}.path": "nowhere"})
     assert cli.main(["run", str(config)]) == 2
@@ -151,7 +165,9 @@ def test_a_missing_model_is_found_before_a_server_starts(role, tiny_config, monk
 
 
 @pytest.mark.server
-def test_a_mistake_found_in_a_flow_is_told_once(tiny_config, tmp_path):
+def test_a_mistake_found_in_a_flow_is_told_once(
+    tiny_config: Callable[..., Path], tmp_path: Path
+) -> None:
     config = tiny_config({"data.train": str(tmp_path / "nothing.jsonl")})
     done = videoopd("run", config)
     assert done.returncode == 2
@@ -160,15 +176,17 @@ def test_a_mistake_found_in_a_flow_is_told_once(tiny_config, tmp_path):
     assert "Traceback" not in done.stdout
 
 
-def test_a_server_that_does_not_answer_is_named_with_the_command_to_run(tiny_config):
+def test_a_server_that_does_not_answer_is_named_with_the_command_to_run(
+    tiny_config: Callable[..., Path],
+) -> None:
     done = videoopd("run", tiny_config(), PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "make up" in done.stderr
 
 
-def test_an_unknown_error_keeps_its_traceback(monkeypatch):
-    def broken(options):
+def test_an_unknown_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(looking, "status", broken)
@@ -176,8 +194,10 @@ def test_an_unknown_error_keeps_its_traceback(monkeypatch):
         cli.main(["status", "somewhere"])
 
 
-def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(monkeypatch, capsys):
-    def panicking(options):
+def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def panicking(options: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
@@ -191,7 +211,7 @@ def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(monkeypatch, 
 
 
 @pytest.mark.server
-def test_control_c_says_how_to_continue(tiny_config):
+def test_control_c_says_how_to_continue(tiny_config: Callable[..., Path]) -> None:
     process = subprocess.Popen(
         command("run", tiny_config({"rollout.examples_per_round": 64}), "--rounds", 50),
         cwd=ROOT,
@@ -213,7 +233,9 @@ def test_control_c_says_how_to_continue(tiny_config):
     assert "continue with the same command" in told
 
 
-def wait_for(ready, process, seconds: float = 120.0) -> None:
+def wait_for(
+    ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0
+) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, "it ended by itself"
@@ -221,7 +243,7 @@ def wait_for(ready, process, seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def test_what_a_model_sampled_cannot_move_the_cursor():
+def test_what_a_model_sampled_cannot_move_the_cursor() -> None:
     assert report.printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\n"
 
 
@@ -229,20 +251,22 @@ def test_what_a_model_sampled_cannot_move_the_cursor():
     ("start", "end", "filled"),
     [(0.0, 6.0, (0, 30)), (6.0, 12.0, (30, 60)), (3.0, 3.01, (15, 16)), (11.99, 99.0, (59, 60))],
 )
-def test_a_span_fills_its_share_of_the_bar(start, end, filled):
+def test_a_span_fills_its_share_of_the_bar(
+    start: float, end: float, filled: tuple[int, int]
+) -> None:
     line = show.span_line("truth", start, end, 12.0, "", "green").plain
     bar = line[11 : 11 + show.BAR_CELLS]
     first, last = filled
     assert bar == "·" * first + "█" * (last - first) + "·" * (show.BAR_CELLS - last)
 
 
-def test_an_absent_span_is_an_empty_bar():
+def test_an_absent_span_is_an_empty_bar() -> None:
     line = show.span_line("student", None, None, 12.0, "IoU 0.00", "cyan").plain
     assert "█" not in line
     assert "no span" in line
 
 
-def test_tokens_have_their_own_text():
+def test_tokens_have_their_own_text() -> None:
     folder = ROOT / "configs" / "tiny" / "student"
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     special = next(t for t in tokens if t["content"] == "<|im_end|>")
@@ -251,7 +275,9 @@ def test_tokens_have_their_own_text():
         token_texts(ROOT, [1])
 
 
-def test_off_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
+def test_off_a_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
     clock = iter([0.0, 1.0, 11.0, 12.0])
     monkeypatch.setattr("flows.console.progress.time.monotonic", lambda: next(clock))
@@ -261,13 +287,13 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
     assert capsys.readouterr().err == "rollout: 2/4, about 11 s left\n"
 
 
-def test_progress_is_silent_in_tests(capsys):
+def test_progress_is_silent_in_tests(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("rollout", 2) as advance:
         advance(2)
     assert capsys.readouterr().err == ""
 
 
-def test_making_a_world_again_with_other_numbers_is_a_sentence(tmp_path):
+def test_making_a_world_again_with_other_numbers_is_a_sentence(tmp_path: Path) -> None:
     demo.make_tiny_world(tmp_path / "w", seed=1, train_videos=1, eval_videos=1)
     with pytest.raises(VideoOPDError, match="remove the folder"):
         demo.make_tiny_world(tmp_path / "w", seed=2, train_videos=1, eval_videos=1)

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -19,16 +21,22 @@ from flows.commands import about
 from flows.console import answers
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
+
+Told = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, write_config):
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, write_config: WriteConfig
+) -> tuple[Path, Path]:
     """(config, run) of one round."""
     folder = tmp_path_factory.mktemp("commands")
     config = write_config(folder, {"update.max_steps": 1})
@@ -37,21 +45,21 @@ def finished(tmp_path_factory, write_config):
 
 
 @pytest.fixture
-def told(capfd, monkeypatch):
+def told(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
     """`told("status", run)` is (code, standard output, standard error), in this process."""
 
-    def run(*words):
+    def run(*words: Any) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
             code = cli.main([str(word) for word in words])
         except SystemExit as ended:
-            code = ended.code
+            code = int(str(ended.code))
         return code, *capfd.readouterr()
 
     return run
 
 
-def refused(told, *words):
+def refused(told: Told, *words: Any) -> str:
     code, out, err = told(*words)
     assert code == 2, out + err
     assert err.startswith("videoopd: ") and err.count("\n") == 1, err
@@ -73,7 +81,13 @@ def refused(told, *words):
         ("rows.parquet", lambda p: pl.read_parquet(p).to_dicts()),
     ],
 )
-def test_a_files_format_is_its_ending(finished, told, tmp_path, name, read):
+def test_a_files_format_is_its_ending(
+    finished: tuple[Path, Path],
+    told: Told,
+    tmp_path: Path,
+    name: str,
+    read: Callable[[Path], list[Any]],
+) -> None:
     sql = "SELECT rollout_id, median(student_iou), count(*) FROM rollouts GROUP BY 1"
     file = tmp_path / name
     code, out, _ = told("query", finished[1], sql, "--out", file)
@@ -89,7 +103,9 @@ def test_a_files_format_is_its_ending(finished, told, tmp_path, name, read):
     assert [p.name for p in tmp_path.iterdir()] == [name], "nothing beside it"
 
 
-def test_format_may_be_said_where_the_ending_does_not(finished, told, tmp_path):
+def test_format_may_be_said_where_the_ending_does_not(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path
+) -> None:
     sql = "SELECT 1 AS x"
     assert told("query", finished[1], sql, "--format", "csv", "--out", tmp_path / "a.txt")[0] == 0
     assert (tmp_path / "a.txt").read_text() == "x\n1\n"
@@ -98,18 +114,24 @@ def test_format_may_be_said_where_the_ending_does_not(finished, told, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["{tmp}", "{tmp}/no/rows.csv", "/dev/null", "/proc/rows.csv"])
-def test_a_place_that_is_none_is_a_sentence(finished, told, tmp_path, place):
+def test_a_place_that_is_none_is_a_sentence(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path, place: str
+) -> None:
     out = place.format(tmp=tmp_path)
     refused(told, "query", finished[1], "SELECT 1", "--format", "csv", "--force", "--out", out)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_query_leaves_no_file(finished, told, tmp_path):
+def test_a_wrong_query_leaves_no_file(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path
+) -> None:
     refused(told, "query", finished[1], "SELECT nothing FROM rollouts", "--out", tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_is_replaced_by_force_and_nothing_else_is(finished, told, tmp_path):
+def test_an_export_is_replaced_by_force_and_nothing_else_is(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "out"
     words = ("export", finished[1], "--to", "hf", "--out", out)
     assert told(*words)[0] == 0
@@ -127,7 +149,9 @@ def test_an_export_is_replaced_by_force_and_nothing_else_is(finished, told, tmp_
 # --- what is shown -------------------------------------------------------------------------------
 
 
-def test_a_table_that_is_too_wide_is_shown_as_records(finished, told, monkeypatch):
+def test_a_table_that_is_too_wide_is_shown_as_records(
+    finished: tuple[Path, Path], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sql = "SELECT rollout_id, text, student_iou, sampling_logprobs FROM rollouts"
     monkeypatch.setenv("COLUMNS", "300")
     assert "| rollout_id " in told("query", finished[1], sql)[1]
@@ -142,7 +166,7 @@ def test_a_table_that_is_too_wide_is_shown_as_records(finished, told, monkeypatc
     assert start in out.replace("\n                  | ", "")
 
 
-def test_records_are_cut_off_in_length_and_number():
+def test_records_are_cut_off_in_length_and_number() -> None:
     frame = pl.DataFrame({"name": ["x" * 1000] * 60, "none": [None] * 60})
     out = answers.shown(frame, 80)
     assert "(1,000 characters)" in out and "(10 more; --out FILE has all)" in out
@@ -152,7 +176,9 @@ def test_records_are_cut_off_in_length_and_number():
 
 @pytest.mark.parametrize("asked", ["DESCRIBE {}", "desc {};", "SHOW COLUMNS FROM {}"])
 @pytest.mark.parametrize("name", ["rollouts", "trajectories", "tokens", "rollouts_all", "updates"])
-def test_describe_says_what_a_column_is(finished, told, asked, name):
+def test_describe_says_what_a_column_is(
+    finished: tuple[Path, Path], told: Told, asked: str, name: str
+) -> None:
     for run in (finished[1], f"{finished[1]}@1"):
         _, out, _ = told("query", run, asked.format(name), "--format", "json")
         rows = json.loads(out)
@@ -170,7 +196,9 @@ def test_describe_says_what_a_column_is(finished, told, asked, name):
 
 
 @pytest.mark.parametrize("name", ["trajectories", "tokens"])
-def test_what_a_view_calls_never_null_is_never_null(finished, told, name):
+def test_what_a_view_calls_never_null_is_never_null(
+    finished: tuple[Path, Path], told: Told, name: str
+) -> None:
     _, out, _ = told("query", finished[1], f"DESCRIBE {name}", "--format", "json")
     never = [row["column"] for row in json.loads(out) if not row["nullable"]]
     run = Run.open(finished[1])
@@ -179,7 +207,7 @@ def test_what_a_view_calls_never_null_is_never_null(finished, told, name):
     assert "policy_version" in never
 
 
-def test_describe_of_a_query_and_of_nothing(finished, told):
+def test_describe_of_a_query_and_of_nothing(finished: tuple[Path, Path], told: Told) -> None:
     _, out, _ = told(
         "query", finished[1], "DESCRIBE SELECT max(rank) FROM selections", "--format", "json"
     )
@@ -187,7 +215,7 @@ def test_describe_of_a_query_and_of_nothing(finished, told):
     assert "did you mean 'rollouts'?" in refused(told, "query", finished[1], "DESCRIBE rollout")
 
 
-def test_show_takes_the_beginning_of_an_id(finished, told):
+def test_show_takes_the_beginning_of_an_id(finished: tuple[Path, Path], told: Told) -> None:
     ids = Run.open(finished[1]).rollouts().select("rollout_id", "example_id").collect()
     rollout, example = ids.row(0)
     assert rollout in told("show", finished[1], rollout)[1]
@@ -204,7 +232,7 @@ def test_show_takes_the_beginning_of_an_id(finished, told):
     assert "there is no rollout ''" in refused(told, "show", finished[1], "")
 
 
-def test_status_for_programs_and_of_a_round(finished, told):
+def test_status_for_programs_and_of_a_round(finished: tuple[Path, Path], told: Told) -> None:
     config, run = finished
     found = json.loads(told("status", run, "--json")[1])
     assert found["round"] == 2 and found["as_of_round"] is None
@@ -221,7 +249,9 @@ def test_status_for_programs_and_of_a_round(finished, told):
 # --- runs and configs ----------------------------------------------------------------------------
 
 
-def test_a_run_is_made_in_the_shells_folder(write_config, tmp_path, monkeypatch, told):
+def test_a_run_is_made_in_the_shells_folder(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
     config = write_config(tmp_path / "configs")
     (tmp_path / "shell").mkdir()
     monkeypatch.chdir(tmp_path / "shell")
@@ -232,7 +262,9 @@ def test_a_run_is_made_in_the_shells_folder(write_config, tmp_path, monkeypatch,
     assert not (tmp_path / "configs" / "runs").exists()
 
 
-def test_a_folder_stands_for_the_config_that_made_it(finished, monkeypatch, told, tmp_path):
+def test_a_folder_stands_for_the_config_that_made_it(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, told: Told, tmp_path: Path
+) -> None:
     """And says which that is."""
     config, run = finished
     ran = []
@@ -242,7 +274,9 @@ def test_a_folder_stands_for_the_config_that_made_it(finished, monkeypatch, told
     assert ran == [(str(config), 2, ("focus.top_k=3",))]
 
 
-def test_a_folder_remembers_how_it_was_overridden(finished, monkeypatch, told, tmp_path):
+def test_a_folder_remembers_how_it_was_overridden(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, told: Told, tmp_path: Path
+) -> None:
     config, run = finished
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -258,7 +292,9 @@ def test_a_folder_remembers_how_it_was_overridden(finished, monkeypatch, told, t
     assert f"--set run.path={copy} --set focus.top_k=3\n" in told("status", "copy")[1]
 
 
-def test_a_folder_without_its_config_says_so(finished, told, tmp_path):
+def test_a_folder_without_its_config_says_so(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished[1], copy)
     said = refused(told, "run", copy)
@@ -282,7 +318,7 @@ WRONG = {
 
 
 @pytest.fixture
-def wrong_inputs(tmp_path, models):
+def wrong_inputs(tmp_path: Path, models: dict[str, Path]) -> Path:
     for name in ("bare", "cut", "other"):
         shutil.copytree(models["student"], tmp_path / name)
     (tmp_path / "bare" / "model.safetensors").unlink()
@@ -299,7 +335,9 @@ def wrong_inputs(tmp_path, models):
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_refused_run_leaves_no_folder(what, wrong_inputs, write_config):
+def test_a_refused_run_leaves_no_folder(
+    what: str, wrong_inputs: Path, write_config: WriteConfig
+) -> None:
     config = write_config(wrong_inputs / "c", {"run.path": "new/deep/run"})
     wrong = [f"{key}={wrong_inputs / value}" for key, value in WRONG[what].items()]
     with pytest.raises(VideoOPDError), opened(str(config), wrong):
@@ -308,15 +346,17 @@ def test_a_refused_run_leaves_no_folder(what, wrong_inputs, write_config):
 
 
 def test_a_stage_that_is_refused_before_anything_was_computed_leaves_none_either(
-    write_config, tmp_path
-):
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = str(write_config(tmp_path, {"run.path": "new/run"}))
     with pytest.raises(VideoOPDError, match="refused"), opened(config):
         raise VideoOPDError("refused")
     assert [p.name for p in tmp_path.iterdir()] == ["config.toml"]
 
 
-def test_what_was_computed_stays_and_so_does_a_folder_of_the_users(write_config, tmp_path):
+def test_what_was_computed_stays_and_so_does_a_folder_of_the_users(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = str(write_config(tmp_path, {"run.path": "mine"}))
     (tmp_path / "mine").mkdir()
     with pytest.raises(VideoOPDError), opened(config):
@@ -333,7 +373,9 @@ def test_what_was_computed_stays_and_so_does_a_folder_of_the_users(write_config,
     assert Run.open(tmp_path / "mine").draws().collect().height == 10
 
 
-def test_another_process_in_the_run_is_no_reason_to_remove_it(write_config, tmp_path):
+def test_another_process_in_the_run_is_no_reason_to_remove_it(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = str(write_config(tmp_path))
     with opened(config) as work:
         with pytest.raises(VideoOPDError, match="in use"), opened(config):
@@ -354,8 +396,13 @@ def test_another_process_in_the_run_is_no_reason_to_remove_it(write_config, tmp_
     ],
 )
 def test_a_place_where_no_run_can_be_is_told_before_a_server_starts(
-    write_config, tmp_path, told, monkeypatch, place, said
-):
+    write_config: WriteConfig,
+    tmp_path: Path,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    said: str,
+) -> None:
     monkeypatch.setattr("flows.launch.connect", lambda: pytest.fail("a server was started"))
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -367,7 +414,9 @@ def test_a_place_where_no_run_can_be_is_told_before_a_server_starts(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_a_sentence(write_config, tmp_path, told):
+def test_a_read_only_folder_is_a_sentence(
+    write_config: WriteConfig, tmp_path: Path, told: Told
+) -> None:
     (tmp_path / "ro").mkdir(mode=0o555)
     config = write_config(tmp_path / "c")
     assert "cannot be written" in refused(
@@ -389,7 +438,14 @@ def test_a_read_only_folder_is_a_sentence(write_config, tmp_path, told):
         ("reruns", ("stage", "stale", "{run}")),
     ],
 )
-def test_a_truncated_table_is_a_sentence(finished, told, tmp_path, monkeypatch, table, words):
+def test_a_truncated_table_is_a_sentence(
+    finished: tuple[Path, Path],
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    table: str,
+    words: tuple[object, ...],
+) -> None:
     config, run = finished
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -398,7 +454,7 @@ def test_a_truncated_table_is_a_sentence(finished, told, tmp_path, monkeypatch, 
     for file in [*folder.glob("data/*")] or [*folder.glob("_versions/*.manifest")]:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
-    def stage(name, config, round, force, overrides):
+    def stage(name: str, config: str, round: int | None, force: bool, overrides: list[str]) -> None:
         from flows import stages
 
         with opened(config, overrides) as work:
@@ -422,8 +478,14 @@ def test_a_truncated_table_is_a_sentence(finished, told, tmp_path, monkeypatch, 
     ],
 )
 def test_a_damaged_file_of_a_run_is_a_sentence(
-    finished, told, tmp_path, place, content, words, said
-):
+    finished: tuple[Path, Path],
+    told: Told,
+    tmp_path: Path,
+    place: str,
+    content: str,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished[1], copy)
     for file in copy.glob(place):
@@ -432,7 +494,9 @@ def test_a_damaged_file_of_a_run_is_a_sentence(
     assert said in refused(told, name, copy, *(word.format(run=copy) for word in rest))
 
 
-def test_a_damaged_frame_store_does_not_spoil_the_status(finished, told, tmp_path):
+def test_a_damaged_frame_store_does_not_spoil_the_status(
+    finished: tuple[Path, Path], told: Told, tmp_path: Path
+) -> None:
     shutil.copytree(finished[1], tmp_path / "run")
     shutil.copytree(finished[1].parent / "videoopd-frames", tmp_path / "videoopd-frames")
     damaged = [file for file in (tmp_path / "videoopd-frames").rglob("*") if file.is_file()]
@@ -473,11 +537,15 @@ def test_a_damaged_frame_store_does_not_spoil_the_status(finished, told, tmp_pat
         (("status", "x" * 300), "too long"),
     ],
 )
-def test_whatever_is_wrong_is_one_sentence(told, words, said):
+def test_whatever_is_wrong_is_one_sentence(
+    told: Told, words: tuple[object, ...], said: str
+) -> None:
     assert said in refused(told, *words)
 
 
-def test_init_writes_a_config_and_replaces_nothing(told, tmp_path, monkeypatch):
+def test_init_writes_a_config_and_replaces_nothing(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = told("init")
     assert code == 0 and "videoopd run videoopd.toml" in out
@@ -487,7 +555,9 @@ def test_init_writes_a_config_and_replaces_nothing(told, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["videoopd.toml"]
 
 
-def test_an_import_of_nothing_leaves_no_folder(told, tmp_path, tiny_world):
+def test_an_import_of_nothing_leaves_no_folder(
+    told: Told, tmp_path: Path, tiny_world: World
+) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"source": "x"}\n')
     words = ("import", "timelens-100k", bad, "--videos", tiny_world.videos)
@@ -496,13 +566,15 @@ def test_an_import_of_nothing_leaves_no_folder(told, tmp_path, tiny_world):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
-def test_quietly_there_is_no_progress(told, finished, monkeypatch):
+def test_quietly_there_is_no_progress(
+    told: Told, finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flows.console.progress import is_quiet, progress
 
     monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
     seen = []
 
-    def working(options):
+    def working(options: object) -> None:
         seen.append(is_quiet())
         with progress("score", 3) as advance:
             advance(3)
@@ -513,11 +585,13 @@ def test_quietly_there_is_no_progress(told, finished, monkeypatch):
     assert seen == [True, True, False] and not is_quiet()
 
 
-def test_a_quiet_status_is_a_line(told, finished):
+def test_a_quiet_status_is_a_line(told: Told, finished: tuple[Path, Path]) -> None:
     assert told("-q", "status", finished[1])[1] == "round 2: nothing drawn yet\n"
 
 
-def test_a_quiet_audit_is_its_last_line_and_what_is_broken(told, finished, tmp_path):
+def test_a_quiet_audit_is_its_last_line_and_what_is_broken(
+    told: Told, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     words = ("-q", "audit", "--videos", "0")
     assert re.fullmatch(r"all \d+ links hold\n", told(*words, finished[1])[1])
     shutil.copytree(finished[1], tmp_path / "run")
@@ -527,7 +601,9 @@ def test_a_quiet_audit_is_its_last_line_and_what_is_broken(told, finished, tmp_p
     assert code == 1 and "✗ configs" in out and "✓" not in out
 
 
-def test_quiet_rounds_are_one_line(capsys, finished):
+def test_quiet_rounds_are_one_line(
+    capsys: pytest.CaptureFixture[str], finished: tuple[Path, Path]
+) -> None:
     from flows.console.progress import quietly
     from flows.console.report import print_rounds
     from flows.stage.outcome import summarize
@@ -540,7 +616,7 @@ def test_quiet_rounds_are_one_line(capsys, finished):
     assert capsys.readouterr().out == f"round 1: eval mIoU {summary.miou:.3f}; {finished[1]}\n"
 
 
-def test_versions_are_read_from_metadata():
+def test_versions_are_read_from_metadata() -> None:
     code = (
         "import sys, flows.cli\n"
         "try:\n    flows.cli.main(['--version'])\n"
@@ -558,7 +634,7 @@ def test_versions_are_read_from_metadata():
 
 
 @pytest.mark.parametrize("shell", about.SHELLS)
-def test_completion_is_made_of_the_parser(told, shell):
+def test_completion_is_made_of_the_parser(told: Told, shell: str) -> None:
     code, out, _ = told("completion", shell)
     assert code == 0
     for word in ("audit", "validate", "stale", "parquet", "rounds"):
@@ -566,7 +642,7 @@ def test_completion_is_made_of_the_parser(told, shell):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_completion_completes_in_a_real_bash(told, tmp_path):
+def test_completion_completes_in_a_real_bash(told: Told, tmp_path: Path) -> None:
     (tmp_path / "videoopd.bash").write_text(told("completion", "bash")[1])
     (tmp_path / "tiny.toml").write_text("")
     script = """
@@ -584,13 +660,13 @@ def test_completion_completes_in_a_real_bash(told, tmp_path):
     ]  # fmt: skip
 
 
-def test_bench_lists_what_it_measures(told):
+def test_bench_lists_what_it_measures(told: Told) -> None:
     code, out, _ = told("bench", "--list")
     assert code == 0
     assert re.search(r"^trees +prefix trees", out, re.MULTILINE)
 
 
-def test_transformers_draws_no_bars(finished):
+def test_transformers_draws_no_bars(finished: tuple[Path, Path]) -> None:
     """Neither where a server is involved nor where none is: `evaluate` loads a model by itself."""
     config, _ = finished
     done = subprocess.run(
@@ -601,7 +677,7 @@ def test_transformers_draws_no_bars(finished):
     assert done.stderr == ""
 
 
-def test_output_on_a_full_disk_is_a_sentence(finished):
+def test_output_on_a_full_disk_is_a_sentence(finished: tuple[Path, Path]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", "query", str(finished[1]), "SELECT 1"],
@@ -612,7 +688,7 @@ def test_output_on_a_full_disk_is_a_sentence(finished):
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--help",), ("stage", "--help")])
-def test_what_prints_and_ends_may_be_read_by_head(words):
+def test_what_prints_and_ends_may_be_read_by_head(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:

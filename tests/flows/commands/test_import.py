@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """6 s each; `sub/c.mp4` is 12 s."""
     folder = tmp_path_factory.mktemp("videos")
     (folder / "sub").mkdir()
@@ -55,7 +56,9 @@ def plain(video: str, start: float, end: float, query: str = "a dog runs") -> di
     return {"video": video, "start": start, "end": end, "query": query}
 
 
-def test_from_a_file_to_examples_and_reasons(videos, tmp_path, capsys):
+def test_from_a_file_to_examples_and_reasons(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_lines(
         tmp_path / "in.jsonl",
         plain("a.mp4", 1, 2),
@@ -96,7 +99,9 @@ def test_from_a_file_to_examples_and_reasons(videos, tmp_path, capsys):
     assert not list(out.parent.glob("*.part")) + list(out.parent.glob(".*.part"))
 
 
-def test_sentences_of_a_video_that_stand_together_make_one_row(videos, tmp_path):
+def test_sentences_of_a_video_that_stand_together_make_one_row(
+    videos: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "sta.txt"
     file.write_text("a 0.0 1.0##one\na 1.0 2.0##two\nc 0.0 1.0##three\na 2.0 3.0##four\n")
     out = tmp_path / "out.jsonl"
@@ -106,7 +111,7 @@ def test_sentences_of_a_video_that_stand_together_make_one_row(videos, tmp_path)
     assert (summary.taken, len(summary.taken_videos)) == (4, 2)
 
 
-def test_an_annotation_of_another_cut_is_left_out(videos, tmp_path):
+def test_an_annotation_of_another_cut_is_left_out(videos: Path, tmp_path: Path) -> None:
     lines = [plain("a", 1, 2) | {"duration": 30}, plain("a", 2, 3) | {"duration": 6.9}]
     file = write_lines(tmp_path / "in.jsonl", *lines)
     out = tmp_path / "out.jsonl"
@@ -117,7 +122,7 @@ def test_an_annotation_of_another_cut_is_left_out(videos, tmp_path):
     assert "annotated for a video of 30 s and the file has 6 s" in first["reason"]
 
 
-def test_a_sentence_with_a_control_token_is_left_out(videos, tmp_path):
+def test_a_sentence_with_a_control_token_is_left_out(videos: Path, tmp_path: Path) -> None:
     tokens = ["<|video_pad|>", "<|im_end|>", "<|placeholder|>"]
     lines = [plain("a", 1, 2, f"a red ball{token}") for token in tokens]
     file = write_lines(tmp_path / "in.jsonl", *lines, plain("a", 1, 2, "a ball, <3 and |x|"))
@@ -127,7 +132,9 @@ def test_a_sentence_with_a_control_token_is_left_out(videos, tmp_path):
         assert row["kind"] == "control token" and repr(token) in row["reason"]
 
 
-def test_most_videos_missing_is_one_sentence_and_no_file(videos, tmp_path, capsys):
+def test_most_videos_missing_is_one_sentence_and_no_file(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2), plain("x", 1, 2), plain("y", 1, 2))
     out = tmp_path / "out.jsonl"
     command = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
@@ -139,7 +146,9 @@ def test_most_videos_missing_is_one_sentence_and_no_file(videos, tmp_path, capsy
     assert len(rows(out)) == 1
 
 
-def test_a_second_import_looks_at_nothing_and_a_changed_file_is_looked_at_again(videos, tmp_path):
+def test_a_second_import_looks_at_nothing_and_a_changed_file_is_looked_at_again(
+    videos: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     write_video(folder / "a.mp4")
@@ -159,7 +168,7 @@ def test_a_second_import_looks_at_nothing_and_a_changed_file_is_looked_at_again(
 
 
 @pytest.mark.kill
-def test_killed_it_goes_on_with_what_it_had_seen(tmp_path):
+def test_killed_it_goes_on_with_what_it_had_seen(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     original = write_video(folder / "0.mp4").read_bytes()
@@ -185,7 +194,9 @@ def test_killed_it_goes_on_with_what_it_had_seen(tmp_path):
     assert summary.known_before + summary.looked_at == count
 
 
-def test_nothing_taken_is_one_sentence_and_no_file(videos, tmp_path, capsys):
+def test_nothing_taken_is_one_sentence_and_no_file(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_lines(tmp_path / "in.jsonl", plain("nowhere", 1, 2))
     out = tmp_path / "out.jsonl"
     words = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
@@ -195,7 +206,9 @@ def test_nothing_taken_is_one_sentence_and_no_file(videos, tmp_path, capsys):
     assert not out.exists() and report_path(out).exists()
 
 
-def test_the_command_cuts_what_ends_late_where_that_is_asked_for(videos, tmp_path, capsys):
+def test_the_command_cuts_what_ends_late_where_that_is_asked_for(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 6.8), plain("a", 3, 2))
     out = tmp_path / "out.jsonl"
     words = ["import", "jsonl", str(file), "--videos", str(videos), "--out", str(out)]
@@ -212,7 +225,9 @@ def test_the_command_cuts_what_ends_late_where_that_is_asked_for(videos, tmp_pat
             cli.main([*words, "--clamp", wrong])
 
 
-def test_spans_that_look_like_fractions_are_told(videos, tmp_path, capsys):
+def test_spans_that_look_like_fractions_are_told(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [plain("a", n / 10, n / 10 + 0.2, f"query {n}") for n in range(8)]
     options = ImportOptions("jsonl", [], videos, tmp_path / "out.jsonl")
     for extra, told in (([], True), ([plain("a", 1, 2)], False)):
@@ -222,7 +237,9 @@ def test_spans_that_look_like_fractions_are_told(videos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["videos", "out", "file"])
-def test_a_users_mistakes_are_one_sentence(videos, tmp_path, capsys, wrong):
+def test_a_users_mistakes_are_one_sentence(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
     file = write_lines(tmp_path / "in.jsonl", plain("a", 1, 2))
     words = {
         "videos": [file, tmp_path / "no", tmp_path / "out.jsonl"],
@@ -235,9 +252,11 @@ def test_a_users_mistakes_are_one_sentence(videos, tmp_path, capsys, wrong):
     assert file.exists()
 
 
-def test_a_video_that_hangs_costs_itself_only(videos, monkeypatch):
+def test_a_video_that_hangs_costs_itself_only(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Impatient(DecoderProcess):
-        def ask(self, request, deadline):
+        def ask(self, request: dict[str, Any], deadline: float) -> tuple[dict[str, Any], bytearray]:
             return super().ask(request, 0.0 if "b_1.0" in request["path"] else deadline)
 
     monkeypatch.setattr(probing, "DecoderProcess", Impatient)
@@ -247,7 +266,7 @@ def test_a_video_that_hangs_costs_itself_only(videos, monkeypatch):
     assert isinstance(hung, Unusable) and not hung.final and "longer than 30 s" in hung.reason
 
 
-def test_what_may_pass_is_not_remembered(videos, tmp_path):
+def test_what_may_pass_is_not_remembered(videos: Path, tmp_path: Path) -> None:
     cache = ProbeCache(tmp_path / "cache", videos)
     with cache.appending():
         cache.add("a.mp4", Unusable("it took too long", final=False))
@@ -255,7 +274,7 @@ def test_what_may_pass_is_not_remembered(videos, tmp_path):
     assert set(ProbeCache(tmp_path / "cache", videos).known) == {"sub/c.mp4"}
 
 
-def test_leaving_the_probes_early_leaves_no_process(videos):
+def test_leaving_the_probes_early_leaves_no_process(videos: Path) -> None:
     for _ in probe_files(videos, ["a.mp4", "sub/c.mp4", "b_1.0_2.0.mp4"], 2, 30):
         break
 
@@ -277,11 +296,11 @@ def test_leaving_the_probes_early_leaves_no_process(videos):
         ("a\0", None),
     ],
 )
-def test_which_file_is_meant(videos, name, file):
+def test_which_file_is_meant(videos: Path, name: str, file: str | None) -> None:
     assert VideoFolder(videos).find(name) == file
 
 
-def test_two_files_of_one_name_are_none(tmp_path):
+def test_two_files_of_one_name_are_none(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.mp4").write_bytes(b"")
@@ -302,11 +321,13 @@ def test_two_files_of_one_name_are_none(tmp_path):
         ("soundly asleep", None),
     ],
 )
-def test_audio_queries_by_timelens_words(query, word):
+def test_audio_queries_by_timelens_words(query: str, word: str | None) -> None:
     assert audio_word(query) == word
 
 
-def test_the_summary_fits_on_a_screen(videos, tmp_path, capsys):
+def test_the_summary_fits_on_a_screen(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [plain("a", n / 100, 3, f"query {n}") for n in range(200)] + [plain("z", 1, 2)] * 50
     file = write_lines(tmp_path / "in.jsonl", *lines)
     summary = import_files(ImportOptions("jsonl", [file], videos, tmp_path / "out.jsonl"))
@@ -314,6 +335,6 @@ def test_the_summary_fits_on_a_screen(videos, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) <= 24
 
 
-def test_a_videos_folder_that_is_none_is_named(tmp_path):
+def test_a_videos_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match="--videos"):
         VideoFolder(tmp_path / "no")

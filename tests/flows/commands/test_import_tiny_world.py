@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import pytest
 from flows import cli
 from opd_core.annotations.timelens import read_timelens
 from opd_core.extensions import TEMPLATES
+from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample
 
 Examples = list[GroundingExample]
@@ -128,7 +130,9 @@ FORMS: dict[str, tuple[str, Callable[[Examples], bytes]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_annotations_in_another_form_are_the_same_examples(tiny_world, tmp_path, form):
+def test_the_same_annotations_in_another_form_are_the_same_examples(
+    tiny_world: World, tmp_path: Path, form: str
+) -> None:
     found = list(read_timelens(tiny_world.train, "train"))[:24]
     examples = [e for e in found if isinstance(e, GroundingExample)]
     assert len(examples) == len(found) > 8

@@ -14,6 +14,7 @@ from flows.audit.walk import Depth, audit
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
 from opd_core.scoring import trees as scoring
+from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
 from storage.asking.contents import contents, differences
 from storage.runs.run import Run
@@ -52,7 +53,7 @@ def broken(run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def few_words(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_words(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two rounds whose answers often say the same."""
     folder = tmp_path_factory.mktemp("few-words")
     config = folder / "tiny.toml"

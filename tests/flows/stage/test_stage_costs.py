@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from flows.stage import costs as stage_costs
 from flows.stage.costs import StageCost, measured, read_costs, recording
 from opd_core.model import token_count
+from opd_core.types import Policy
 
 POLICY = SimpleNamespace(version=3)
 
@@ -25,23 +27,23 @@ def spin(seconds: float) -> None:
 
 
 @measured
-def busy(work, policy):
+def busy(work: object, policy: Policy) -> str:
     spin(0.2)
     token_count.passed(7)
     return "summary"
 
 
 @measured
-def idle(work, policy):
+def idle(work: object, policy: Policy) -> None:
     time.sleep(0.2)
 
 
 @measured
-def failing(work, policy):
+def failing(work: object, policy: Policy) -> None:
     raise ValueError("no")
 
 
-def test_cpu_wall_and_tokens_of_each_stage_and_of_what_lies_between(tmp_path):
+def test_cpu_wall_and_tokens_of_each_stage_and_of_what_lies_between(tmp_path: Path) -> None:
     with recording(tmp_path / "costs.jsonl"):
         assert busy(None, POLICY) == "summary"
         spin(0.1)
@@ -56,21 +58,23 @@ def test_cpu_wall_and_tokens_of_each_stage_and_of_what_lies_between(tmp_path):
     assert not first.killed and [p.name for p in tmp_path.iterdir()] == ["costs.jsonl"]
 
 
-def test_without_a_recording_nothing_is_measured(tmp_path, monkeypatch):
+def test_without_a_recording_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert busy(None, POLICY) == "summary"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_children_count_alive_or_ended(tmp_path):
+def test_children_count_alive_or_ended(tmp_path: Path) -> None:
     program = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
 
     @measured
-    def ended(work, policy):
+    def ended(work: object, policy: Policy) -> None:
         subprocess.run([sys.executable, "-c", program], check=True)
 
     @measured
-    def alive(work, policy):
+    def alive(work: object, policy: Policy) -> subprocess.Popen[bytes]:
         child = subprocess.Popen(
             [sys.executable, "-c", program + "\nprint(flush=True)\ninput()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -88,13 +92,13 @@ def test_children_count_alive_or_ended(tmp_path):
     assert costs["idle"] < 0.2
 
 
-def test_a_stage_that_fails_has_cost_something_too(tmp_path):
+def test_a_stage_that_fails_has_cost_something_too(tmp_path: Path) -> None:
     with recording(tmp_path / "costs.jsonl"), pytest.raises(ValueError, match="no"):
         failing(None, POLICY)
     assert [c.stage for c in read_costs(tmp_path / "costs.jsonl")] == ["failing"]
 
 
-def test_what_a_killed_stage_had_spent_is_kept(tmp_path):
+def test_what_a_killed_stage_had_spent_is_kept(tmp_path: Path) -> None:
     program = """
 import sys, time, types
 from pathlib import Path
@@ -127,7 +131,7 @@ with stage_costs.recording(Path(sys.argv[1])):
     assert killed.attempt != after.attempt
 
 
-def test_a_stage_killed_after_its_line_is_not_counted_twice(tmp_path):
+def test_a_stage_killed_after_its_line_is_not_counted_twice(tmp_path: Path) -> None:
     file = tmp_path / "costs.jsonl"
     line = StageCost(2, "update", 1.0, 1.0, 5, "an attempt")
     file.write_text(json.dumps(asdict(line)) + "\n" + '{"policy_version": 2, "sta')
@@ -138,7 +142,7 @@ def test_a_stage_killed_after_its_line_is_not_counted_twice(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_recordings_end(tmp_path):
+def test_recordings_end(tmp_path: Path) -> None:
     with recording(tmp_path / "costs.jsonl"):
         pass
     assert stage_costs._recorder is None

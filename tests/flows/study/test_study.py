@@ -19,6 +19,7 @@ from flows.stage.costs import read_costs
 from flows.study.plan import load_study
 from flows.study.rows import read_result
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 
 pytestmark = pytest.mark.timeout(600)  # processes start one after the other, on a busy machine too
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,7 +116,9 @@ def killed_and_continued(study: Study) -> dict[str, Any]:
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_a_killed_study_goes_on_where_it_was(study, killed_and_continued):
+def test_a_killed_study_goes_on_where_it_was(
+    study: Study, killed_and_continued: dict[str, Any]
+) -> None:
     found = killed_and_continued
     assert found["workers"] == 1 and not found["alive"], "a worker outlived its study"
     assert found["code"] == 0, found["err"]
@@ -131,7 +134,9 @@ def test_a_killed_study_goes_on_where_it_was(study, killed_and_continued):
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_the_cost_of_a_resumed_round_is_the_sum_and_is_marked(study, killed_and_continued):
+def test_the_cost_of_a_resumed_round_is_the_sum_and_is_marked(
+    study: Study, killed_and_continued: dict[str, Any]
+) -> None:
     plan = load_study(study.file, study.runs)
     base, tvdf, uniform = (read_result(plan, r) for r in plan.runs({"tvdf": 1e-4, "uniform": 1e-4}))
     assert [len(r.points) for r in (base, tvdf, uniform)] == [1, 2, 2]
@@ -154,7 +159,9 @@ def test_the_cost_of_a_resumed_round_is_the_sum_and_is_marked(study, killed_and_
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_a_complete_study_runs_nothing_and_reports_again(study, killed_and_continued, capsys):
+def test_a_complete_study_runs_nothing_and_reports_again(
+    study: Study, killed_and_continued: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     files = [study.out / f"mine.{kind}" for kind in ("md", "svg", "json")]
     before = [f.read_bytes() for f in files]
     for file in files:
@@ -173,7 +180,9 @@ def test_a_complete_study_runs_nothing_and_reports_again(study, killed_and_conti
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_other_settings_are_refused(study, killed_and_continued, capsys):
+def test_other_settings_are_refused(
+    study: Study, killed_and_continued: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     study.write(top_k=2)
     try:
         assert cli.main(study.arguments) == 2
@@ -188,7 +197,9 @@ def test_other_settings_are_refused(study, killed_and_continued, capsys):
 
 @pytest.mark.server
 @pytest.mark.slow
-def test_a_key_that_has_come_since_was_at_its_default(study, killed_and_continued, capsys):
+def test_a_key_that_has_come_since_was_at_its_default(
+    study: Study, killed_and_continued: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     (file,) = (study.costs("tvdf").parent / "configs").glob("*.json")
     content = json.loads(file.read_text())
     assert content["update"].pop("entropy_weight") is False
@@ -203,8 +214,8 @@ def test_a_key_that_has_come_since_was_at_its_default(study, killed_and_continue
 @pytest.mark.server
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(
-    study, killed_and_continued, tmp_path, write_config
-):
+    study: Study, killed_and_continued: dict[str, Any], tmp_path: Path, write_config: WriteConfig
+) -> None:
     text = STUDY.format(base=study._base, top_k=4).replace("seeds = [3]", "seeds = [4]")
     # A teacher of random weights reaches no IoU above zero: focus then has nothing.
     text = text.replace('"focus.top_k" = 4', '"focus.min_teacher_iou" = 0.9')
@@ -219,7 +230,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert "| `uniform` |" in report and "| `tvdf` |" not in report
 
 
-def test_a_report_without_runs_says_what_to_do(tmp_path, write_config, capsys):
+def test_a_report_without_runs_says_what_to_do(
+    tmp_path: Path, write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = Study(tmp_path, write_config(tmp_path / "base"), dict(os.environ))
     assert cli.main([*study.arguments, "--report"]) == 2
     assert "has no complete run to report; run `videoopd study" in capsys.readouterr().err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from flows.study.claims import FAILS, HOLDS, OPEN, judge_claims
+from flows.study.claims import FAILS, HOLDS, OPEN, Claim, judge_claims
+from flows.study.curves import Result as ArmResult
 from flows.study.plan import ClaimsSection
 from tests.flows.study.study_points import result
 
@@ -14,7 +17,7 @@ PARTS = ClaimsSection(
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.002)
 
 
-def arm(name, *curve):
+def arm(name: str, *curve: Any) -> list[ArmResult]:
     """Five seeds around a curve; the noise is the seed's, and differs between arms."""
     shift = sum(map(ord, name)) % 5
     noise = NOISE[shift:] + NOISE[:shift]
@@ -24,11 +27,11 @@ def arm(name, *curve):
     ]
 
 
-def claims(**arms):
+def claims(**arms: Any) -> dict[str, Claim]:
     return {c.name: c for c in judge_claims(arms, PARTS)}
 
 
-def test_opd_above_grpo():
+def test_opd_above_grpo() -> None:
     name = "OPD above GRPO"
     grpo = arm("grpo", (0, 0.4), (100, 0.5))
     better, worse, alike = (arm("opd", (0, 0.4), (100, x)) for x in (0.6, 0.45, 0.5))
@@ -40,7 +43,7 @@ def test_opd_above_grpo():
     assert found[0].value == pytest.approx(0.1) and found[1].value == pytest.approx(0.05)
 
 
-def test_variants_stand_beside_the_claims_own_arms():
+def test_variants_stand_beside_the_claims_own_arms() -> None:
     parts = PARTS.model_copy(update={"variants": ("forward",)})
     grpo = arm("grpo", (0, 0.4), (100, 0.5))
     arms = {"opd": arm("opd", (0, 0.4), (100, 0.45)), "grpo": grpo}
@@ -59,14 +62,14 @@ def test_variants_stand_beside_the_claims_own_arms():
     assert len(found["A fifth of GRPO's time per step"].comparisons) == 2
 
 
-def test_a_single_seed_settles_nothing():
+def test_a_single_seed_settles_nothing() -> None:
     found = claims(
         opd=[result("opd", 0, (0, 0), (1, 0.9))], grpo=[result("grpo", 0, (0, 0), (1, 0))]
     )
     assert {c.verdict for c in found.values()} == {OPEN}
 
 
-def test_time_per_step():
+def test_time_per_step() -> None:
     name = "A fifth of GRPO's time per step"
     grpo = arm("grpo", (0, 0.4), (100, 0.5))
     for cost, verdict in ((15, HOLDS), (50, FAILS)):
@@ -74,7 +77,7 @@ def test_time_per_step():
         assert own.value == pytest.approx(cost / 100) and own.verdict == verdict
 
 
-def test_faster_convergence():
+def test_faster_convergence() -> None:
     name = "Faster convergence"
     grpo = arm("grpo", (0, 0.4), (50, 0.45), (100, 0.5), (150, 0.48))  # its best costs 100
     fast = claims(opd=arm("opd", (0, 0.4), (20, 0.6)), grpo=grpo)[name]
@@ -87,13 +90,13 @@ def test_faster_convergence():
     assert never.verdict == FAILS and never.comparisons[0].value is None
 
 
-def test_nothing_is_faster_than_what_never_rose():
+def test_nothing_is_faster_than_what_never_rose() -> None:
     grpo = arm("grpo", (0, 0.4), (50, 0.3))
     found = claims(opd=arm("opd", (0, 0.4), (20, 0.6)), grpo=grpo)["Faster convergence"]
     assert found.verdict == OPEN and found.comparisons[0].value is None
 
 
-def test_tvdf_at_equal_rounds_and_at_equal_cost():
+def test_tvdf_at_equal_rounds_and_at_equal_cost() -> None:
     ours, others = arm("opd", (0, 0.4), (50, 0.5)), arm("all", (0, 0.4), (100, 0.52))
     found = claims(opd=ours, all=others)["TVDF helps"]
     final, at_cost = found.comparisons
@@ -103,19 +106,19 @@ def test_tvdf_at_equal_rounds_and_at_equal_cost():
     assert found.verdict == FAILS  # of the first, which is the claim
 
 
-def test_student_beyond_teacher():
+def test_student_beyond_teacher() -> None:
     teacher = arm("teacher", (0, 0.85))
     found = claims(opd=arm("opd", (0, 0.4), (50, 0.6)), teacher=teacher)
     assert found["Student beyond teacher"].verdict == FAILS
 
 
-def test_the_tree_at_equal_cost():
+def test_the_tree_at_equal_cost() -> None:
     one, tree = arm("one", (0, 0.4), (50, 0.5)), arm("opd", (0, 0.4), (100, 0.7))
     (own,) = claims(opd=tree, one=one)["The 8-rollout tree beats 1 rollout"].comparisons
     assert own.value == pytest.approx(0.05) and own.verdict == HOLDS
 
 
-def test_a_claim_without_its_arms_is_left_out():
+def test_a_claim_without_its_arms_is_left_out() -> None:
     assert list(claims(opd=arm("opd", (0, 0), (1, 1)), one=arm("one", (0, 0), (1, 1)))) == [
         "The 8-rollout tree beats 1 rollout"
     ]

@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ SESSION = {
 
 
 @pytest.fixture
-def evidence(tmp_path) -> Evidence:
+def evidence(tmp_path: Path) -> Evidence:
     file = tmp_path / "mine.toml"
     file.write_text(
         STUDY.replace('opd = "opd"', 'opd = "opd"\nopd_one = "long"\nteacher = "base"', 1)
@@ -47,7 +48,9 @@ def evidence(tmp_path) -> Evidence:
     )
 
 
-def test_the_table_the_verdicts_and_where_they_come_from(evidence, tmp_path):
+def test_the_table_the_verdicts_and_where_they_come_from(
+    evidence: Evidence, tmp_path: Path
+) -> None:
     write_report(evidence, tmp_path / "out")
     text = (tmp_path / "out" / "mine.md").read_text()
     assert "| `opd` | Video-OPD | 0.001 | 3 | 1 | 10 | 1 k | 11 | 0.527 ± 0.063 |" in text
@@ -63,7 +66,7 @@ def test_the_table_the_verdicts_and_where_they_come_from(evidence, tmp_path):
     assert "8 of" not in text and "4 of 4 rounds worked on the very examples" in text
 
 
-def test_the_numbers_hold_every_point(evidence, tmp_path):
+def test_the_numbers_hold_every_point(evidence: Evidence, tmp_path: Path) -> None:
     write_report(evidence, tmp_path)
     numbers = json.loads((tmp_path / "mine.json").read_text())
     assert [(r["arm"], r["seed"], len(r["points"])) for r in numbers["runs"]] == [
@@ -74,7 +77,7 @@ def test_the_numbers_hold_every_point(evidence, tmp_path):
     assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
 
 
-def test_the_plot_is_whole(evidence, tmp_path):
+def test_the_plot_is_whole(evidence: Evidence, tmp_path: Path) -> None:
     write_report(evidence, tmp_path)
     picture = ET.parse(tmp_path / "mine.svg").getroot()
     words = {t.text for t in picture.iter("{http://www.w3.org/2000/svg}text")}
@@ -86,12 +89,12 @@ def test_the_plot_is_whole(evidence, tmp_path):
     assert re.search(rf"^\| `base` .*{miou}.*{r1_70}", text, re.MULTILINE), "as in the table"
 
 
-def test_the_same_evidence_gives_the_same_files(evidence, tmp_path):
+def test_the_same_evidence_gives_the_same_files(evidence: Evidence, tmp_path: Path) -> None:
     first = [p.read_bytes() for p in write_report(evidence, tmp_path / "a")]
     assert first == [p.read_bytes() for p in write_report(evidence, tmp_path / "b")]
 
 
-def test_unequal_draws_and_resumed_rounds_are_said(evidence, tmp_path):
+def test_unequal_draws_and_resumed_rounds_are_said(evidence: Evidence, tmp_path: Path) -> None:
     other = evidence.results[3]
     changed = replace(
         other,

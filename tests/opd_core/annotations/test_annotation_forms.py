@@ -140,7 +140,7 @@ JSONISH = ("timelens-100k", "qvhighlights", "video-opd", "jsonl")
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("container", ["lines", "array", "parquet"])
-def test_a_row_in_every_form(name, container):
+def test_a_row_in_every_form(name: str, container: str) -> None:
     row = ROWS[name]
     content = {"lines": row, "array": [row], "parquet": None}[container]
     if container == "parquet":
@@ -209,7 +209,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_in_every_form(name):
+def test_a_file_in_every_form(name: str) -> None:
     found = read(*FILES[name])
     assert all(isinstance(item, Annotated) for item in found), found
     assert [(item.video, item.query) for item in found] == [("a.mp4", "a dog runs")] * 2
@@ -217,7 +217,7 @@ def test_a_file_in_every_form(name):
     assert len({item.place for item in found}) == 2
 
 
-def test_places_are_lines_or_rows():
+def test_places_are_lines_or_rows() -> None:
     assert [f.place for f in read(*FILES["blank lines"])] == ["file:3", "file:5"]
     assert [f.place for f in read(*FILES["an array, a row a line"])] == ["file:1", "file:2"]
     assert [f.place for f in read(*FILES["Excel's"])] == ["file:3", "file:4"]
@@ -286,7 +286,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("format", JSONISH)
-def test_what_cannot_be_meant_in_one_way_is_left_out(name, format):
+def test_what_cannot_be_meant_in_one_way_is_left_out(name: str, format: str) -> None:
     row, reason = REFUSED[name]
     (found,) = read(format, row)
     assert isinstance(found, LeftOut) and found.place == "file:1"
@@ -316,7 +316,9 @@ def test_what_cannot_be_meant_in_one_way_is_left_out(name, format):
         ("activitynet", b"PK\x03\x04" + bytes(40), ["ZIP archive or Excel's"]),
     ],
 )  # fmt: skip
-def test_what_is_broken_costs_itself(format, content, reasons):
+def test_what_is_broken_costs_itself(
+    format: str, content: str | bytes, reasons: list[str | str | None]
+) -> None:
     found = read(format, content)
     assert [isinstance(item, Annotated) for item in found] == [r is None for r in reasons], found
     for item, reason in zip(found, reasons, strict=True):
@@ -328,17 +330,17 @@ def test_what_is_broken_costs_itself(format, content, reasons):
     ["4.5 to 2.0", "The event happens in 4.5 - 2.0 seconds.", "<answer>4.5 to 2</answer>",
      [4.5, 2.0], "[4.5, 2.0]", {"start": "4.5", "end": "2"}, "00:04.5 - 00:02"],
 )  # fmt: skip
-def test_a_reversed_span_is_read_as_it_stands(span):
+def test_a_reversed_span_is_read_as_it_stands(span: str | list[float] | dict[str, str]) -> None:
     (found,) = read("video-opd", VQ | {"answer": span})
     assert isinstance(found, Annotated) and found.spans == (Span(4.5, 2.0),)
 
 
 @pytest.mark.parametrize("text", ["-1.0 to 2.5", "<answer>-1.0 to 2.5</answer>", "[-1, 2.5]"])
-def test_a_negative_span_keeps_its_sign(text):
+def test_a_negative_span_keeps_its_sign(text: str) -> None:
     assert spans_of(text) == (Span(-1.0, 2.5),)
 
 
-def test_all_spans_of_a_text_are_kept():
+def test_all_spans_of_a_text_are_kept() -> None:
     both = (Span(1, 2.5), Span(4, 5))
     for text in ("1.0 to 2.5, 4 to 5", "[1.0 - 2.5]; [4 - 5]", "[[1, 2.5], [4, 5]]",
                  "0:01-0:02.5 and 0:04-0:05"):  # fmt: skip
@@ -349,7 +351,7 @@ times = st.integers(0, 360_000).map(lambda n: n / 1000)
 
 
 @given(times)
-def test_every_way_to_write_a_time_is_the_same_time(value):
+def test_every_way_to_write_a_time_is_the_same_time(value: tuple[str, float]) -> None:
     whole, rest = divmod(value, 60)
     hours, minutes = divmod(int(whole), 60)
     ways = (
@@ -364,7 +366,7 @@ def test_every_way_to_write_a_time_is_the_same_time(value):
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-+0-9.,:smh ]{0,12}", fullmatch=True))
-def test_any_text_is_a_time_or_a_reason(text):
+def test_any_text_is_a_time_or_a_reason(text: str) -> None:
     try:
         value = seconds(text, "it")
     except BadAnnotationError as error:
@@ -374,7 +376,7 @@ def test_any_text_is_a_time_or_a_reason(text):
 
 
 @given(times, times, st.sampled_from([" to ", " - ", "-", "–", ", ", ";", " until ", " --> "]))
-def test_a_pair_in_text_is_that_pair(start, end, join):
+def test_a_pair_in_text_is_that_pair(start: float, end: float, join: str) -> None:
     assert spans_of(f"{start}{join}{end}") == (Span(start, end),)
     assert spans_of(f"[{start}s{join}{end} s]") == (Span(start, end),)
 
@@ -384,7 +386,7 @@ parts = names.filter(lambda n: n.strip(". ") and n == n.strip())
 
 
 @given(st.lists(parts, min_size=1, max_size=4))
-def test_a_path_of_windows_is_the_path_of_posix(folders):
+def test_a_path_of_windows_is_the_path_of_posix(folders: list[str]) -> None:
     posix = NamedPath.of("/".join(folders))
     assert posix.parts == tuple(folders) and not posix.is_absolute
     absolute = NamedPath.of("/" + "/".join(folders))
@@ -422,7 +424,7 @@ def test_a_path_of_windows_is_the_path_of_posix(folders):
         ("\\", None),
     ],
 )
-def test_which_file_is_meant(tmp_path, name, file):
+def test_which_file_is_meant(tmp_path: Path, name: str, file: str | None) -> None:
     videos = tmp_path / "my" / "videos"
     (videos / "sub").mkdir(parents=True)
     for there in ("a.mp4", "sub/c.mp4", "with space.mp4"):

@@ -40,7 +40,7 @@ def event(**changes: object) -> dict[str, object]:
     return good(events=[{**GOOD["events"][0], **changes}])
 
 
-def test_one_example_an_event(tmp_path):
+def test_one_example_an_event(tmp_path: Path) -> None:
     first, second = read(tmp_path, GOOD)
     assert first == GroundingExample(
         example_id=make_example_id("a/b.mp4", "a dog barks", Span(1.5, 4.0)),
@@ -103,7 +103,9 @@ def test_one_example_an_event(tmp_path):
         (good(video_start=30.0), "train.jsonl:1", "a cut-out of its video"),
     ],
 )
-def test_a_bad_annotation_is_quarantined_and_the_rest_goes_on(tmp_path, line, place, reason):
+def test_a_bad_annotation_is_quarantined_and_the_rest_goes_on(
+    tmp_path: Path, line: str, place: str, reason: str
+) -> None:
     bad, *rest = read(tmp_path, line, GOOD)
     assert isinstance(bad, QuarantinedItem)
     assert (bad.item_id, bad.stage, bad.policy_version) == (place, "import", None)
@@ -111,7 +113,7 @@ def test_a_bad_annotation_is_quarantined_and_the_rest_goes_on(tmp_path, line, pl
     assert [type(item) for item in rest] == [GroundingExample] * 2
 
 
-def test_a_bad_event_does_not_take_its_neighbours_along(tmp_path):
+def test_a_bad_event_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
     bad = {"query": "", "span": [[1, 2]]}
     items = read(tmp_path, good(events=[GOOD["events"][0], bad, GOOD["events"][1]]))
     assert [type(item).__name__ for item in items] == [
@@ -120,14 +122,16 @@ def test_a_bad_event_does_not_take_its_neighbours_along(tmp_path):
     assert items[1].item_id == "train.jsonl:1#1" and items[1].video_path == "a/b.mp4"
 
 
-def test_the_same_annotation_twice_is_one_example(tmp_path):
+def test_the_same_annotation_twice_is_one_example(tmp_path: Path) -> None:
     items = read(tmp_path, GOOD, b"", good(source="again"))
     assert [type(item) for item in items[:2]] == [GroundingExample] * 2
     assert [item.item_id for item in items[2:]] == ["train.jsonl:3#0", "train.jsonl:3#1"]
     assert items[2].reason == "is the same annotation as train.jsonl:1#0"
 
 
-def test_a_sentence_that_is_true_several_times_is_one_example_with_all_its_spans(tmp_path):
+def test_a_sentence_that_is_true_several_times_is_one_example_with_all_its_spans(
+    tmp_path: Path,
+) -> None:
     (item,) = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11], [1, 2], [9, 11]]}]))
     assert item.span == Span(9.0, 11.0) and item.other_spans == ((1.0, 2.0),)
     assert item.spans == (Span(9.0, 11.0), Span(1.0, 2.0))
@@ -135,13 +139,13 @@ def test_a_sentence_that_is_true_several_times_is_one_example_with_all_its_spans
     assert alone.example_id != item.example_id
 
 
-def test_a_rounded_duration_is_tolerated_and_nothing_is_clipped(tmp_path):
+def test_a_rounded_duration_is_tolerated_and_nothing_is_clipped(tmp_path: Path) -> None:
     end = 30.5 + END_TOLERANCE_SECONDS
     (item,) = read(tmp_path, event(span=[[29, end]]))
     assert item.span == Span(29.0, end) and item.duration == 30.5
 
 
-def test_a_run_reads_what_import_reads(tmp_path):
+def test_a_run_reads_what_import_reads(tmp_path: Path) -> None:
     """One reader: times as text, a single pair, Windows' separators, an array."""
     (whole,) = read(tmp_path, event(query="q", span=[[1.5, 62.5]]) | {"duration": 70})
     forms = (
@@ -154,13 +158,13 @@ def test_a_run_reads_what_import_reads(tmp_path):
     assert [read(tmp_path, form) for form in forms] == [[whole]] * len(forms)
 
 
-def test_blank_lines_a_byte_order_mark_and_windows_line_ends(tmp_path):
+def test_blank_lines_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     line = json.dumps(GOOD).encode()
     assert len(read(tmp_path, b"\xef\xbb\xbf" + line + b"\r", b"  ", b"")) == 2
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "."])
-def test_an_unreadable_file_raises_at_once_and_says_what_to_do(tmp_path, name):
+def test_an_unreadable_file_raises_at_once_and_says_what_to_do(tmp_path: Path, name: str) -> None:
     with pytest.raises(VideoOPDError, match=r"data\.eval"):
         read_timelens(tmp_path / name, "eval")
 
@@ -194,7 +198,9 @@ def annotations() -> st.SearchStrategy[object]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(annotations() | json_values() | st.binary(max_size=20), max_size=4))
-def test_whatever_is_in_the_file_each_example_is_valid_and_each_problem_has_a_reason(lines):
+def test_whatever_is_in_the_file_each_example_is_valid_and_each_problem_has_a_reason(
+    lines: list[str],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         items = read(Path(folder), *lines)
     ids = [item.example_id for item in items if isinstance(item, GroundingExample)]

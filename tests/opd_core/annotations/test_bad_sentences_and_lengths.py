@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from opd_core.annotations.control_tokens import control_fault, control_tokens
@@ -23,7 +25,7 @@ from opd_core.video.presence import refuse_missing
         "a <|VIDEO_PAD|> b",
     ],
 )
-def test_what_is_written_like_a_control_token_is_one_without_a_tokenizer(sentence):
+def test_what_is_written_like_a_control_token_is_one_without_a_tokenizer(sentence: str) -> None:
     assert "control token" in control_fault(sentence)
 
 
@@ -39,16 +41,16 @@ def test_what_is_written_like_a_control_token_is_one_without_a_tokenizer(sentenc
         "\uff1c左\uff1e和右｜的门",
     ],
 )
-def test_plain_sentences_are_none(sentence):
+def test_plain_sentences_are_none(sentence: str) -> None:
     assert control_fault(sentence) is None
 
 
-def test_the_first_and_longest_token_is_named():
+def test_the_first_and_longest_token_is_named() -> None:
     known = {"<think>", "[STOP]", "[STOP]s"}
     assert "'[STOP]s'" in control_fault("a [STOP]s <think>", known)
 
 
-def test_the_tokens_of_a_tokenizer_are_its_special_ones_and_those_of_the_template():
+def test_the_tokens_of_a_tokenizer_are_its_special_ones_and_those_of_the_template() -> None:
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
@@ -75,11 +77,11 @@ def test_the_tokens_of_a_tokenizer_are_its_special_ones_and_those_of_the_templat
         (3600.0, 3600.0 * 24 / 25, True),  # a film at another speed
     ],
 )
-def test_another_length_is_another_video(annotated, real, other):
+def test_another_length_is_another_video(annotated: float, real: float, other: bool) -> None:
     assert (duration_fault(annotated, real) is not None) == other
 
 
-def test_most_files_missing_is_the_folders_fault(tmp_path):
+def test_most_files_missing_is_the_folders_fault(tmp_path: Path) -> None:
     names = [f"{n}.mp4" for n in range(4)]
     (tmp_path / "0.mp4").touch()
     (tmp_path / "1.mp4").touch()

@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +78,7 @@ def read(format: str, content: object) -> list[Annotated | LeftOut]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_format(format):
+def test_each_format(format: str) -> None:
     (found,) = read(format, FILES[format])
     assert isinstance(found, Annotated), found
     assert found.query == "a dog runs" and found.spans[0] == Span(2.0, 4.5)
@@ -86,13 +87,13 @@ def test_each_format(format):
     assert found.video == named.get(format, "a")
 
 
-def test_several_windows_are_kept_in_their_order_and_once():
+def test_several_windows_are_kept_in_their_order_and_once() -> None:
     row = dict(FILES["qvhighlights"][0], relevant_windows=[[6, 8], [2, 4], [6, 8]])
     (found,) = read("qvhighlights", [row])
     assert found.spans == (Span(6, 8), Span(2, 4))
 
 
-def test_a_bad_entry_leaves_its_neighbours():
+def test_a_bad_entry_leaves_its_neighbours() -> None:
     content = {
         "a": {"duration": 9, "timestamps": [[0, 1], [1]], "sentences": ["one", "two"]},
         "b": {"duration": 9, "timestamps": [[0, 1]], "sentences": ["one", "two"]},
@@ -110,7 +111,7 @@ def test_a_bad_entry_leaves_its_neighbours():
     assert found[2].reason == "'timestamps' has 1 entries and 'sentences' has 2"
 
 
-def test_csv_without_a_header_with_a_quoted_comma_and_more_columns():
+def test_csv_without_a_header_with_a_quoted_comma_and_more_columns() -> None:
     (found,) = read("csv", 'a.mp4,1,2,"a dog, running"\n')
     assert found.query == "a dog, running" and found.source is None
     (found,) = read("csv", "\ufeffVideo,Start,End,Query,duration,source\na,1,2,q,9.5,mine\n")
@@ -136,7 +137,9 @@ def test_csv_without_a_header_with_a_quoted_comma_and_more_columns():
         ("video-opd", b"PAR1 and then nothing", "cannot be read from row 1 on"),
     ],
 )
-def test_what_is_wrong_is_said(format, content, reason):
+def test_what_is_wrong_is_said(
+    format: str, content: str | bytes | list[dict[str, Any]], reason: str
+) -> None:
     (found,) = read(format, content)
     assert isinstance(found, LeftOut) and reason in found.reason
     assert "\n" not in found.reason
@@ -165,7 +168,7 @@ PART = [{"type": "video", "video": "c/a.mp4"}, {"type": "text", "text": QUESTION
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_chats_as_they_are_met(row, form):
+def test_chats_as_they_are_met(row: dict[str, Any], form: str) -> None:
     (found,) = read("video-opd", parquet([row]) if form == "parquet" else [row])
     assert isinstance(found, Annotated), found
     assert (found.video, found.query) == ("c/a.mp4", "a man's hat falls")
@@ -173,7 +176,7 @@ def test_chats_as_they_are_met(row, form):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_file_that_is_not_there_is_named(format, tmp_path):
+def test_a_file_that_is_not_there_is_named(format: str, tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match=r"nothing\.x"):
         list(FORMATS[format].read(tmp_path / "nothing.x"))
 
@@ -244,13 +247,13 @@ contents = (
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), contents)
-def test_anything_in_annotations_or_reasons_out(format, content):
+def test_anything_in_annotations_or_reasons_out(format: str, content: bytes) -> None:
     check(read(format, content))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_damaged_parquet_file_is_no_exception(data):
+def test_a_damaged_parquet_file_is_no_exception(data: st.DataObject) -> None:
     whole = bytearray(parquet([{"messages": [{"role": "user", "content": QUESTION}], "n": 1}] * 3))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(4, len(whole) - 1))] = data.draw(st.integers(0, 255))

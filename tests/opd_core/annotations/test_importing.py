@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_core.annotations.formats.found import Annotated, LeftOut
-from opd_core.annotations.importing import Rules, decide, timelens_rows
+from opd_core.annotations.importing import Decision, Rules, decide, timelens_rows
 from opd_core.annotations.timelens import read_timelens
 from opd_core.types import GroundingExample, Span
 from opd_core.video.probing import Probe, Unusable
@@ -38,7 +38,7 @@ annotations = st.builds(
 left_out = st.builds(LeftOut, st.just("f:1"), st.none() | st.just("a"), st.just("is no JSON"))
 
 
-def decisions(found, rules):
+def decisions(found: list[Annotated], rules: Rules) -> list[Decision]:
     return list(decide(found, PATHS, PROBES, rules, lambda name: f"no file {name!r}"))
 
 
@@ -49,7 +49,9 @@ def decisions(found, rules):
     st.booleans(),
     st.sampled_from([0.0, 0.2, 1.0]),
 )
-def test_all_that_is_written_is_read_and_all_else_has_a_reason(found, skip, override, clamp):
+def test_all_that_is_written_is_read_and_all_else_has_a_reason(
+    found: list[Annotated], skip: bool, override: bool, clamp: float
+) -> None:
     decided = decisions(found, Rules("mine", override, skip, clamp))
     assert [d.found for d in decided] == found
     for decision in decided:
@@ -74,7 +76,7 @@ def test_all_that_is_written_is_read_and_all_else_has_a_reason(found, skip, over
         assert {e.source for e in read} <= {"mine"}
 
 
-def test_kinds():
+def test_kinds() -> None:
     found = [
         LeftOut("f:1", None, "is no JSON"),
         Annotated("f:2", "none", "q", (Span(1, 2),)),
@@ -98,7 +100,7 @@ def test_kinds():
     assert decided[5].reason == "is the same annotation as f:5"
 
 
-def one(*spans: Span, clamp: float = 0.0):
+def one(*spans: Span, clamp: float = 0.0) -> Decision:
     found = Annotated("f:1", "a", "q", spans)
     (decided,) = decisions([found], Rules("mine", clamp_seconds=clamp))
     return decided
@@ -117,13 +119,15 @@ def one(*spans: Span, clamp: float = 0.0):
     ],
 )
 @pytest.mark.parametrize("clamp", [0.0, 5.0])
-def test_a_span_that_is_none_is_called_what_it_is(span, kind, reason, clamp):
+def test_a_span_that_is_none_is_called_what_it_is(
+    span: Span, kind: str, reason: str, clamp: float
+) -> None:
     decided = one(span, clamp=clamp)
     assert decided.kind == kind and reason in decided.reason and "--clamp" not in decided.reason
     assert not decided.clamped
 
 
-def test_what_ends_late_is_cut_only_where_that_is_asked_for():
+def test_what_ends_late_is_cut_only_where_that_is_asked_for() -> None:
     refused = one(Span(1, 7))
     assert refused.kind == "span outside of its video" and "--clamp" in refused.reason
     assert "1.00 s too late" in refused.reason
@@ -140,7 +144,7 @@ def test_what_ends_late_is_cut_only_where_that_is_asked_for():
     assert one(Span(1, 6.4), clamp=1.0).spans == (Span(1, 6.0004),)
 
 
-def test_two_that_are_one_after_the_cut_are_said_twice():
+def test_two_that_are_one_after_the_cut_are_said_twice() -> None:
     found = [Annotated(f"f:{n}", "a", "q", (Span(1, 6.2 + n),)) for n in range(2)]
     first, second = decisions(found, Rules("mine", clamp_seconds=2))
     assert first.taken and second.kind == "said twice"

@@ -27,19 +27,19 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)
-def test_a_mistake_is_named_with_its_fix(override, message):
+def test_a_mistake_is_named_with_its_fix(override: str, message: str) -> None:
     with pytest.raises(VideoOPDError) as caught:
         load_config(TINY, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_off_policy_sampling_can_be_allowed():
+def test_off_policy_sampling_can_be_allowed() -> None:
     overrides = ["rollout.top_p=0.9", "rollout.allow_off_policy_sampling=true"]
     assert load_config(TINY, overrides).rollout.top_p == 0.9
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path):
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match="there is no config at .*nowhere.toml"):
         load_config(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"
@@ -50,21 +50,23 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load_config(tmp_path)
 
 
-def test_paths_are_relative_to_the_file_they_stand_in(monkeypatch, tmp_path):
+def test_paths_are_relative_to_the_file_they_stand_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(TINY)
     assert config.student.path == CONFIGS / "tiny" / "student"
     assert config.run.path == CONFIGS.parent / "runs" / "tiny"
 
 
-def test_the_hash_is_of_the_content_not_of_the_place(tmp_path):
+def test_the_hash_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     one = load_config(TINY)
     assert one.hash == load_config(TINY, [f"run.path='{tmp_path}'"]).hash
     assert one.hash != load_config(TINY, ["update.learning_rate=0.5"]).hash
     assert one.hash == load_config(TINY, ["storage.flush_seconds=0"]).hash, "changes no number"
 
 
-def test_frames_are_kept_beside_the_run_unless_told_otherwise(tmp_path):
+def test_frames_are_kept_beside_the_run_unless_told_otherwise(tmp_path: Path) -> None:
     config = load_config(TINY)
     assert config.frames_path == config.run.path.parent / "videoopd-frames"
     assert load_config(TINY, ["frames.enabled=false"]).frames_path is None
@@ -74,7 +76,7 @@ def test_frames_are_kept_beside_the_run_unless_told_otherwise(tmp_path):
     assert config.hash != load_config(TINY, ["frames.codec='jpeg'"]).hash, "it changes the pixels"
 
 
-def test_the_default_is_the_papers_method():
+def test_the_default_is_the_papers_method() -> None:
     config = load_config(CONFIGS / "video_opd_qwen3vl.toml")
     assert config.update.objective == "policy_gradient"
     assert config.focus.curriculum == "tvdf"

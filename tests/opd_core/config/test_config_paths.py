@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ PATHS = [
 ]  # fmt: skip
 
 
-def value_at(config, key):
+def value_at(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
@@ -42,14 +43,16 @@ def value_at(config, key):
         ("true", "{shell}/true"),
     ],
 )
-def test_a_path_begins_in_the_shells_folder(key, written, found, tmp_path):
+def test_a_path_begins_in_the_shells_folder(
+    key: str, written: str, found: str, tmp_path: Path
+) -> None:
     shell = tmp_path / "shell"
     overrides = from_folder([f"{key} = {written}"], shell)
     config = load_config(ROOT / "configs" / "tiny.toml", overrides)
     assert value_at(config, key) == Path(found.format(shell=shell, home=Path.home()))
 
 
-def test_no_path_key_is_forgotten():
+def test_no_path_key_is_forgotten() -> None:
     """By type, so that a key that is added is covered; the list above only has to name it."""
     found = [
         f"{section}.{key}"
@@ -65,28 +68,28 @@ def test_no_path_key_is_forgotten():
     ["focus.top_k=3", "update.objective={grpo=1.0}", "machine.device=cpu", "nothing.path=a",
      "update.lora={rank=8}", "run.seed = 4"],
 )  # fmt: skip
-def test_what_is_no_path_stays_as_it_is(override, tmp_path):
+def test_what_is_no_path_stays_as_it_is(override: str, tmp_path: Path) -> None:
     assert from_folder([override], tmp_path) == (override,)
 
 
 @pytest.mark.parametrize("override", ["run.path=", "teacher.cache= ", 'run.path=""'])
-def test_an_empty_path_is_a_sentence(override, tmp_path):
+def test_an_empty_path_is_a_sentence(override: str, tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match="names no path; give one"):
         from_folder([override], tmp_path)
 
 
 @pytest.mark.parametrize("override", ["run", "run=3", ".path=a", "run.=a", "=a"])
-def test_what_is_no_override_is_a_sentence(override, tmp_path):
+def test_what_is_no_override_is_a_sentence(override: str, tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match=r"is not section\.key=value"):
         from_folder([override], tmp_path)
 
 
-def test_without_a_shell_a_path_begins_at_the_config():
+def test_without_a_shell_a_path_begins_at_the_config() -> None:
     config = load_config(ROOT / "configs" / "tiny.toml", ["run.path=x"])
     assert config.run.path == ROOT / "configs" / "x"
 
 
-def test_the_written_config_loads_once_its_paths_are_there(tmp_path):
+def test_the_written_config_loads_once_its_paths_are_there(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(config_template())
     config = load_config(file)
@@ -94,7 +97,7 @@ def test_the_written_config_loads_once_its_paths_are_there(tmp_path):
     assert config.data.videos == tmp_path / "data" / "videos"
 
 
-def test_every_key_of_it_is_the_default(tmp_path):
+def test_every_key_of_it_is_the_default(tmp_path: Path) -> None:
     """Without the #, it is the same config: what stands there is what would hold anyway."""
     file, bare = tmp_path / "mine.toml", tmp_path / "bare.toml"
     file.write_text(config_template())
@@ -109,7 +112,7 @@ def test_every_key_of_it_is_the_default(tmp_path):
     assert load_config(bare) == load_config(file)
 
 
-def test_it_names_every_key_with_its_meaning():
+def test_it_names_every_key_with_its_meaning() -> None:
     text = config_template()
     for section, field in Config.model_fields.items():
         part = text[text.index(f"[{section}]") :]
@@ -122,7 +125,7 @@ def test_it_names_every_key_with_its_meaning():
     assert "hf or vllm." in text
 
 
-def test_values_are_written_as_toml_reads_them():
+def test_values_are_written_as_toml_reads_them() -> None:
     import tomllib
 
     value = {"a": [1, 2.5], "b c": 'x "y" \\', "d": {"e": True}, "f": ("g",)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from opd_core.config.load import load_config
+from opd_core.config.load import Config, load_config
 from opd_core.engines.base import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
 from opd_core.engines.gate import Gate, probe, probe_engine
 from opd_core.engines.hf import HFEngine
@@ -16,36 +18,37 @@ from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.positions import PositionRule
 from opd_core.model.prefix_tree import Pack
 from opd_core.model.tree_model import TreeModel
-from opd_core.prompts.batches import ExampleEncoder
+from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
+from opd_core.tinyworld.world import World
 from opd_core.types import Policy, VideoOPDError
-from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import Answers, Videos, make_config, read_examples
 
 NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_world):
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_world: World) -> Config:
     return make_config(tmp_path_factory.mktemp("alignment"), tiny_world)
 
 
 @pytest.fixture(scope="module")
-def encoder(config):
+def encoder(config: Config) -> ExampleEncoder:
     return ExampleEncoder(config, config.student.path)
 
 
 @pytest.fixture(scope="module")
-def items(config, encoder):
+def items(config: Config, encoder: ExampleEncoder) -> list[EncodedExample]:
     (batch,) = encoder.encode_batches([read_examples(config, 3)], "test", 0)
     return [item for video in batch.videos for item in video]
 
 
 @pytest.fixture
-def gate(encoder):
+def gate(encoder: ExampleEncoder) -> Gate:
     return Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
 
 
-def seen(item, **changes):
+def seen(item: EncodedExample, **changes: Any) -> SeenPrompt:
     prompt = item.prompt
     content = SeenPrompt(
         prompt.token_ids,
@@ -56,15 +59,15 @@ def seen(item, **changes):
     return replace(content, **changes)
 
 
-def good(item):
+def good(item: EncodedExample) -> Sample:
     return Sample((5, 6, 7, 8), (-1.0, -2.0, -0.5, -0.1), "length", seen(item))
 
 
-def test_a_good_answer_passes(gate, items):
+def test_a_good_answer_passes(gate: Gate, items: list[EncodedExample]) -> None:
     assert gate.check("hf", items, {i.example.example_id: [good(i)] for i in items}) == {}
 
 
-def placeholder(gate):
+def placeholder(gate: Gate) -> int:
     return min(gate._excluded)
 
 
@@ -81,17 +84,19 @@ def placeholder(gate):
         ({"prompt": None}, "does not say which prompt"),
     ],
 )
-def test_a_bad_answer_is_refused(gate, items, changes, reason):
+def test_a_bad_answer_is_refused(
+    gate: Gate, items: list[EncodedExample], changes: dict[str, object], reason: str
+) -> None:
     assert reason in gate.fault(items[0], replace(good(items[0]), **changes))
 
 
-def test_a_placeholder_is_refused(gate, items):
+def test_a_placeholder_is_refused(gate: Gate, items: list[EncodedExample]) -> None:
     token = placeholder(gate)
     sample = replace(good(items[0]), token_ids=(5, token, 7, 8))
     assert f"token 1 is {token}" in gate.fault(items[0], sample)
 
 
-def test_another_prompt_is_refused(gate, items):
+def test_another_prompt_is_refused(gate: Gate, items: list[EncodedExample]) -> None:
     item = items[0]
     ids = list(item.prompt.token_ids)
     ids[-3] += 1
@@ -105,7 +110,9 @@ def test_another_prompt_is_refused(gate, items):
     assert "frames are 0000" in gate.prompt_fault(item, wrong)
 
 
-def test_other_timestamps_are_named(gate, items, encoder):
+def test_other_timestamps_are_named(
+    gate: Gate, items: list[EncodedExample], encoder: ExampleEncoder
+) -> None:
     item = items[0]
     text = encoder.prompts.tokenizer.decode(list(item.prompt.token_ids))
     first = text[text.index("<") :]
@@ -118,7 +125,9 @@ def test_other_timestamps_are_named(gate, items, encoder):
     )
 
 
-def test_other_pixels_are_refused_and_bfloat16_is_not(gate, items):
+def test_other_pixels_are_refused_and_bfloat16_is_not(
+    gate: Gate, items: list[EncodedExample]
+) -> None:
     item = items[0]
     patches = item.prompt.vision.patches
     assert gate.prompt_fault(item, seen(item, pixels=pixel_sample(patches.bfloat16()))) is None
@@ -126,7 +135,9 @@ def test_other_pixels_are_refused_and_bfloat16_is_not(gate, items):
     assert "image processor's mean" in gate.prompt_fault(item, shifted)
 
 
-def test_one_bad_example_is_set_aside_and_all_bad_ones_stop_the_stage(gate, items):
+def test_one_bad_example_is_set_aside_and_all_bad_ones_stop_the_stage(
+    gate: Gate, items: list[EncodedExample]
+) -> None:
     answers = {i.example.example_id: [good(i), good(i)] for i in items}
     first = items[0].example.example_id
     answers[first][1] = replace(good(items[0]), finish_reason="error")
@@ -137,18 +148,20 @@ def test_one_bad_example_is_set_aside_and_all_bad_ones_stop_the_stage(gate, item
 
 
 @pytest.fixture(scope="module")
-def engine(config, encoder):
+def engine(config: Config, encoder: ExampleEncoder) -> HFEngine:
     return HFEngine.load(config.student.path, encoder.prompts.tokenizer, "float32", "cpu")
 
 
 @pytest.fixture(scope="module")
-def answers(engine, items):
+def answers(engine: HFEngine, items: list[EncodedExample]) -> Answers:
     item = items[0]
     request = Request(item.example.example_id, item.prompt, (1, 2, 3))
     return engine.sample([[request]], SamplingParams(NEW_TOKENS))
 
 
-def test_the_probe_agrees_with_the_hf_engine(engine, items, answers):
+def test_the_probe_agrees_with_the_hf_engine(
+    engine: HFEngine, items: list[EncodedExample], answers: Answers
+) -> None:
     worst = probe(engine.model, items[0], answers[items[0].example.example_id])
     assert [token.sample for token in worst] == [0, 1, 2]
     assert max(token.difference for token in worst) < 1e-5
@@ -156,8 +169,13 @@ def test_the_probe_agrees_with_the_hf_engine(engine, items, answers):
 
 @pytest.mark.parametrize("wrong", [-9.0, float("nan")])
 def test_the_probe_names_example_token_and_both_values(
-    config, encoder, engine, items, answers, wrong
-):
+    config: Config,
+    encoder: ExampleEncoder,
+    engine: HFEngine,
+    items: list[EncodedExample],
+    answers: Answers,
+    wrong: float,
+) -> None:
     name = items[0].example.example_id
     samples = list(answers[name])
     logprobs = list(samples[1].logprobs)
@@ -173,7 +191,7 @@ def test_the_probe_names_example_token_and_both_values(
     assert "rollout.max_engine_mismatch = 0.001 (more than rounding in float32 on a CPU" in text
 
 
-def test_the_default_bounds_follow_the_arithmetic():
+def test_the_default_bounds_follow_the_arithmetic() -> None:
     exact = bound_for(None, ("float32", "float32"), "cpu")
     assert (exact.largest, exact.mean) == (1e-3, None)
     coarse = bound_for(None, ("float32", "bfloat16"), "cpu")
@@ -187,25 +205,33 @@ def test_the_default_bounds_follow_the_arithmetic():
 
 
 @pytest.fixture(scope="module")
-def batch(config, encoder):
+def batch(config: Config, encoder: ExampleEncoder) -> Videos:
     """Eight sentences of several videos."""
     (batch,) = encoder.encode_batches([read_examples(config, 8)], "test", 0)
     assert len(batch.videos) > 2 and any(len(video) > 1 for video in batch.videos)
     return batch.videos
 
 
-def ask_engine(engine, videos):
+def ask_engine(engine: HFEngine, videos: Videos) -> Answers:
     asked = [[Request(i.example.example_id, i.prompt, (1, 2, 3)) for i in v] for v in videos]
     return engine.sample(asked, SamplingParams(NEW_TOKENS))
 
 
-def probe_batch(config, encoder, engine, videos, answers):
+def probe_batch(
+    config: Config, encoder: ExampleEncoder, engine: HFEngine, videos: Videos, answers: Answers
+) -> dict[str, float]:
     items = [item for video in videos for item in video]
     folder = config.student.path
     return probe_engine(config, folder, "float32", encoder, engine, items[0], answers, items)
 
 
-def test_the_probe_asks_in_another_order_and_packing(config, encoder, engine, batch, monkeypatch):
+def test_the_probe_asks_in_another_order_and_packing(
+    config: Config,
+    encoder: ExampleEncoder,
+    engine: HFEngine,
+    batch: Videos,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answers = ask_engine(engine, batch)
     packs = []
     run = TreeModel.completion_distributions
@@ -228,7 +254,9 @@ def test_the_probe_asks_in_another_order_and_packing(config, encoder, engine, ba
     assert list(alone.completions) == [(first, 0)] and len(alone.trees[0].segments) == 2
 
 
-def test_a_difference_of_5e_3_is_caught(config, encoder, engine, batch):
+def test_a_difference_of_5e_3_is_caught(
+    config: Config, encoder: ExampleEncoder, engine: HFEngine, batch: Videos
+) -> None:
     """In any answer that the probe asks for again: of the example, its video, another video."""
     answers = ask_engine(engine, batch)
     assert probe_batch(config, encoder, engine, batch, answers)
@@ -241,7 +269,7 @@ def test_a_difference_of_5e_3_is_caught(config, encoder, engine, batch):
             probe_batch(config, encoder, engine, batch, {**answers, name: samples})
 
 
-def shifted_in_later_trees(self, prompt_positions):
+def shifted_in_later_trees(self: Pack, prompt_positions: Any) -> torch.Tensor:
     """A packing fault: what follows the first tree stands one position late, time alone."""
     found = POSITIONS(self, prompt_positions)
     if len(self.starts) > 1:
@@ -252,7 +280,13 @@ def shifted_in_later_trees(self, prompt_positions):
 POSITIONS = Pack.positions
 
 
-def test_a_fault_of_packing_is_caught_whoever_has_it(config, encoder, engine, batch, monkeypatch):
+def test_a_fault_of_packing_is_caught_whoever_has_it(
+    config: Config,
+    encoder: ExampleEncoder,
+    engine: HFEngine,
+    batch: Videos,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same faulty code samples and trains; only the packing differs."""
     monkeypatch.setattr(Pack, "positions", shifted_in_later_trees)
     answers = ask_engine(engine, batch)
@@ -260,7 +294,9 @@ def test_a_fault_of_packing_is_caught_whoever_has_it(config, encoder, engine, ba
         probe_batch(config, encoder, engine, batch, answers)
 
 
-def test_positions_that_the_engine_kept_are_not_the_probes(config, encoder, engine, batch):
+def test_positions_that_the_engine_kept_are_not_the_probes(
+    config: Config, encoder: ExampleEncoder, engine: HFEngine, batch: Videos
+) -> None:
     """A stale cache is in the sampler and nowhere else."""
     kept = engine.model._prompt_positions
     ask_engine(engine, batch)
@@ -272,7 +308,9 @@ def test_positions_that_the_engine_kept_are_not_the_probes(config, encoder, engi
         probe_batch(config, encoder, engine, batch, answers)
 
 
-def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
+def test_in_bfloat16_the_mean_shows_a_fault(
+    tmp_path: Path, tiny_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A third more seconds per grid, in the sampler alone: no token is far off, most are a bit."""
     config = make_config(tmp_path, tiny_world, {"student.dtype": "bfloat16"}, "qwen2_5_vl")
     encoder = ExampleEncoder(config, config.student.path)
@@ -280,13 +318,13 @@ def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
     items = [item for video in found.videos for item in video]
     folder, tokenizer = config.student.path, encoder.prompts.tokenizer
 
-    def ask():
+    def ask() -> tuple[HFEngine, Answers]:
         engine = HFEngine.load(folder, tokenizer, "bfloat16", "cpu")
         asked = [[Request(i.example.example_id, i.prompt, tuple(range(8))) for i in v]
                  for v in found.videos]  # fmt: skip
         return engine, engine.sample(asked, SamplingParams(24))
 
-    def check(engine, answers):
+    def check(engine: HFEngine, answers: Answers) -> dict[str, float]:
         return probe_engine(config, folder, "bfloat16", encoder, engine, items[0], answers, items)
 
     assert max(check(*ask()).values()) > 1e-3
@@ -304,7 +342,9 @@ def test_in_bfloat16_the_mean_shows_a_fault(tmp_path, tiny_world, monkeypatch):
         check(engine, answers)
 
 
-def test_other_seconds_or_positions_are_refused(encoder, items):
+def test_other_seconds_or_positions_are_refused(
+    encoder: ExampleEncoder, items: list[EncodedExample]
+) -> None:
     item = items[0]
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     place = encoder.prompts.positions.answer_position(item.prompt.token_ids, item.prompt.vision)
@@ -316,20 +356,22 @@ def test_other_seconds_or_positions_are_refused(encoder, items):
     assert fault == "the engine counts 1.5 seconds per grid, we None"
 
 
-def test_engines_say_where_their_answer_stands(encoder, engine, batch):
+def test_engines_say_where_their_answer_stands(
+    encoder: ExampleEncoder, engine: HFEngine, batch: Videos
+) -> None:
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     items = [item for video in batch for item in video]
     assert gate.check("hf", items, ask_engine(engine, batch)) == {}
 
 
-def test_rows_of_the_probe_carry_the_difference(config):
+def test_rows_of_the_probe_carry_the_difference(config: Config) -> None:
     policy = Policy(0, config.student.path, "h")
     (batch,) = rollouts.sample_rollouts(config, policy, read_examples(config, 3), set())
     found = [row.engine_mismatch for row in batch.records]
     assert all(0 <= d < 1e-5 for d in found[:2]) and set(found[2:]) == {None}
 
 
-def test_configs_name_their_engine(tmp_path: Path, tiny_world):
+def test_configs_name_their_engine(tmp_path: Path, tiny_world: World) -> None:
     with pytest.raises(VideoOPDError, match=r"rollout.engine = 'sglang' is not valid"):
         make_config(tmp_path, tiny_world, {"rollout.engine": "sglang"})
     path = make_config(tmp_path, tiny_world, {"update.tis": "sequence"}).run.path.parent

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,21 +23,30 @@ import psutil
 import pytest
 import torch
 
+from opd_core.config.load import Config
 from opd_core.engines.base import Refused, Request, SamplingParams
 from opd_core.engines.choice import opened_vllm
 from opd_core.engines.gate import Gate, probe
 from opd_core.engines.hf import HFEngine
+from opd_core.engines.vllm.child import ChildEngine
 from opd_core.engines.vllm.engine import VLLMPrompt, WorkerTools, tail_logprob
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import grow, pack
 from opd_core.model.tree_attention import PackedAttention
 from opd_core.model.tree_model import TreeModel, load_model
-from opd_core.prompts.batches import ExampleEncoder
+from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
 from opd_core.scoring.trees import score_rollouts
 from opd_core.scoring.vllm import score_with_vllm
+from opd_core.tinyworld.world import World
 from opd_core.types import Policy, VideoOPDError
-from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
+from tests.opd_core.engines.vllm_fixtures import (
+    Answers,
+    Videos,
+    make_config,
+    make_model,
+    read_examples,
+)
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.timeout(300)
@@ -46,51 +56,53 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("vllm")
 
 
 @pytest.fixture(scope="module")
-def config(folder, tiny_world):
+def config(folder: Path, tiny_world: World) -> Config:
     return make_config(folder, tiny_world)
 
 
 @pytest.fixture(scope="module")
-def encoder(config):
+def encoder(config: Config) -> ExampleEncoder:
     return ExampleEncoder(config, config.student.path)
 
 
 @pytest.fixture(scope="module")
-def videos(config, encoder):
+def videos(config: Config, encoder: ExampleEncoder) -> Videos:
     """Seven sentences of a few videos."""
     return encode(encoder, config, 7)
 
 
 @pytest.fixture(scope="module")
-def engine(config, encoder):
+def engine(config: Config, encoder: ExampleEncoder) -> Iterator[ChildEngine]:
     with opened_vllm(config, config.student.path, "float32", encoder, NEW_TOKENS) as child:
         yield child
 
 
 @pytest.fixture(scope="module")
-def trainer(config, encoder):
+def trainer(config: Config, encoder: ExampleEncoder) -> TreeModel:
     return TreeModel(load_model(config.student.path, "float32"), encoder.prompts.tokenizer)
 
 
-def requests(videos, seeds=(1, 2, 3, 2**62)):
+def requests(videos: Videos, seeds: Sequence[int] = (1, 2, 3, 2**62)) -> list[list[Request]]:
     return [[Request(i.example.example_id, i.prompt, tuple(seeds)) for i in v] for v in videos]
 
 
 @pytest.fixture(scope="module")
-def answers(engine, videos):
+def answers(engine: ChildEngine, videos: Videos) -> Answers:
     return engine.sample(requests(videos), SamplingParams(NEW_TOKENS))
 
 
-def items(videos):
+def items(videos: Videos) -> list[EncodedExample]:
     return [item for video in videos for item in video]
 
 
-def test_rollouts_pass_the_gate_and_agree_with_the_trainer(encoder, videos, answers, trainer):
+def test_rollouts_pass_the_gate_and_agree_with_the_trainer(
+    encoder: ExampleEncoder, videos: Videos, answers: Answers, trainer: TreeModel
+) -> None:
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(videos), answers) == {}
     for item in items(videos):
@@ -98,7 +110,9 @@ def test_rollouts_pass_the_gate_and_agree_with_the_trainer(encoder, videos, answ
         assert max(token.difference for token in worst) < 1e-4
 
 
-def test_a_batch_with_more_to_prefill_than_fits_a_step(config, encoder, engine):
+def test_a_batch_with_more_to_prefill_than_fits_a_step(
+    config: Config, encoder: ExampleEncoder, engine: ChildEngine
+) -> None:
     """On a CPU vLLM cannot prefill a seeded prompt in parts."""
     many = encode(encoder, config, 40)
     answers = engine.sample(requests(many, range(8)), SamplingParams(NEW_TOKENS))
@@ -107,7 +121,9 @@ def test_a_batch_with_more_to_prefill_than_fits_a_step(config, encoder, engine):
     assert {len(samples) for samples in answers.values()} == {8}
 
 
-def test_vision_placeholders_are_never_sampled(trainer, videos, answers):
+def test_vision_placeholders_are_never_sampled(
+    trainer: TreeModel, videos: Videos, answers: Answers
+) -> None:
     said = {t for samples in answers.values() for s in samples for t in s.token_ids}
     assert said.isdisjoint(trainer.excluded_ids)
     # The model does want to say them: without the exclusion much of the mass is theirs.
@@ -125,7 +141,7 @@ def test_vision_placeholders_are_never_sampled(trainer, videos, answers):
     assert float(mass.mean()) > 0.05
 
 
-def test_a_seed_is_a_rollout(engine, videos, answers):
+def test_a_seed_is_a_rollout(engine: ChildEngine, videos: Videos, answers: Answers) -> None:
     """Whatever a rollout is sampled with: alone, in another order, beside other prompts."""
     params = SamplingParams(NEW_TOKENS)
     item = items(videos)[1]
@@ -139,7 +155,9 @@ def test_a_seed_is_a_rollout(engine, videos, answers):
         assert first.token_ids == answers[key][0].token_ids
 
 
-def test_greedy_answers_are_those_of_the_hf_engine(config, encoder, engine, videos):
+def test_greedy_answers_are_those_of_the_hf_engine(
+    config: Config, encoder: ExampleEncoder, engine: ChildEngine, videos: Videos
+) -> None:
     params = SamplingParams(NEW_TOKENS, greedy=True)
     ours = HFEngine.load(config.student.path, encoder.prompts.tokenizer, "float32", "cpu").sample(
         requests(videos, (0,)), params
@@ -151,7 +169,9 @@ def test_greedy_answers_are_those_of_the_hf_engine(config, encoder, engine, vide
         assert theirs[key][0].logprobs == pytest.approx(answer.logprobs, abs=1e-4)
 
 
-def test_answers_end_at_an_end_token(config, encoder, engine, videos):
+def test_answers_end_at_an_end_token(
+    config: Config, encoder: ExampleEncoder, engine: ChildEngine, videos: Videos
+) -> None:
     """With enough seeds some answer ends early; it keeps its end token."""
     video = [videos[0][:1]]
     answers = engine.sample(requests(video, range(300)), SamplingParams(NEW_TOKENS))
@@ -166,7 +186,13 @@ def test_answers_end_at_an_end_token(config, encoder, engine, videos):
         assert sample.finish_reason == "stop" or len(sample.token_ids) == NEW_TOKENS
 
 
-def test_prompt_logprobs_agree_with_the_trainer(encoder, engine, videos, answers, trainer):
+def test_prompt_logprobs_agree_with_the_trainer(
+    encoder: ExampleEncoder,
+    engine: ChildEngine,
+    videos: Videos,
+    answers: Answers,
+    trainer: TreeModel,
+) -> None:
     asked = [
         [
             VLLMPrompt(
@@ -203,7 +229,9 @@ def test_prompt_logprobs_agree_with_the_trainer(encoder, engine, videos, answers
 
 
 @pytest.mark.parametrize("topk", [0, 8])
-def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, videos, topk):
+def test_scores_by_vllm_are_those_of_the_hf_scorer(
+    config: Config, encoder: ExampleEncoder, engine: ChildEngine, videos: Videos, topk: int
+) -> None:
     """The student plays the teacher, so that no other engine has to be opened."""
     config = config.model_copy(
         update={"score": config.score.model_copy(update={"teacher_topk": topk})}
@@ -240,12 +268,14 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(config, encoder, engine, vide
         )
 
 
-def test_the_weights_were_compared(engine):
+def test_the_weights_were_compared(engine: ChildEngine) -> None:
     assert engine.weights_compared["vision"] > 20
     assert engine.weights_compared["language"] > 20
 
 
-def test_a_prompt_without_room_is_refused_with_the_length_it_needs(engine, videos, answers):
+def test_a_prompt_without_room_is_refused_with_the_length_it_needs(
+    engine: ChildEngine, videos: Videos, answers: Answers
+) -> None:
     found = engine.sample(requests(videos), SamplingParams(5000))
     assert found.keys() == answers.keys()
     for one in found.values():
@@ -254,7 +284,9 @@ def test_a_prompt_without_room_is_refused_with_the_length_it_needs(engine, video
     assert same_answers(engine.sample(requests(videos), SamplingParams(NEW_TOKENS)), answers)
 
 
-def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(engine, encoder, videos, answers):
+def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(
+    engine: ChildEngine, encoder: ExampleEncoder, videos: Videos, answers: Answers
+) -> None:
     asked = requests(videos)
     bad = asked[0][0]
     no_video = bad.prompt.text.replace("<|video_pad|>", "")
@@ -274,14 +306,16 @@ def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(engine, encoder, 
     assert isinstance(scored[bad.key], Refused) and len(scored["good"]) == 1
 
 
-def same_answers(found, expected):
+def same_answers(found: Answers, expected: Answers) -> bool:
     return {k: [s.token_ids for s in v] for k, v in found.items()} == {
         k: [s.token_ids for s in v] for k, v in expected.items()
     }
 
 
 @pytest.mark.slow
-def test_a_sentence_longer_than_vllm_was_opened_for_is_set_aside(folder, tiny_world):
+def test_a_sentence_longer_than_vllm_was_opened_for_is_set_aside(
+    folder: Path, tiny_world: World
+) -> None:
     place = folder / "long"
     place.mkdir()
     config = make_config(place, tiny_world, {"rollout.engine": "vllm", "vllm.max_model_len": 400})
@@ -295,7 +329,7 @@ def test_a_sentence_longer_than_vllm_was_opened_for_is_set_aside(folder, tiny_wo
     assert {r.example_id for r in batch.records} == {e.example_id for e in others}
 
 
-def test_other_weights_are_named(config, tmp_path):
+def test_other_weights_are_named(config: Config, tmp_path: Path) -> None:
     """Against a stand-in for vLLM's model that fuses what vLLM fuses."""
     from types import SimpleNamespace
 
@@ -350,7 +384,7 @@ def test_other_weights_are_named(config, tmp_path):
         assert fault.startswith(f"{damaged} differs by up to ")
 
 
-def children():
+def children() -> set[int]:
     return {
         p.pid
         for p in psutil.Process().children()
@@ -359,7 +393,9 @@ def children():
 
 
 @pytest.mark.slow
-def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(folder, tiny_world):
+def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
+    folder: Path, tiny_world: World
+) -> None:
     from flows import stages
     from flows.stage.prepare import opened
 
@@ -409,13 +445,15 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(folder, tin
         assert max(moved) > 1e-2
 
 
-def encode(encoder, config, count):
+def encode(encoder: ExampleEncoder, config: Config, count: int) -> Videos:
     (batch,) = encoder.encode_batches([read_examples(config, count)], "test", 0)
     return batch.videos
 
 
 @pytest.mark.slow
-def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(folder, tiny_world):
+def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(
+    folder: Path, tiny_world: World
+) -> None:
     """On the device vLLM normalises video with the image processor's mean."""
     place = folder / "mean"
     place.mkdir()
@@ -433,7 +471,7 @@ def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(folder, tiny_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["merged", "adapter"])
-def test_a_lora_policy_is_served(folder, tiny_world, how):
+def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> None:
     from peft import LoraConfig
 
     from opd_core.update.student import _belongs_to_processor, _language_modules
@@ -471,7 +509,7 @@ def test_a_lora_policy_is_served(folder, tiny_world, how):
     assert first.engine_mismatch < 1e-4
 
 
-def test_the_child_dies_with_its_parent(tmp_path, config):
+def test_the_child_dies_with_its_parent(tmp_path: Path, config: Config) -> None:
     """kill -9 of the stage's process, while the engine is being opened."""
     script = f"""
 import time
@@ -498,13 +536,15 @@ time.sleep(60)
     assert not alive(child)
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def test_a_killed_engine_is_an_error_of_one_sentence(config, encoder, videos):
+def test_a_killed_engine_is_an_error_of_one_sentence(
+    config: Config, encoder: ExampleEncoder, videos: Videos
+) -> None:
     with (
         pytest.raises(VideoOPDError, match="the vLLM process died of SIGKILL"),
         opened_vllm(config, config.student.path, "float32", encoder, NEW_TOKENS) as child,
@@ -513,7 +553,9 @@ def test_a_killed_engine_is_an_error_of_one_sentence(config, encoder, videos):
         child.sample(requests(videos), SamplingParams(NEW_TOKENS))
 
 
-def test_models_that_are_none_are_named(config, encoder, tmp_path):
+def test_models_that_are_none_are_named(
+    config: Config, encoder: ExampleEncoder, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(make_model(tmp_path / "student"), broken)
     whole = (broken / "model.safetensors").read_bytes()
@@ -527,6 +569,6 @@ def test_models_that_are_none_are_named(config, encoder, tmp_path):
         _open(config, encoder, broken)
 
 
-def _open(config, encoder, folder):
+def _open(config: Config, encoder: ExampleEncoder, folder: Path) -> None:
     with opened_vllm(config, folder, "float32", encoder, NEW_TOKENS) as child:
         child.version  # noqa: B018  (waits for the engine)

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd_core.config.load import Config, load_config
+from opd_core.engines.base import Refused, Sample
 from opd_core.model.architectures import ARCHITECTURES, QWEN3_VL
+from opd_core.prompts.batches import EncodedExample
 from opd_core.types import GroundingExample
 from tests.tiny_config import as_toml, tiny_settings
+
+Videos = tuple[tuple[EncodedExample, ...], ...]
+Answers = dict[str, list[Sample] | Refused]
 
 Kind = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
 

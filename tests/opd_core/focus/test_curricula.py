@@ -3,7 +3,9 @@
 import math
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import polars as pl
 import pytest
@@ -30,7 +32,9 @@ def frame(**columns: list) -> pl.LazyFrame:
     return pl.LazyFrame(columns, schema={k: kinds.get(k, pl.String) for k in columns})
 
 
-def round_of(students: dict[str, float | None], teacher: float = 1.0):
+def round_of(
+    students: dict[str, float | None], teacher: float = 1.0
+) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     """One rollout an example, whose ids are its name and `name0`."""
     names = list(students)
     rollouts = frame(
@@ -42,7 +46,13 @@ def round_of(students: dict[str, float | None], teacher: float = 1.0):
     return rollouts, frame(example_id=names, iou=[teacher] * len(names))
 
 
-def taken(rollouts, predictions, focus, seed=0, kls=None) -> list[str]:
+def taken(
+    rollouts: pl.LazyFrame,
+    predictions: pl.LazyFrame,
+    focus: FocusSection,
+    seed: int = 0,
+    kls: pl.LazyFrame | None = None,
+) -> list[str]:
     chosen = select(rollouts, predictions, focus, seed, kls).filter("selected").collect()
     return sorted(chosen["example_id"].unique())
 
@@ -55,13 +65,13 @@ def ladder(count: int) -> dict[str, float]:
 # --- TVDF's selections ------------------------------------------------------------------------
 
 
-def test_stride_takes_every_nth_of_the_ranking():
+def test_stride_takes_every_nth_of_the_ranking() -> None:
     for count, top_k, expected in ((10, 5, "acegi"), (10, 4, "acfh"), (3, 5, "abc"), (4, 1, "a")):
         focus = FocusSection(selection="stride", top_k=top_k)
         assert "".join(taken(*round_of(ladder(count)), focus)) == expected
 
 
-def test_buckets_give_the_same_number_each_from_the_top():
+def test_buckets_give_the_same_number_each_from_the_top() -> None:
     focus = FocusSection(selection="buckets", buckets=5, top_k=5)
     chosen = select(*round_of(ladder(10)), focus).collect()
     assert chosen.filter("selected")["example_id"].to_list() == list("acegi")
@@ -77,7 +87,7 @@ def test_buckets_give_the_same_number_each_from_the_top():
         assert "".join(taken(*round_of(ladder(count)), focus)) == expected
 
 
-def test_gaussian_weights_are_the_formula_and_the_draw_needs_its_seed():
+def test_gaussian_weights_are_the_formula_and_the_draw_needs_its_seed() -> None:
     students = {"a": 0.0, "b": 0.1, "c": 0.55, "d": 1.0}
     focus = FocusSection(selection="gaussian", top_k=2)
     chosen = select(*round_of(students), focus, seed=1).collect().sort("example_id")
@@ -88,7 +98,7 @@ def test_gaussian_weights_are_the_formula_and_the_draw_needs_its_seed():
     assert len(draws) > 1, "another seed, another draw"
 
 
-def test_disagreement_is_scaled_within_the_round_and_may_be_all_the_same():
+def test_disagreement_is_scaled_within_the_round_and_may_be_all_the_same() -> None:
     focus = FocusSection(selection="gaussian", top_k=1)
     halved = select(*round_of({"a": 0.5, "b": 0.75}), focus).collect().sort("example_id")
     ends = [math.exp(-((x - 0.9) ** 2) / (2 * 0.2**2)) for x in (1.0, 0.0)]
@@ -97,7 +107,7 @@ def test_disagreement_is_scaled_within_the_round_and_may_be_all_the_same():
     assert same["weight"].to_list() == pytest.approx([ends[0]] * 2)
 
 
-def test_a_weighted_draw_has_the_probabilities_of_draws_one_after_the_other():
+def test_a_weighted_draw_has_the_probabilities_of_draws_one_after_the_other() -> None:
     """All orders of four units over 4,000 seeds, against their exact probabilities."""
     weights = {"a": 1.0, "b": 0.5, "c": 0.25, "d": 0.05}
     units = pl.DataFrame({"unit": list(weights), "w": [math.log(w) for w in weights.values()]})
@@ -117,14 +127,14 @@ def test_a_weighted_draw_has_the_probabilities_of_draws_one_after_the_other():
     assert total == pytest.approx(1.0)
 
 
-def test_uniform_numbers_are_uniform_and_inside():
+def test_uniform_numbers_are_uniform_and_inside() -> None:
     numbers = [uniform_number(seed, str(unit)) for seed in range(50) for unit in range(50)]
     assert min(numbers) > 0.0 and max(numbers) < 1.0 and len(set(numbers)) == len(numbers)
     assert abs(statistics.fmean(numbers) - 0.5) < 4 * math.sqrt(1 / 12 / len(numbers))
     assert uniform_number(3, "a") == uniform_number(3, "a") != uniform_number(4, "a")
 
 
-def test_a_weight_too_small_for_a_float_is_still_drawn_last():
+def test_a_weight_too_small_for_a_float_is_still_drawn_last() -> None:
     units = pl.DataFrame({"unit": ["far", "near", "further"], "x": [50.0, 0.0, 60.0]})
     drawn = in_drawn_order(units, gaussian(pl.col("x"), 0.0, 1.0), seed=0)
     assert drawn["unit"].to_list() == ["near", "far", "further"]
@@ -134,7 +144,7 @@ def test_a_weight_too_small_for_a_float_is_still_drawn_last():
 # --- disagreement by reverse KL ---------------------------------------------------------------
 
 
-def test_mean_reverse_kl_is_over_the_tokens():
+def test_mean_reverse_kl_is_over_the_tokens() -> None:
     rollouts = pl.LazyFrame(
         {"rollout_id": ["a", "b", "c"], "sampling_logprobs": [[-1.0, -2.0], [-0.5], None]},
         schema_overrides={"sampling_logprobs": pl.List(pl.Float32)},
@@ -147,7 +157,7 @@ def test_mean_reverse_kl_is_over_the_tokens():
     assert found.to_dict(as_series=False) == {"rollout_id": ["a", "c"], "reverse_kl": [1.25, None]}
 
 
-def test_by_reverse_kl_the_ious_do_not_rank():
+def test_by_reverse_kl_the_ious_do_not_rank() -> None:
     rollouts, predictions = round_of({"a": 0.0, "b": 0.5, "c": 0.9, "d": 0.2})
     kls = frame(rollout_id=["a0", "b0", "c0", "d0"], reverse_kl=[0.1, 0.2, 0.3, NAN])
     focus = FocusSection(disagreement="reverse_kl", top_k=2)
@@ -163,7 +173,7 @@ def test_by_reverse_kl_the_ious_do_not_rank():
 # --- SCC --------------------------------------------------------------------------------------
 
 
-def test_scc_takes_a_frontier_by_the_gap_and_anchors_by_seed():
+def test_scc_takes_a_frontier_by_the_gap_and_anchors_by_seed() -> None:
     students = {"a": 0.1, "b": 0.3, "c": 0.6, "d": 0.7, "e": 0.8, "f": 0.9, "g": 1.0}
     focus = FocusSection(curriculum="scc", frontier=2, anchors=2)
     assert focus.min_teacher_iou == 0.7, "its own bound, unless another is given"
@@ -181,7 +191,7 @@ def test_scc_takes_a_frontier_by_the_gap_and_anchors_by_seed():
     assert taken(*round_of(students), none) == ["a", "b", "c"]
 
 
-def test_every_anchor_is_as_likely():
+def test_every_anchor_is_as_likely() -> None:
     students = dict.fromkeys("abcde", 0.9)
     focus = FocusSection(curriculum="scc", anchors=2)
     counts = Counter(e for seed in range(400) for e in taken(*round_of(students), focus, seed))
@@ -189,7 +199,7 @@ def test_every_anchor_is_as_likely():
         assert abs(counts[name] / 400 - 0.4) < 4 * math.sqrt(0.4 * 0.6 / 400)
 
 
-def test_scc_by_reverse_kl_scores_the_frontier_and_its_anchors_only():
+def test_scc_by_reverse_kl_scores_the_frontier_and_its_anchors_only() -> None:
     students = {"a": 0.1, "b": 0.3, "c": 0.6, "d": 0.8, "e": 0.9, "f": 1.0}
     rollouts, predictions = round_of(students)
     focus = FocusSection(curriculum="scc", frontier=1, anchors=1, disagreement="reverse_kl")
@@ -202,7 +212,7 @@ def test_scc_by_reverse_kl_scores_the_frontier_and_its_anchors_only():
 # --- TimeLens and uniform ---------------------------------------------------------------------
 
 
-def test_timelens_weighs_the_students_iou_and_reads_no_teacher():
+def test_timelens_weighs_the_students_iou_and_reads_no_teacher() -> None:
     rollouts, _ = round_of({"a": 0.05, "b": 0.25, "c": 1.0, "d": NAN})
     nobody = frame(example_id=[], iou=[])
     focus = FocusSection(curriculum="timelens", top_k=2)
@@ -214,7 +224,7 @@ def test_timelens_weighs_the_students_iou_and_reads_no_teacher():
     assert counts["a"] + counts["b"] > 590 and counts["c"] < 10
 
 
-def test_what_each_curriculum_needs():
+def test_what_each_curriculum_needs() -> None:
     needs = {
         name: (needs_predictions(f), needs_scores(f))
         for name in ("tvdf", "scc", "timelens", "uniform")
@@ -247,7 +257,7 @@ KINDS = [
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), unit=st.sampled_from(["example", "rollout"]))
-def test_properties_of_any_curriculum(data, kind, unit):
+def test_properties_of_any_curriculum(data: st.DataObject, kind: dict[str, Any], unit: str) -> None:
     rows = data.draw(st.lists(st.tuples(st.sampled_from("abcdef"), iou, iou), max_size=16))
     teachers = data.draw(st.dictionaries(st.sampled_from("abcdef"), iou))
     top_k = data.draw(st.integers(1, 8))
@@ -257,7 +267,7 @@ def test_properties_of_any_curriculum(data, kind, unit):
     )  # fmt: skip
     ids = [f"r{i:02}" for i in range(len(rows))]
 
-    def decided(order):
+    def decided(order: Sequence[int]) -> dict[str, tuple[bool, str]]:
         rollouts = frame(
             rollout_id=[ids[i] for i in order],
             example_id=[rows[i][0] for i in order],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from opd_core.model.prefix_tree import grow, pack
 from opd_core.model.tree_model import TreeModel
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import shared_vision
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from tests.opd_core.model.positions_by_hand import by_hand
 from tests.opd_core.model.test_tree_model import Tokenizer, qwen
@@ -26,21 +29,21 @@ def qwen25(tokens_per_second: float = 2) -> PositionRule:
     return PositionRule(VIDEO, 2, tokens_per_second)
 
 
-def vision(grid, seconds) -> VisionInput:
+def vision(grid: tuple[int, int, int], seconds: float | None) -> VisionInput:
     return VisionInput(torch.zeros(0), grid, seconds)
 
 
-def one_grid(before: int, grid, after: int) -> list[int]:
+def one_grid(before: int, grid: tuple[int, int, int], after: int) -> list[int]:
     pads = grid[0] * grid[1] * grid[2] // 4
     return [5] * (before - 1) + [START] + [VIDEO] * pads + [END] + [6] * (after - 1)
 
 
-def frame_by_frame(before: int, grid, after: int) -> list[int]:
+def frame_by_frame(before: int, grid: tuple[int, int, int], after: int) -> list[int]:
     frame = [7, 8, START, *[VIDEO] * (grid[1] * grid[2] // 4), END]
     return [5] * before + frame * grid[0] + [6] * after
 
 
-def test_text_goes_on_after_the_last_second_of_the_video():
+def test_text_goes_on_after_the_last_second_of_the_video() -> None:
     """15 tokens before; 167 grids of two positions a second: t = 15 ... 347, then 348, 349, ..."""
     grid = (167, 8, 16)
     tokens = one_grid(15, grid, 4)
@@ -60,7 +63,9 @@ SECONDS = [0.02, 0.5, 2 / 3, 0.7, 1.0, 1.3333334, 2.0, 11.5]
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("seconds", SECONDS)
 @pytest.mark.parametrize("before_after", [(1, 1), (15, 9), (3, 120)])
-def test_qwen25_is_counted_by_hand(grid, seconds, before_after):
+def test_qwen25_is_counted_by_hand(
+    grid: tuple[int, int, int], seconds: float, before_after: tuple[int, int]
+) -> None:
     for tokens_per_second in (1, 2, 4, 25):
         tokens = one_grid(before_after[0], grid, before_after[1])
         found = qwen25(tokens_per_second).positions(tokens, vision(grid, seconds))
@@ -69,7 +74,7 @@ def test_qwen25_is_counted_by_hand(grid, seconds, before_after):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_qwen3_is_counted_by_hand(grid):
+def test_qwen3_is_counted_by_hand(grid: tuple[int, int, int]) -> None:
     tokens = frame_by_frame(4, grid, 7)
     found = QWEN3.positions(tokens, vision(grid, None))
     expected = by_hand([t == VIDEO for t in tokens], grid, None, None)
@@ -78,7 +83,7 @@ def test_qwen3_is_counted_by_hand(grid):
 
 @pytest.mark.parametrize("seconds", [None, *SECONDS])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_positions_are_those_of_vllm(grid, seconds):
+def test_positions_are_those_of_vllm(grid: tuple[int, int, int], seconds: float | None) -> None:
     pytest.importorskip("vllm")
     from opd_core import torchvision_guard
 
@@ -115,7 +120,7 @@ def test_positions_are_those_of_vllm(grid, seconds):
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "qwen2_5_vl"])
-def test_two_videos_of_one_grid_keep_their_own_positions(kind):
+def test_two_videos_of_one_grid_keep_their_own_positions(kind: str) -> None:
     """Equal tokens, equal grid, unlike seconds: in one model, in any order, in one pack."""
     model = TreeModel(qwen(kind), Tokenizer())
     grid = (3, 4, 4)
@@ -138,7 +143,7 @@ def test_two_videos_of_one_grid_keep_their_own_positions(kind):
             assert own.tolist() == expected[seconds][:, :-1].tolist(), (order, n)
 
 
-def test_a_key_holds_all_that_positions_depend_on():
+def test_a_key_holds_all_that_positions_depend_on() -> None:
     rule = qwen25()
     grid, tokens = (4, 4, 4), tuple(one_grid(3, (4, 4, 4), 4))
     first = rule.key(tokens, vision(grid, 1.0))
@@ -151,7 +156,9 @@ def test_a_key_holds_all_that_positions_depend_on():
 @pytest.mark.parametrize("change", [lambda t: [*t, VIDEO], lambda t: list(t[:-6]),
                                     lambda t: [*t[:6], 5, *t[6:]]])  # fmt: skip
 @pytest.mark.parametrize("kind", ["qwen3_vl", "qwen2_5_vl"])
-def test_video_tokens_that_are_not_the_grid_are_refused(kind, change):
+def test_video_tokens_that_are_not_the_grid_are_refused(
+    kind: str, change: Callable[[list[int]], list[int]]
+) -> None:
     grid = (3, 4, 4)
     rule, tokens = QWEN3, frame_by_frame(2, grid, 1)
     if kind == "qwen2_5_vl":
@@ -161,13 +168,13 @@ def test_video_tokens_that_are_not_the_grid_are_refused(kind, change):
         rule.positions(change(tokens), vision(grid, 1.0))
 
 
-def test_qwen25_without_seconds_is_refused():
+def test_qwen25_without_seconds_is_refused() -> None:
     grid = (3, 4, 4)
     with pytest.raises(VideoOPDError, match="second_per_grid_ts"):
         qwen25().positions(one_grid(3, grid, 1), vision(grid, None))
 
 
-def test_prompts_of_two_clips_share_no_prefix():
+def test_prompts_of_two_clips_share_no_prefix() -> None:
     prompt = SimpleNamespace(vision=vision((3, 4, 4), 1.0))
     assert shared_vision([prompt, prompt]) is prompt.vision
     other = SimpleNamespace(vision=replace(prompt.vision, second_per_grid=2.0))
@@ -176,7 +183,7 @@ def test_prompts_of_two_clips_share_no_prefix():
 
 
 @pytest.mark.parametrize("fps", [1.0, 1.7, 2.0, 3.0])
-def test_seconds_per_grid_are_the_processors(fps, tmp_path, tiny_world):
+def test_seconds_per_grid_are_the_processors(fps: float, tmp_path: Path, tiny_world: World) -> None:
     """temporal patch / sampled fps: of the frames seen in the video's whole duration."""
     from opd_core.prompts.batches import ExampleEncoder
     from tests.opd_core.engines.vllm_fixtures import make_config, read_examples

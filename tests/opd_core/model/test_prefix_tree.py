@@ -11,7 +11,7 @@ tokens = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
 
 @st.composite
-def trees(draw, name: str = "") -> PrefixTree:
+def trees(draw: st.DrawFn, name: str = "") -> PrefixTree:
     """video -> sentences -> rollouts, with arbitrary tokens; rollouts have keys of their own."""
     video = draw(tokens)
     prompts = [video + draw(tokens) for _ in range(draw(st.integers(1, 3)))]
@@ -32,7 +32,7 @@ def sequences(tree: PrefixTree) -> dict[str, tuple[list[int], list[int]]]:
     return found
 
 
-def test_the_example_of_the_module():
+def test_the_example_of_the_module() -> None:
     tree = PrefixTree((Segment((1, 2), None), Segment((3, 4), 0, "cd"), Segment((5,), 0, "e")))
     packed = pack([tree])
     assert packed.token_ids_N.tolist() == [1, 2, 3, 4, 5]
@@ -49,7 +49,7 @@ def test_the_example_of_the_module():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(trees(), min_size=1, max_size=3))
-def test_every_row_sees_exactly_its_own_sequence_so_far(several):
+def test_every_row_sees_exactly_its_own_sequence_so_far(several: list[PrefixTree]) -> None:
     several = [
         PrefixTree(
             tuple(
@@ -76,7 +76,7 @@ def test_every_row_sees_exactly_its_own_sequence_so_far(several):
 
 @settings(max_examples=100, deadline=None)
 @given(trees(), st.integers(1, 40))
-def test_splitting_keeps_every_sequence_and_the_budget(tree, budget):
+def test_splitting_keeps_every_sequence_and_the_budget(tree: PrefixTree, budget: int) -> None:
     parts = split(tree, budget)
     merged: dict = {}
     for part in parts:
@@ -89,7 +89,7 @@ def test_splitting_keeps_every_sequence_and_the_budget(tree, budget):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(trees(), min_size=1, max_size=5), st.integers(1, 60))
-def test_filling_keeps_order_and_budget(several, budget):
+def test_filling_keeps_order_and_budget(several: list[PrefixTree], budget: int) -> None:
     groups = list(fill(several, budget))
     assert [s for g in groups for t in g for s in sequences(t).values()] == [
         s for t in several for s in sequences(t).values()
@@ -98,12 +98,12 @@ def test_filling_keeps_order_and_budget(several, budget):
         assert sum(t.tokens for t in group) <= budget or len(group) == 1
 
 
-def test_a_tree_that_fits_is_not_touched():
+def test_a_tree_that_fits_is_not_touched() -> None:
     tree = grow([[1, 2, 3]], [[("a", [4])]])
     assert split(tree, tree.tokens) == [tree]
 
 
-def test_one_prompt_is_the_root_and_several_share_their_longest_prefix():
+def test_one_prompt_is_the_root_and_several_share_their_longest_prefix() -> None:
     alone = grow([[1, 2, 3]], [[("a", [4])]])
     assert [s.token_ids for s in alone.segments] == [(1, 2, 3), (4,)]
     shared = grow([[1, 2, 3], [1, 2, 4, 5]], [[("a", [6])], [("b", [7])]])
@@ -112,7 +112,7 @@ def test_one_prompt_is_the_root_and_several_share_their_longest_prefix():
     assert [s.token_ids for s in same.segments] == [(1,), (2,), (6,), (2,), (7,)]
 
 
-def test_what_makes_no_tree_is_refused():
+def test_what_makes_no_tree_is_refused() -> None:
     with pytest.raises(ValueError, match="no tokens"):
         grow([[1]], [[("a", [])]])
     with pytest.raises(ValueError, match="1 prompts for 2"):
@@ -124,7 +124,7 @@ def test_what_makes_no_tree_is_refused():
         pack([PrefixTree((Segment((1,), None, "a"),))])
 
 
-def test_positions_continue_from_the_parent():
+def test_positions_continue_from_the_parent() -> None:
     tree = grow([[1, 2, 3], [1, 2, 4, 5]], [[("a", [6, 7])], [("b", [8])]])
     packed = pack([tree])
 

@@ -6,6 +6,8 @@ counted by hand, because transformers' own continue text inside a Qwen2.5-VL vid
 """
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt
 from opd_core.types import VideoOPDError
 from tests.opd_core.model.positions_by_hand import by_hand
+
+Models = tuple[str, TreeModel, Any]
 
 VIDEO, IMAGE, START, END, EOS = 90, 91, 92, 93, 2
 VOCABULARY = 96
@@ -95,7 +99,9 @@ def qwen(kind: str) -> torch.nn.Module:
     return model.eval()
 
 
-def video(kind: str, frames: int, height: int, width: int, seed: int):
+def video(
+    kind: str, frames: int, height: int, width: int, seed: int
+) -> tuple[list[int], VisionInput]:
     """(prompt tokens of the video, its pixels): Qwen3-VL has time stamps between frames."""
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randn(frames * height * width, 3 * 2 * 4 * 4, generator=generator)
@@ -120,7 +126,7 @@ SHAPES = {
 }
 
 
-def build(kind: str, shape, seed: int = 0):
+def build(kind: str, shape: list[tuple[int, int, int, list[int]]], seed: int = 0) -> Any:
     """Trees, and every sequence by itself: key -> (prompt, vision, completion)."""
     generator = torch.Generator().manual_seed(seed)
     trees, apart = [], {}
@@ -137,7 +143,7 @@ def build(kind: str, shape, seed: int = 0):
     return trees, apart
 
 
-def by_key(model: TreeModel, packed: Pack, layout=None) -> dict:
+def by_key(model: TreeModel, packed: Pack, layout: Any = None) -> dict:
     found = {}
     for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed, layout):
         chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
@@ -149,7 +155,7 @@ def by_key(model: TreeModel, packed: Pack, layout=None) -> dict:
     return found
 
 
-def plain_logits(model, token_ids, vision) -> torch.Tensor:
+def plain_logits(model: Any, token_ids: list[int], vision: VisionInput) -> torch.Tensor:
     """[T, V]"""
     whole = torch.tensor([token_ids])
     vision_config = model.config.vision_config
@@ -170,21 +176,29 @@ def plain_logits(model, token_ids, vision) -> torch.Tensor:
     return output.logits[0]
 
 
-def separately(model, prompt, vision, completion, excluded) -> torch.Tensor:
+def separately(
+    model: Any,
+    prompt: list[int],
+    vision: VisionInput,
+    completion: list[int],
+    excluded: Iterable[int],
+) -> torch.Tensor:
     logits = plain_logits(model, [*prompt, *completion], vision)[len(prompt) - 1 : -1]
     logits[:, list(excluded)] = -torch.inf
     return logits.log_softmax(1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"])
-def models(request):
+def models(request: pytest.FixtureRequest) -> Models:
     plain = qwen(request.param)
     return request.param, TreeModel(copy.deepcopy(plain), Tokenizer()), plain
 
 
 @pytest.mark.parametrize("blocks", ["dense", "blocks of 16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_probs_and_gradients_equal_separate_sequences(models, shape, blocks, monkeypatch):
+def test_log_probs_and_gradients_equal_separate_sequences(
+    models: Models, shape: str, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, tree_model, plain = models
     if blocks != "dense":
         monkeypatch.setattr(tree_attention, "DENSE_TREE_TOKENS", 8)
@@ -216,7 +230,7 @@ def test_log_probs_and_gradients_equal_separate_sequences(models, shape, blocks,
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()  # on the CPU FlexAttention has no backward
-def test_flex_attention_computes_the_same(models, shape):
+def test_flex_attention_computes_the_same(models: Models, shape: str) -> None:
     kind, tree_model, _ = models
     trees, _ = build(kind, SHAPES[shape])
     packed = pack(trees)
@@ -226,7 +240,7 @@ def test_flex_attention_computes_the_same(models, shape):
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
 
 
-def test_gradients_with_checkpointing_are_the_same(models):
+def test_gradients_with_checkpointing_are_the_same(models: Models) -> None:
     kind, tree_model, _ = models
     trees, _ = build(kind, SHAPES["a batch of unequal trees"])
     grads = []
@@ -243,7 +257,7 @@ def test_gradients_with_checkpointing_are_the_same(models):
         torch.testing.assert_close(gradient, grads[1][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_rows_go_through_lm_head_in_chunks_of_whole_completions(models):
+def test_rows_go_through_lm_head_in_chunks_of_whole_completions(models: Models) -> None:
     kind, tree_model, _ = models
     trees, _ = build(kind, SHAPES["a batch of unequal trees"])
     packed = pack(trees)
@@ -268,7 +282,7 @@ def requests(kind: str) -> list[list[Request]]:
     return result
 
 
-def test_sampling_in_trees_equals_sampling_one_by_one_and_scoring(models):
+def test_sampling_in_trees_equals_sampling_one_by_one_and_scoring(models: Models) -> None:
     kind, tree_model, _ = models
     engine = HFEngine(tree_model, Tokenizer())
     params = SamplingParams(max_new_tokens=60)
@@ -298,7 +312,7 @@ def test_sampling_in_trees_equals_sampling_one_by_one_and_scoring(models):
         assert together[key][i].logprobs == pytest.approx(logprobs.tolist(), abs=1e-5)
 
 
-def test_a_split_prefill_samples_the_same(models):
+def test_a_split_prefill_samples_the_same(models: Models) -> None:
     kind, tree_model, _ = models
     params = SamplingParams(max_new_tokens=8)
     whole = HFEngine(tree_model, Tokenizer()).sample(requests(kind), params)
@@ -307,7 +321,7 @@ def test_a_split_prefill_samples_the_same(models):
         assert [s.token_ids for s in samples] == [s.token_ids for s in parts[key]]
 
 
-def test_greedy_is_the_likeliest_token_of_plain_generate(models):
+def test_greedy_is_the_likeliest_token_of_plain_generate(models: Models) -> None:
     kind, tree_model, plain = models
     request = requests(kind)[0][0]
     params = SamplingParams(max_new_tokens=6, greedy=True)
@@ -323,7 +337,7 @@ def test_greedy_is_the_likeliest_token_of_plain_generate(models):
     assert list(sample.token_ids) == written
 
 
-def test_sampled_frequencies_are_the_distribution():
+def test_sampled_frequencies_are_the_distribution() -> None:
     logits = torch.tensor([2.0, 0.0, -1.0, -torch.inf, 1.0])
     logprobs = logits.log_softmax(0)
     draws = uniforms(list(range(20_000)), 1)[:, 0]
@@ -333,7 +347,7 @@ def test_sampled_frequencies_are_the_distribution():
     torch.testing.assert_close(shares, logprobs.exp(), atol=0.012, rtol=0)
 
 
-def test_truncated_sampling_truncates_only_the_draw():
+def test_truncated_sampling_truncates_only_the_draw() -> None:
     logprobs = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     draws = uniforms(list(range(2000)), 1)[:, 0]
     wide = logprobs.expand(len(draws), -1)
@@ -343,7 +357,7 @@ def test_truncated_sampling_truncates_only_the_draw():
     assert set(cold.tolist()) == {0}
 
 
-def test_an_unknown_architecture_is_refused():
+def test_an_unknown_architecture_is_refused() -> None:
     plain = qwen("qwen3_vl")
     plain.config.model_type = "llava"
     with pytest.raises(VideoOPDError, match="'llava'.*qwen3_vl"):

@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 @pytest.mark.parametrize("thinks", [False, True])
-def test_a_thought_that_was_cut_off_is_no_answer(folders, thinks):
+def test_a_thought_that_was_cut_off_is_no_answer(folders: dict[bool, Path], thinks: bool) -> None:
     encoder = PromptEncoder(folders[thinks])
     assert encoder.chat_text("a").endswith("<think>\n") == thinks
     ids = encoder.tokenizer.encode("maybe 3.0 - 7.5 seconds", add_special_tokens=False)
@@ -49,7 +49,9 @@ def test_a_thought_that_was_cut_off_is_no_answer(folders, thinks):
     assert parse_span(encoder.decode(ids)) == (3.0, 7.5)
 
 
-def test_the_annotation_as_answer_closes_the_thought(folders, tmp_path):
+def test_the_annotation_as_answer_closes_the_thought(
+    folders: dict[bool, Path], tmp_path: Path
+) -> None:
     config = load_config(ROOT / "configs" / "tiny.toml", [f"run.path={tmp_path / 'run'}"])
     example = GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.5), "s", "train")
     for thinks, folder in folders.items():
@@ -59,7 +61,7 @@ def test_the_annotation_as_answer_closes_the_thought(folders, tmp_path):
         assert parse_span(text) == example.span
 
 
-def test_the_sentence_is_asked_without_its_full_stop(folders):
+def test_the_sentence_is_asked_without_its_full_stop(folders: dict[bool, Path]) -> None:
     assert "sentence 'a man waits', deter" in PromptEncoder(folders[False]).chat_text(
         " a  man waits."
     )

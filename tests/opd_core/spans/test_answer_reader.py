@@ -16,7 +16,7 @@ TABLE = [(kind, text, said) for kind, rows in ANSWERS.items() for text, said in 
 @pytest.mark.parametrize(
     ("kind", "text", "said"), TABLE, ids=[f"{k}: {t[:40]}" for k, t, _ in TABLE]
 )
-def test_what_a_person_reads(kind, text, said):
+def test_what_a_person_reads(kind: str, text: str, said: tuple[float, float] | None) -> None:
     span = parse_span(text)
     assert span == (None if said is None else pytest.approx(said))
 
@@ -39,11 +39,11 @@ def test_what_a_person_reads(kind, text, said):
         ("1e3", None),
     ],
 )
-def test_a_single_time(text, seconds):
+def test_a_single_time(text: str, seconds: float | None) -> None:
     assert parse_moment(text) == seconds
 
 
-def test_a_thought_is_no_answer():
+def test_a_thought_is_no_answer() -> None:
     assert after_thoughts("<think>1 - 2</think> 3 - 4") == " 3 - 4"
     assert after_thoughts("1 - 2</think> 3 - 4") == " 3 - 4"
     assert after_thoughts("<think>1 - 2") == ""
@@ -59,14 +59,14 @@ FORMS = (
 
 
 @given(pairs, st.sampled_from(FORMS))
-def test_a_form_is_read_whatever_the_numbers(pair, form):
+def test_a_form_is_read_whatever_the_numbers(pair: tuple[float, float], form: str) -> None:
     assert parse_span(form.format(*pair)) == Span(*pair)
 
 
 @given(
     st.integers(0, 35_999), st.integers(1, 3_600), st.sampled_from((" - ", " to ", "-", " --> "))
 )
-def test_clocks_and_units_are_the_same_seconds(start, length, join):
+def test_clocks_and_units_are_the_same_seconds(start: float, length: float, join: str) -> None:
     def clock(s: int) -> str:
         return f"{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d}"
 
@@ -91,7 +91,7 @@ READERS["TimeLens' rule"] = parse_timelens
 
 @pytest.mark.parametrize("name", READERS)
 @given(text=st.text() | nearly)
-def test_no_text_breaks_a_reader(name, text):
+def test_no_text_breaks_a_reader(name: str, text: str) -> None:
     span = READERS[name](text)
     assert span is None or 0 <= span.start < span.end < float("inf")
 
@@ -104,6 +104,6 @@ def test_no_text_breaks_a_reader(name, text):
      "三", "two ", "3.0 - 7.5.0 "],
 )  # fmt: skip
 @pytest.mark.timeout(60)  # a second or two; what grows with the square would take minutes
-def test_a_long_text_is_read(name, piece):
+def test_a_long_text_is_read(name: str, piece: str) -> None:
     span = READERS[name]((piece * 100_000)[:100_000])
     assert span is None or span.start < span.end

@@ -1,6 +1,7 @@
 """The bootstrap against every resample there is, and the intervals against known truths."""
 
 import math
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
@@ -27,7 +28,7 @@ VALUES = np.array(
 CLUSTERS = ["a", "a", "b", "c", "c", "c", "d"]
 
 
-def test_resampled_means_are_those_of_every_resample():
+def test_resampled_means_are_those_of_every_resample() -> None:
     names = sorted(set(CLUSTERS))
     total = np.array([[VALUES[i] for i, c in enumerate(CLUSTERS) if c == n] for n in names],
                      dtype=object)  # fmt: skip
@@ -38,7 +39,7 @@ def test_resampled_means_are_those_of_every_resample():
     assert ours == pytest.approx(every_resample(VALUES, CLUSTERS))
 
 
-def test_intervals_are_the_quantiles_of_all_resamples():
+def test_intervals_are_the_quantiles_of_all_resamples() -> None:
     """256 equally likely resamples of four videos; ours are 40,000 of them."""
     exact = every_resample(VALUES, CLUSTERS)
     found = estimates(VALUES, CLUSTERS, resamples=40_000)
@@ -53,7 +54,7 @@ def test_intervals_are_the_quantiles_of_all_resamples():
         assert abs(estimate.share_not_above_zero - share) < 5 * math.sqrt(0.25 / 40_000)
 
 
-def test_without_clusters_it_is_the_ordinary_bootstrap():
+def test_without_clusters_it_is_the_ordinary_bootstrap() -> None:
     """Three values: 27 resamples, of which the means have known probabilities."""
     values = np.array([[0.0], [0.0], [1.0]])
     (found,) = estimates(values, ["a", "b", "c"], resamples=30_000)
@@ -61,7 +62,7 @@ def test_without_clusters_it_is_the_ordinary_bootstrap():
     assert (found.low, found.high) == (0.0, 1.0), "P(mean = 1) is 1/27, above 2.5 %"
 
 
-def test_sentences_of_a_video_are_no_independent_evidence():
+def test_sentences_of_a_video_are_no_independent_evidence() -> None:
     generator = np.random.default_rng(1)
     videos = generator.random(30)
     values = np.repeat(videos, 8)[:, None]
@@ -72,7 +73,7 @@ def test_sentences_of_a_video_are_no_independent_evidence():
     assert ratio == pytest.approx(math.sqrt(8), rel=0.15)
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for sample in range(300):
@@ -82,16 +83,16 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= covered / 300 <= 0.985
 
 
-def test_one_video_gives_no_interval():
+def test_one_video_gives_no_interval() -> None:
     assert estimates(np.array([[0.5], [1.0]]), ["a", "a"]) == [Estimate(0.75, None, None)]
 
 
-def test_equal_values_leave_no_doubt():
+def test_equal_values_leave_no_doubt() -> None:
     (found,) = estimates(np.zeros((4, 1)), list("abcd"))
     assert found == Estimate(0.0, 0.0, 0.0, 1.0)
 
 
-def test_no_rows_and_wrong_labels_are_refused():
+def test_no_rows_and_wrong_labels_are_refused() -> None:
     for values, labels in ((np.zeros((0, 1)), []), (np.zeros((2, 1)), ["a"])):
         with pytest.raises(ValueError, match="rows of values"):
             estimates(values, labels)
@@ -99,13 +100,13 @@ def test_no_rows_and_wrong_labels_are_refused():
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_order_of_rows_gives_the_same_numbers(data):
+def test_any_order_of_rows_gives_the_same_numbers(data: st.DataObject) -> None:
     rows = data.draw(
         st.lists(st.tuples(st.sampled_from("abcde"), st.floats(0, 1)), min_size=1, max_size=20)
     )
     order = data.draw(st.permutations(range(len(rows))))
 
-    def found(indices):
+    def found(indices: Iterable[int]) -> list[Estimate]:
         values = np.array([[rows[i][1]] for i in indices])
         return estimates(values, [rows[i][0] for i in indices], resamples=100, seed=3)
 

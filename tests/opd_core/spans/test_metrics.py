@@ -34,7 +34,7 @@ def rows() -> pl.LazyFrame:
     return pl.LazyFrame(found)
 
 
-def test_each_protocol_on_the_same_answers():
+def test_each_protocol_on_the_same_answers() -> None:
     (found,) = grounding_metrics(rows()).collect().to_dicts()
     assert found["examples"] == 8
     best = (1 + 0.5 + 3.6 / 4.4 + 0 + 1 + 4 / 358 + 1 + 0) / 8
@@ -48,7 +48,7 @@ def test_each_protocol_on_the_same_answers():
     assert found["parse_failures"] == 1 / 8 and found["timelens_parse_failures"] == 2 / 8
 
 
-def test_a_number_over_rows_that_lack_it_is_null_and_no_mean_of_the_others():
+def test_a_number_over_rows_that_lack_it_is_null_and_no_mean_of_the_others() -> None:
     older = pl.when(pl.int_range(pl.len()) < 3)
     lacking = rows().with_columns(
         older.then(None).otherwise(pl.col(name)).alias(name)
@@ -62,7 +62,7 @@ def test_a_number_over_rows_that_lack_it_is_null_and_no_mean_of_the_others():
     assert all(found[name] == whole[name] for name in set(whole) - of_timelens)
 
 
-def test_a_protocol_is_a_record_and_all_else_follows():
+def test_a_protocol_is_a_record_and_all_else_follows() -> None:
     names = [p.name for p in PROTOCOLS]
     assert names == ["strict", "timelens", "qvhighlights"]
     wanted = {f"{name}_{metric}" for name in names for metric in ("miou", *RECALLS)}
@@ -72,12 +72,12 @@ def test_a_protocol_is_a_record_and_all_else_follows():
         assert {protocol.iou_column, *span_columns(f"{protocol.column}_span")} <= columns
 
 
-def test_protocols_that_share_columns_share_what_is_in_them():
+def test_protocols_that_share_columns_share_what_is_in_them() -> None:
     kinds = {p.column: (p.reader, p.rounded, p.windows) for p in PROTOCOLS}
     assert all(kinds[p.column] == (p.reader, p.rounded, p.windows) for p in PROTOCOLS)
 
 
-def test_a_length_at_a_limit_begins_the_next_bucket():
+def test_a_length_at_a_limit_begins_the_next_bucket() -> None:
     seconds = pl.DataFrame({"s": [0.5, 29.9, 30.0, 59.9, 60.0, 119.0, 120.0, 299.0, 300.0, 4000.0]})
     assert seconds.select(duration_bucket(pl.col("s"))).to_series().to_list() == [
         "0-30 s", "0-30 s", "30-60 s", "30-60 s", "60-120 s", "60-120 s", "120-300 s", "120-300 s",

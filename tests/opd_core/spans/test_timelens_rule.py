@@ -42,16 +42,16 @@ from opd_core.types import Span
         ("", None),
     ],
 )
-def test_what_its_evaluation_reads(text, said):
+def test_what_its_evaluation_reads(text: str, said: tuple[float, float] | None) -> None:
     assert parse_timelens(text) == (said and Span(*said))
 
 
-def test_its_rounding_is_half_to_even():
+def test_its_rounding_is_half_to_even() -> None:
     span = parse_timelens("The event happens in 77.0 - 92.5 seconds")
     assert TIMELENS.iou(span, [Span(77.0, 108.0)]) == pytest.approx(15 / 31)
     assert TIMELENS.iou(Span(0.5, 1.5), [Span(0.0, 2.0)]) == 1.0
     assert TIMELENS.iou(Span(1.6, 2.4), [Span(1.0, 3.0)]) == 0.0, "rounded, it is empty"
 
 
-def test_only_the_first_window_counts():
+def test_only_the_first_window_counts() -> None:
     assert TIMELENS.iou(Span(2.0, 6.0), [Span(8.0, 9.0), Span(2.0, 6.0)]) == 0.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from opd_core.config.load import load_config
+from opd_core.config.load import Config, load_config
 from opd_core.config.sections import PromptSection
 from opd_core.extensions import TEMPLATES
 from opd_core.prompts.question_key import evaluation_question
@@ -25,7 +27,7 @@ def section(**keys: str) -> PromptSection:
     return PromptSection(**keys)
 
 
-def test_own_words_with_a_named_reader():
+def test_own_words_with_a_named_reader() -> None:
     template = template_of(section(text=TEXT, reader="json"))
     assert ask(template.text, "a {dog} runs.") == (
         "When does 'a {dog} runs' happen? Say: from START to END."
@@ -34,7 +36,7 @@ def test_own_words_with_a_named_reader():
     assert template.format_answer(Span(3, 7)) == '{"start": 3, "end": 7}'
 
 
-def test_doubled_braces_are_single_ones_in_the_question():
+def test_doubled_braces_are_single_ones_in_the_question() -> None:
     text = template_of(section(text='{query} as {{"start": 1}}', reader="json")).text
     assert ask(text, "a") == 'a as {"start": 1}'
 
@@ -55,7 +57,9 @@ def test_doubled_braces_are_single_ones_in_the_question():
         (r"a(\d+)?b(\d+)", "ab7", None),
     ],
 )
-def test_own_words_with_a_regular_expression(pattern, answer, said):
+def test_own_words_with_a_regular_expression(
+    pattern: str, answer: str, said: tuple[float, float] | None
+) -> None:
     template = template_of(section(text=TEXT, reader=pattern))
     assert template.parse_span(answer) == (said and Span(*said))
 
@@ -84,25 +88,29 @@ def test_own_words_with_a_regular_expression(pattern, answer, said):
         ({"text": TEXT, "reader": "json", "answer": ANSWER}, "which prompt.reader does not read"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_refused(keys, words):
+def test_what_cannot_be_used_is_refused(keys: dict[str, str], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         section(**keys)
 
 
 @given(st.integers(0, 9999), st.integers(1, 9999))
-def test_own_answers_are_read_back(start, length):
+def test_own_answers_are_read_back(start: float, length: float) -> None:
     template = template_of(section(text=TEXT, reader=PATTERN, answer=ANSWER))
     span = Span(start / 10, (start + length) / 10)
     assert template.parse_span(template.format_answer(span)) == span
 
 
-def test_a_pattern_that_never_ends_is_refused_before_the_run(monkeypatch):
+def test_a_pattern_that_never_ends_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(own_prompt, "SECONDS_AN_ANSWER", 0.2)
     with pytest.raises(ValidationError, match="takes for ever on some texts; write it without"):
         section(text=TEXT, reader=r"((?:\d+)+)[xy](\d+)")
 
 
-def test_an_answer_on_which_a_pattern_never_ends_stops_the_run(monkeypatch):
+def test_an_answer_on_which_a_pattern_never_ends_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(own_prompt, "SECONDS_AN_ANSWER", 0.2)
     read = template_of(section(text=TEXT, reader=r"((?:q+)+)[xy](\d+)")).parse_span
     assert read("qx3") is None
@@ -118,13 +126,13 @@ teacher.path = "teacher"
 """
 
 
-def config_with(tmp_path, prompt: str, rest: str = ""):
+def config_with(tmp_path: Path, prompt: str, rest: str = "") -> Config:
     path = tmp_path / "config.toml"
     path.write_text(CONFIG + f"{rest}\n[prompt]\n{prompt}\n")
     return load_config(path)
 
 
-def test_the_annotation_as_answer_needs_to_be_readable(tmp_path):
+def test_the_annotation_as_answer_needs_to_be_readable(tmp_path: Path) -> None:
     truth = 'rollout = { source = "truth", rollouts_per_example = 1 }\nupdate.objective = "sft"'
     own = f"text = \"{TEXT}\"\nreader = '{PATTERN}'\n"
     with pytest.raises(VideoOPDError, match="set prompt.answer, for example"):
@@ -136,12 +144,12 @@ def test_the_annotation_as_answer_needs_to_be_readable(tmp_path):
     config_with(tmp_path, f'text = "{TEXT}"\nreader = "json"', truth)
 
 
-def test_a_mistake_is_one_sentence_with_the_file(tmp_path):
+def test_a_mistake_is_one_sentence_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match=r"config.toml: prompt.text = 'When\?' has no \{query"):
         config_with(tmp_path, 'text = "When?"\nreader = "json"')
 
 
-def test_words_and_reader_are_part_of_the_question_and_the_answer_is_not(tmp_path):
+def test_words_and_reader_are_part_of_the_question_and_the_answer_is_not(tmp_path: Path) -> None:
     prompts = ("", 'template = "json"', f'text = "{TEXT}"\nreader = "json"', 'reader = "json"',
                f'text = "{TEXT}"\nreader = "timelens"',
                f"text = \"{TEXT}\"\nreader = '{PATTERN}'")  # fmt: skip
@@ -151,7 +159,7 @@ def test_words_and_reader_are_part_of_the_question_and_the_answer_is_not(tmp_pat
     assert evaluation_question(config_with(tmp_path, last), "processor") == found[-1]
 
 
-def test_a_templates_own_prompt_is_itself():
+def test_a_templates_own_prompt_is_itself() -> None:
     for name in TEMPLATES:
         template = TEMPLATES[name]
         assert template_of(section(template=name)) == template

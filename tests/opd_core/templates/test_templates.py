@@ -15,20 +15,20 @@ tenths = st.integers(0, 9999).map(lambda n: n / 10)
 spans = st.tuples(tenths, tenths).filter(lambda s: s[0] < s[1]).map(lambda s: Span(*s))
 
 
-def test_config_and_templates_know_the_same_names():
+def test_config_and_templates_know_the_same_names() -> None:
     assert PromptSection.model_fields["template"].metadata == [TEMPLATES]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(span=spans)
-def test_an_answer_as_asked_for_is_read_back(name, span):
+def test_an_answer_as_asked_for_is_read_back(name: str, span: Span) -> None:
     template = TEMPLATES[name]
     assert template.parse_span(template.format_answer(span)) == span
     assert read_any(template.format_answer(span)) == span
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_query_is_put_in_whatever_is_in_it(name):
+def test_the_query_is_put_in_whatever_is_in_it(name: str) -> None:
     text = ask(TEMPLATES[name].text, "a {man} opens 'it'")
     assert "a {man} opens 'it'" in text and "{query}" not in text and "{{" not in text
 
@@ -46,7 +46,7 @@ def test_the_query_is_put_in_whatever_is_in_it(name):
         ("on.\u3000the table\u00a0", "on. the table"),
     ],
 )
-def test_a_sentence_is_asked_as_timelens_asks_it(annotated, asked):
+def test_a_sentence_is_asked_as_timelens_asks_it(annotated: str, asked: str) -> None:
     assert sentence(annotated) == asked
     assert f"sentence '{asked}'," in ask(TEMPLATES["timelens"].text, annotated)
 
@@ -114,5 +114,5 @@ def test_a_sentence_is_asked_as_timelens_asks_it(annotated, asked):
         ("video-opd", "&lt;answer&gt;12.54 to 17.83&lt;/answer&gt;", (12.54, 17.83)),
     ],
 )
-def test_forms(name, text, expected):
+def test_forms(name: str, text: str, expected: tuple[float, float] | None) -> None:
     assert TEMPLATES[name].parse_span(text) == (expected and Span(*expected))

@@ -7,6 +7,7 @@ Expected values and gradients here are written out from their definitions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -29,14 +30,14 @@ ENGINE = torch.tensor([-1.1, -1.5, -2.0, -0.3, -0.6, -1.9], dtype=torch.float64)
 NO_CAP = 1e9
 
 
-def test_each_token_has_its_own_ratio_up_to_the_cap():
+def test_each_token_has_its_own_ratio_up_to_the_cap() -> None:
     weights, cut = truncated_importance_weights(TRAINER, ENGINE, LENGTHS, "token", 2.0)
     ratio = (TRAINER - ENGINE).exp()
     assert torch.equal(weights, ratio.clamp(max=2.0))
     assert cut.tolist() == [False, True, False, False, False, True]
 
 
-def test_a_sequence_has_one_ratio():
+def test_a_sequence_has_one_ratio() -> None:
     weights, cut = truncated_importance_weights(TRAINER, ENGINE, LENGTHS, "sequence", 2.0)
     log_ratio = TRAINER - ENGINE
     products = [float(part.sum().exp()) for part in log_ratio.split(LENGTHS)]
@@ -46,20 +47,20 @@ def test_a_sequence_has_one_ratio():
     assert cut.tolist() == [True, True, False, *[products[2] > 2.0] * 3]
 
 
-def test_a_prefix_is_the_product_over_the_tokens_strictly_before():
+def test_a_prefix_is_the_product_over_the_tokens_strictly_before() -> None:
     r = (TRAINER - ENGINE).exp().tolist()
     weights, cut = truncated_importance_weights(TRAINER, ENGINE, LENGTHS, "prefix", 1.2)
     assert weights.tolist() == pytest.approx([1, r[0], 1, 1, 1.2, min(r[3] * r[4], 1.2)])
     assert cut.tolist() == [False, False, False, False, True, r[3] * r[4] > 1.2]
 
 
-def test_engines_that_agree_have_weights_of_one():
+def test_engines_that_agree_have_weights_of_one() -> None:
     for level in ("token", "prefix", "sequence"):
         weights, cut = truncated_importance_weights(TRAINER, TRAINER, LENGTHS, level, 2.0)
         assert weights.tolist() == [1.0] * 6 and not cut.any()
 
 
-def test_no_gradient_flows_through_the_weights():
+def test_no_gradient_flows_through_the_weights() -> None:
     for level in ("token", "prefix", "sequence"):
         trainer = TRAINER.clone().requires_grad_()
         weights, _ = truncated_importance_weights(trainer, ENGINE, LENGTHS, level, 2.0)
@@ -90,8 +91,8 @@ def gradient_of_one_token(pi_over_mu: float, advantage: float, moved: float = 1.
     (1.35, -0.5, 1.3, 1.35 * 1.3 * 0.5),
 ])  # fmt: skip
 def test_grpo_multiplies_by_the_mismatch_once_and_clips_what_the_trainer_moved(
-    pi_over_mu, advantage, moved, expected
-):
+    pi_over_mu: float, advantage: float, moved: float, expected: float
+) -> None:
     assert gradient_of_one_token(pi_over_mu, advantage, moved) == pytest.approx(expected, abs=1e-12)
 
 
@@ -121,7 +122,11 @@ def near(seed: int, of: torch.Tensor) -> torch.Tensor:
     return (of.detach() + 0.4 * model(seed)).log_softmax(1)
 
 
-def expected_gradient(logits, mu, loss_of):
+def expected_gradient(
+    logits: torch.Tensor,
+    mu: torch.Tensor,
+    loss_of: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
+) -> torch.Tensor:
     """Of the summed loss of an answer that mu gives; `loss_of(log pi, answer)` is its [T]."""
     pi = logits.log_softmax(1)
     total = sum(chosen(mu, a).sum().exp() * loss_of(pi, a).sum() for a in ANSWERS)
@@ -152,7 +157,9 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("moved", [False, True], ids=["first step", "later step"])
-def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_ratio(name, moved):
+def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_ratio(
+    name: str, moved: bool
+) -> None:
     """Over answers of mu it has to be the loss at the states of pi_v, whatever pi has become."""
     loss, definition = EXACT[name]
     logits, q = model(0).requires_grad_(), model(1).log_softmax(1)
@@ -162,7 +169,7 @@ def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_r
     (right,) = torch.autograd.grad(at_states_of_old, logits)
 
     def bias(level: str | None) -> float:
-        def loss_of(pi, answer):
+        def loss_of(pi: torch.Tensor, answer: tuple[int, ...]) -> torch.Tensor:
             weights = None
             if level:
                 a = (chosen(old, answer), chosen(mu, answer), [DEPTH])
@@ -177,13 +184,13 @@ def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_r
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_the_policy_gradient_is_that_of_the_reverse_kl_at_the_trainers_policy(level):
+def test_the_policy_gradient_is_that_of_the_reverse_kl_at_the_trainers_policy(level: str) -> None:
     """At the first step: by sequence at the states of pi_v, by token at those of mu."""
     logits, q = model(4).requires_grad_(), model(5).log_softmax(1)
     old = logits.detach().log_softmax(1)
     mu = near(6, old)
 
-    def loss_of(pi, answer, weigh=True):
+    def loss_of(pi: torch.Tensor, answer: tuple[int, ...], weigh: bool = True) -> torch.Tensor:
         of = (chosen(old, answer), chosen(mu, answer))
         weights, _ = truncated_importance_weights(*of, [DEPTH], level, NO_CAP)
         return policy_gradient(
@@ -199,7 +206,7 @@ def test_the_policy_gradient_is_that_of_the_reverse_kl_at_the_trainers_policy(le
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["first step", "later step"])
-def test_grpo_is_the_gradient_under_the_trainers_policy(moved):
+def test_grpo_is_the_gradient_under_the_trainers_policy(moved: bool) -> None:
     """Unclipped, by sequence: the expectation under pi_v of `pi / pi_v * A` of every token."""
     logits = model(7).requires_grad_()
     old = near(8, logits) if moved else logits.detach().log_softmax(1)
@@ -213,7 +220,7 @@ def test_grpo_is_the_gradient_under_the_trainers_policy(moved):
     )
     (right,) = torch.autograd.grad(-surrogate, logits)
 
-    def loss_of(pi, answer):
+    def loss_of(pi: torch.Tensor, answer: tuple[int, ...]) -> torch.Tensor:
         of = (chosen(old, answer), chosen(mu, answer))
         weights, _ = truncated_importance_weights(*of, [DEPTH], "sequence", NO_CAP)
         advantages = advantage[answer].expand(DEPTH)
@@ -224,7 +231,7 @@ def test_grpo_is_the_gradient_under_the_trainers_policy(moved):
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["first step", "later step"])
-def test_the_reference_kl_has_the_gradient_of_the_kl(moved):
+def test_the_reference_kl_has_the_gradient_of_the_kl(moved: bool) -> None:
     """Of KL(pi || reference) at the states of pi_v, not of KL(reference || pi)."""
     logits, reference = model(11).requires_grad_(), model(12).log_softmax(1)
     old = near(13, logits) if moved else logits.detach().log_softmax(1)
@@ -232,7 +239,7 @@ def test_the_reference_kl_has_the_gradient_of_the_kl(moved):
     kl = EXACT["reverse"][1](logits.log_softmax(1), reference)
     (right,) = torch.autograd.grad(visits(old) @ kl, logits)
 
-    def loss_of(pi, answer):
+    def loss_of(pi: torch.Tensor, answer: tuple[int, ...]) -> torch.Tensor:
         of = (chosen(old, answer), chosen(mu, answer))
         weights, _ = truncated_importance_weights(*of, [DEPTH], "sequence", NO_CAP)
         return reference_kl(chosen(pi, answer), chosen(reference, answer), of[0], weights)
@@ -241,19 +248,19 @@ def test_the_reference_kl_has_the_gradient_of_the_kl(moved):
     torch.testing.assert_close(got, right, atol=1e-12, rtol=0)
 
 
-def test_gradients_equal_finite_differences_of_the_formulas():
+def test_gradients_equal_finite_differences_of_the_formulas() -> None:
     """The weight is constant and the advantage is against pi_v: written out with `math`."""
     old, mu, q = -1.0, -1.3, -0.4
     weight = min(math.exp(old - mu), 2.0)
 
-    def paper(now):
+    def paper(now: float) -> float:
         return -weight * math.exp(now - old) * (q - old)
 
-    def clipped(now, advantage=0.7):
+    def clipped(now: float, advantage: float = 0.7) -> float:
         ratio = math.exp(now - old)
         return -weight * min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
 
-    def tensor(x):
+    def tensor(x: float) -> torch.Tensor:
         return torch.tensor([x], dtype=torch.float64)
 
     weights, _ = truncated_importance_weights(tensor(old), tensor(mu), [1], "token", 2.0)

@@ -1,6 +1,7 @@
 """The losses against exact gradients, by enumerating a tiny vocabulary."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def test_policy_gradient_is_the_gradient_of_the_reverse_kl_of_each_token():
+def test_policy_gradient_is_the_gradient_of_the_reverse_kl_of_each_token() -> None:
     """At pi = pi_v, E[grad loss] = sum_t E_states[grad KL(pi(.|s_t) || q(.|s_t))].
 
     That is the paper's gradient: per-token advantages without a return, so the states' own
@@ -80,7 +81,7 @@ def test_policy_gradient_is_the_gradient_of_the_reverse_kl_of_each_token():
     torch.testing.assert_close(estimated, exact, atol=1e-12, rtol=1e-10)
 
 
-def test_one_token_policy_gradient_is_the_gradient_of_the_whole_kl():
+def test_one_token_policy_gradient_is_the_gradient_of_the_whole_kl() -> None:
     student = random_model(2)[:1].clone().requires_grad_()
     log_q = random_model(3)[0].log_softmax(0)
     sampling = student.detach().log_softmax(1)[0]
@@ -91,7 +92,7 @@ def test_one_token_policy_gradient_is_the_gradient_of_the_whole_kl():
     torch.testing.assert_close(estimated, exact, atol=1e-12, rtol=1e-10)
 
 
-def test_policy_gradient_equals_the_reference_trainers_formula():
+def test_policy_gradient_equals_the_reference_trainers_formula() -> None:
     """`-exp(logp - old_logp) * (teacher_logp - old_logp)`, DESIGN section 7."""
     logp, old, teacher = torch.randn(3, 7, dtype=torch.float64)
     expected = -torch.exp(logp - old) * (teacher - old)
@@ -103,12 +104,14 @@ def topk_of(log_q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, to
     return ids, values, log_q.scatter(1, ids, -math.inf).logsumexp(1)
 
 
-def reverse_on_topk(log_p, ids, values, tail):
+def reverse_on_topk(
+    log_p: torch.Tensor, ids: torch.Tensor, values: torch.Tensor, tail: torch.Tensor
+) -> torch.Tensor:
     """As the update does: the teacher's buckets are those that the score kept."""
     return exact_reverse_kl(with_tail(log_p, ids), torch.cat((values, tail[:, None]), dim=1))
 
 
-def test_exact_reverse_kl_with_the_whole_vocabulary_is_the_definition():
+def test_exact_reverse_kl_with_the_whole_vocabulary_is_the_definition() -> None:
     log_p = random_model(4).log_softmax(1)
     log_q = random_model(5).log_softmax(1)
     expected = (log_p.exp() * (log_p - log_q)).sum(1)
@@ -118,7 +121,7 @@ def test_exact_reverse_kl_with_the_whole_vocabulary_is_the_definition():
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY))
-def test_exact_reverse_kl_is_a_kl_of_buckets_below_the_full_one(seed, k):
+def test_exact_reverse_kl_is_a_kl_of_buckets_below_the_full_one(seed: int, k: int) -> None:
     log_p = random_model(seed).log_softmax(1)
     log_q = random_model(seed + 1).log_softmax(1)
     ids, values, tail = topk_of(log_q, k)
@@ -139,7 +142,7 @@ def test_exact_reverse_kl_is_a_kl_of_buckets_below_the_full_one(seed, k):
     assert got.tolist() == pytest.approx(by_hand, abs=1e-10)
 
 
-def test_exact_reverse_kl_is_zero_between_equals_and_its_gradient_too():
+def test_exact_reverse_kl_is_zero_between_equals_and_its_gradient_too() -> None:
     student = random_model(6).requires_grad_()
     log_q = student.detach().log_softmax(1)
     ids, values, tail = topk_of(log_q, 3)
@@ -149,7 +152,7 @@ def test_exact_reverse_kl_is_zero_between_equals_and_its_gradient_too():
     assert gradient.abs().max().item() < 1e-12
 
 
-def test_excluded_tokens_change_neither_loss_nor_gradient():
+def test_excluded_tokens_change_neither_loss_nor_gradient() -> None:
     """A token of log-prob -inf on both sides is as if it were not in the vocabulary."""
     student = random_model(7).requires_grad_()
     log_q_small = random_model(8).log_softmax(1)
@@ -167,7 +170,9 @@ def test_excluded_tokens_change_neither_loss_nor_gradient():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_forward_kl_is_its_definition_and_its_gradient_is_that_of_the_teachers_cross_entropy():
+def test_forward_kl_is_its_definition_and_its_gradient_is_that_of_the_teachers_cross_entropy() -> (
+    None
+):
     student = random_model(9).requires_grad_()
     log_p, log_q = student.log_softmax(1), random_model(10).log_softmax(1)
     got = exact_forward_kl(log_p, log_q)
@@ -176,7 +181,7 @@ def test_forward_kl_is_its_definition_and_its_gradient_is_that_of_the_teachers_c
     torch.testing.assert_close(gradient, (log_p.exp() - log_q.exp()).detach())
 
 
-def test_forward_kl_on_a_teachers_samples_is_sft_in_expectation():
+def test_forward_kl_on_a_teachers_samples_is_sft_in_expectation() -> None:
     """E over y ~ q of -log pi differs from KL(q || pi) by the entropy of q, a constant."""
     student = random_model(11)[:1].clone().requires_grad_()
     log_q = random_model(12)[:1].log_softmax(1)
@@ -189,7 +194,7 @@ def test_forward_kl_on_a_teachers_samples_is_sft_in_expectation():
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), beta=st.floats(0.05, 0.95))
-def test_jsd_is_its_definition_between_zero_and_the_entropy_of_beta(seed, beta):
+def test_jsd_is_its_definition_between_zero_and_the_entropy_of_beta(seed: int, beta: float) -> None:
     p, q = random_model(seed).softmax(1), random_model(seed + 1).softmax(1)
     m = beta * q + (1 - beta) * p
     expected = beta * (q * (q / m).log()).sum(1) + (1 - beta) * (p * (p / m).log()).sum(1)
@@ -202,7 +207,9 @@ def test_jsd_is_its_definition_between_zero_and_the_entropy_of_beta(seed, beta):
 @pytest.mark.parametrize(("beta", "scale", "limit"), [
     (1e-5, 1e-5, exact_forward_kl), (1 - 1e-5, 1e-5, exact_reverse_kl),
 ])  # fmt: skip
-def test_jsd_goes_to_the_kls_at_its_ends(beta, scale, limit):
+def test_jsd_goes_to_the_kls_at_its_ends(
+    beta: float, scale: float, limit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
     student = random_model(13).requires_grad_()
     log_q = random_model(14).log_softmax(1)
     (near,) = torch.autograd.grad(
@@ -212,7 +219,7 @@ def test_jsd_goes_to_the_kls_at_its_ends(beta, scale, limit):
     torch.testing.assert_close(near, exact, atol=1e-3, rtol=1e-3)
 
 
-def test_every_divergence_has_a_finite_gradient_where_tokens_are_impossible():
+def test_every_divergence_has_a_finite_gradient_where_tokens_are_impossible() -> None:
     banned = torch.full((1 + VOCABULARY, 1), -math.inf, dtype=torch.float64)
     student = random_model(15).requires_grad_()
     log_p = torch.cat((student, banned), dim=1).log_softmax(1)
@@ -228,7 +235,7 @@ def test_every_divergence_has_a_finite_gradient_where_tokens_are_impossible():
         assert gradient.abs().max() > 0
 
 
-def test_the_students_own_topk_is_a_kl_of_its_buckets():
+def test_the_students_own_topk_is_a_kl_of_its_buckets() -> None:
     log_p, log_q = random_model(17).log_softmax(1), random_model(18).log_softmax(1)
     ids = log_p.topk(2, dim=1).indices
     got = exact_reverse_kl(with_tail(log_p, ids), with_tail(log_q, ids))
@@ -240,7 +247,7 @@ def test_the_students_own_topk_is_a_kl_of_its_buckets():
         assert float(got[row]) == pytest.approx(float(sum(a * (a / b).log() for a, b in pairs)))
 
 
-def test_group_advantages_are_rewards_less_their_mean_and_scaled():
+def test_group_advantages_are_rewards_less_their_mean_and_scaled() -> None:
     rewards = [0.0, 0.5, 1.0, 0.5]
     assert group_advantages(rewards, scale_by_std=False) == pytest.approx([-0.5, 0.0, 0.5, 0.0])
     deviation = float(torch.tensor(rewards).std())  # n - 1
@@ -249,7 +256,7 @@ def test_group_advantages_are_rewards_less_their_mean_and_scaled():
     assert group_advantages([0.7, 0.7], scale_by_std=True) == [0.0, 0.0]
 
 
-def test_at_the_sampling_policy_grpo_is_the_gradient_of_the_expected_reward():
+def test_at_the_sampling_policy_grpo_is_the_gradient_of_the_expected_reward() -> None:
     """With the mean over all answers as baseline, by enumeration of all answers."""
     student = random_model(19).requires_grad_()
     sampling = student.detach().log_softmax(1)
@@ -280,13 +287,15 @@ def test_at_the_sampling_policy_grpo_is_the_gradient_of_the_expected_reward():
 @pytest.mark.parametrize(("ratio", "advantage", "moves"), [
     (1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.1, 1.0, True),
 ])  # fmt: skip
-def test_grpo_stops_pushing_what_is_already_far(ratio, advantage, moves):
+def test_grpo_stops_pushing_what_is_already_far(
+    ratio: float, advantage: float, moves: bool
+) -> None:
     now = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     grpo(now, torch.zeros(1), torch.tensor([advantage]), 0.2, 0.2).sum().backward()
     assert (now.grad.abs().item() > 0) is moves
 
 
-def test_the_reference_kl_is_unbiased_and_never_negative():
+def test_the_reference_kl_is_unbiased_and_never_negative() -> None:
     log_p, log_r = random_model(21).log_softmax(1), random_model(22).log_softmax(1)
     estimate = reference_kl(log_p, log_r)
     assert (estimate >= 0).all()
@@ -294,14 +303,14 @@ def test_the_reference_kl_is_unbiased_and_never_negative():
     torch.testing.assert_close((log_p.exp() * estimate).sum(1), exact)
 
 
-def test_an_advantage_is_cut_off_where_asked():
+def test_an_advantage_is_cut_off_where_asked() -> None:
     logp = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([-9.0, -1.5, 4.0], dtype=torch.float64)
     losses = policy_gradient(logp, logp.detach(), teacher, max_advantage=2.0)
     assert losses.tolist() == pytest.approx([2.0, 0.5, -2.0])
 
 
-def test_entropy_weights_are_zero_where_the_policy_is_sure():
+def test_entropy_weights_are_zero_where_the_policy_is_sure() -> None:
     sure = torch.tensor([[0.0, -math.inf, -math.inf, -math.inf]])
     even = torch.full((1, 4), math.log(0.25))
     assert entropy_weights(sure).tolist() == [0.0]

@@ -69,13 +69,13 @@ def same(a: VideoClip, b: VideoClip) -> bool:
     )
 
 
-def test_bytes_give_the_clip_back(clip):
+def test_bytes_give_the_clip_back(clip: VideoClip) -> None:
     again = unpack(pack(clip, "raw"))
     assert same(again, clip)
     assert again.frames.flags.writeable and again.frames.flags.c_contiguous, "for torch"
 
 
-def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip):
+def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip: VideoClip) -> None:
     payload = pack(clip, "jpeg")
     again = unpack(payload)
     assert len(payload) < len(pack(clip, "raw")) / 2
@@ -86,7 +86,7 @@ def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip):
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
-def test_spoilt_bytes_are_noticed(clip, codec):
+def test_spoilt_bytes_are_noticed(clip: VideoClip, codec: str) -> None:
     payload = pack(clip, codec)
     for position in [*range(0, 60, 7), len(payload) // 2, len(payload) // 3]:
         spoilt = bytearray(payload)
@@ -98,7 +98,7 @@ def test_spoilt_bytes_are_noticed(clip, codec):
             unpack(wrong)
 
 
-def test_the_spec_names_all_that_frames_depend_on():
+def test_the_spec_names_all_that_frames_depend_on() -> None:
     rule = SizeRule()
     rules = [SizeRule("qwen2_vl"), *(replace(rule, **{f: 8}) for f in SizeRule.__slots__[1:])]
     specs = {frame_spec(TINY, "raw", rule, 4), frame_spec(TINY, "jpeg", rule, 4)}
@@ -119,7 +119,9 @@ def test_the_spec_names_all_that_frames_depend_on():
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
-def test_the_second_reader_decodes_nothing_and_sees_the_same(paths, store, decoded, codec):
+def test_the_second_reader_decodes_nothing_and_sees_the_same(
+    paths: list[Path], store: FrameStore, decoded: list[str], codec: str
+) -> None:
     without = read(paths, None, codec)
     assert len(decoded) == 6
     first = read(paths, store, codec)
@@ -131,13 +133,15 @@ def test_the_second_reader_decodes_nothing_and_sees_the_same(paths, store, decod
     assert usage(store.folder).clips == 6
 
 
-def test_raw_and_jpeg_are_kept_apart(paths, store):
+def test_raw_and_jpeg_are_kept_apart(paths: list[Path], store: FrameStore) -> None:
     raw, jpeg = read(paths, store)[0], read(paths, store, "jpeg")[0]
     assert raw.pixel_hash != jpeg.pixel_hash
     assert usage(store.folder).clips == 12
 
 
-def test_evicted_videos_are_decoded_again_to_the_same_pixels(paths, tmp_path, decoded, monkeypatch):
+def test_evicted_videos_are_decoded_again_to_the_same_pixels(
+    paths: list[Path], tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(video_hashes, "FRESH_SECONDS", 0.0)
     without = read(paths, None)
     bound = 3 * without[0].frames.nbytes * 10 // 9
@@ -149,7 +153,9 @@ def test_evicted_videos_are_decoded_again_to_the_same_pixels(paths, tmp_path, de
     assert len(decoded) > 6 + 6
 
 
-def test_a_spoilt_clip_is_decoded_again_and_replaced(paths, store, decoded):
+def test_a_spoilt_clip_is_decoded_again_and_replaced(
+    paths: list[Path], store: FrameStore, decoded: list[str]
+) -> None:
     without = read(paths, store)
     marks = [clip.frames.tobytes()[-64:] for clip in without]
     hit = 0
@@ -169,7 +175,7 @@ def test_a_spoilt_clip_is_decoded_again_and_replaced(paths, store, decoded):
         assert decoded == expected
 
 
-def test_errors_are_not_kept(tmp_path, store, decoded):
+def test_errors_are_not_kept(tmp_path: Path, store: FrameStore, decoded: list[str]) -> None:
     bad = video_files.write_audio_only(tmp_path / "bad.mp4")
     for _ in range(2):
         with pytest.raises(VideoError, match="no video stream"):
@@ -180,7 +186,7 @@ def test_errors_are_not_kept(tmp_path, store, decoded):
     assert decoded == ["bad.mp4", "bad.mp4"]
 
 
-def test_a_store_that_goes_away_stops_nobody(paths, store):
+def test_a_store_that_goes_away_stops_nobody(paths: list[Path], store: FrameStore) -> None:
     shutil.rmtree(store.folder)
     with pytest.warns(RuntimeWarning):
         clips = read(paths, store)

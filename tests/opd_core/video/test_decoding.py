@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -43,7 +45,9 @@ def pick(path: Path, decoder: str, count: int = 16) -> tuple[list[int], np.ndarr
         ("a.webm", "libvpx-vp9", {}),
     ],
 )
-def test_the_frames_asked_for_are_the_frames_given(tmp_path, decoder, name, codec, options):
+def test_the_frames_asked_for_are_the_frames_given(
+    tmp_path: Path, decoder: str, name: str, codec: str, options: dict[str, Any]
+) -> None:
     path = video_files.write_video(tmp_path / name, codec=codec, **options)
     video = probe(str(path))
     assert video.total_frames == 48 and video.fps == pytest.approx(8, rel=0.01)
@@ -55,7 +59,9 @@ def test_the_frames_asked_for_are_the_frames_given(tmp_path, decoder, name, code
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.avi", "libx264"), ("a.ts", "libx264"), ("a.mp4", "libx265")]
 )
-def test_what_decord_would_get_wrong_it_refuses_and_pyav_gets_right(tmp_path, name, codec):
+def test_what_decord_would_get_wrong_it_refuses_and_pyav_gets_right(
+    tmp_path: Path, name: str, codec: str
+) -> None:
     path = video_files.write_video(tmp_path / name, codec=codec)
     indices, frames = pick(path, "pyav")
     assert [video_files.number_of(frame) for frame in frames] == indices
@@ -64,21 +70,21 @@ def test_what_decord_would_get_wrong_it_refuses_and_pyav_gets_right(tmp_path, na
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 128), (90, 162), (240, 426)])
-def test_both_decoders_give_the_same_pixels(tmp_path, height, width):
+def test_both_decoders_give_the_same_pixels(tmp_path: Path, height: int, width: int) -> None:
     path = video_files.write_video(tmp_path / "a.mp4", height=height, width=width)
     np.testing.assert_array_equal(pick(path, "pyav")[1], pick(path, "decord")[1])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_a_rotated_video_comes_upright(tmp_path, decoder, rotation):
+def test_a_rotated_video_comes_upright(tmp_path: Path, decoder: str, rotation: int) -> None:
     turned = video_files.write_video(tmp_path / "turned.mp4", rotation=rotation)
     plain = video_files.write_video(tmp_path / "plain.mp4")
     expected = np.rot90(pick(plain, "pyav")[1], rotation // 90, axes=(1, 2))
     np.testing.assert_array_equal(pick(turned, decoder)[1], expected)
 
 
-def test_frames_before_an_edit_list_begins_are_not_counted(tmp_path):
+def test_frames_before_an_edit_list_begins_are_not_counted(tmp_path: Path) -> None:
     times = [-1 + i / 8 for i in range(48)]  # a player shows it from the ninth frame on
     path = video_files.write_video(tmp_path / "a.mp4", times=times)
     indices, frames = pick(path, "pyav")
@@ -87,7 +93,9 @@ def test_frames_before_an_edit_list_begins_are_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_headers_that_claim_more_seconds_than_there_are_frames(tmp_path, decoder):
+def test_headers_that_claim_more_seconds_than_there_are_frames(
+    tmp_path: Path, decoder: str
+) -> None:
     path = video_files.write_wrong_duration(tmp_path / "a.mp4", 4.0)
     video = probe(str(path))
     assert (video.total_frames, video.fps) == (48, 8.0)
@@ -97,13 +105,13 @@ def test_headers_that_claim_more_seconds_than_there_are_frames(tmp_path, decoder
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
-def test_a_truncated_video_is_refused(tmp_path, decoder, keep):
+def test_a_truncated_video_is_refused(tmp_path: Path, decoder: str, keep: float) -> None:
     path = video_files.write_truncated(tmp_path / "a.mp4", keep)
     with pytest.raises(UnusableVideo, match=r"truncated|cannot be decoded by decord"):
         pick(path, decoder)
 
 
-def test_a_video_damaged_in_its_middle_gives_all_frames_or_a_reason(tmp_path):
+def test_a_video_damaged_in_its_middle_gives_all_frames_or_a_reason(tmp_path: Path) -> None:
     """Sixteen random damages: all frames asked for or a reason, nothing else."""
     good = video_files.write_video(tmp_path / "good.mp4").read_bytes()
     start, end = good.index(b"mdat") + 4, good.index(b"moov")
@@ -135,13 +143,15 @@ def test_a_video_damaged_in_its_middle_gives_all_frames_or_a_reason(tmp_path):
         (lambda p: video_files.write_video(p, rotation=45), "turned by 45 degrees"),
     ],
 )
-def test_an_unusable_file_says_why(tmp_path, make, reason):
+def test_an_unusable_file_says_why(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
     make(tmp_path / "a.mp4")
     with pytest.raises(UnusableVideo, match=reason):
         probe(str(tmp_path / "a.mp4"))
 
 
-def test_a_stream_without_time_stamps_is_refused(tmp_path):
+def test_a_stream_without_time_stamps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnusableVideo, match="no time stamps"):
         probe(str(video_files.write_video(tmp_path / "a.h264")))
 
@@ -151,7 +161,7 @@ def soon(seconds: float = 30.0) -> float:
 
 
 @pytest.fixture
-def child():
+def child() -> Iterator[DecoderProcess]:
     process = DecoderProcess("pyav")
     yield process
     process.close()
@@ -159,7 +169,7 @@ def child():
     assert not psutil.pid_exists(process.pid)
 
 
-def test_a_child_answers_again_and_again(tmp_path, child):
+def test_a_child_answers_again_and_again(tmp_path: Path, child: DecoderProcess) -> None:
     path = str(video_files.write_video(tmp_path / "a.mp4"))
     for _ in range(3):
         reply, times = child.ask({"do": "probe", "path": path}, soon())
@@ -179,7 +189,7 @@ def test_a_child_answers_again_and_again(tmp_path, child):
         assert "unusable" in child.ask({"do": "decode"}, soon())[0]
 
 
-def test_a_child_starts_quickly_and_without_torch(child):
+def test_a_child_starts_quickly_and_without_torch(child: DecoderProcess) -> None:
     loaded = {Path(m.path).name for m in psutil.Process(child.pid).memory_maps()}
     assert not [name for name in loaded if "torch" in name or "decord" in name]
     began = time.monotonic()
@@ -188,7 +198,7 @@ def test_a_child_starts_quickly_and_without_torch(child):
 
 
 @pytest.mark.kill
-def test_a_decoder_that_hangs_is_killed(tmp_path, child):
+def test_a_decoder_that_hangs_is_killed(tmp_path: Path, child: DecoderProcess) -> None:
     fifo = tmp_path / "a.mp4"
     os.mkfifo(fifo)  # opening it waits for a writer who never comes
     began = time.monotonic()
@@ -199,7 +209,9 @@ def test_a_decoder_that_hangs_is_killed(tmp_path, child):
 
 
 @pytest.mark.kill
-def test_a_request_larger_than_a_pipe_does_not_hang_on_a_stopped_child(child):
+def test_a_request_larger_than_a_pipe_does_not_hang_on_a_stopped_child(
+    child: DecoderProcess,
+) -> None:
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(DecoderTimeout):
         child.ask({"do": "probe", "path": "x" * 1_000_000}, soon(0.5))
@@ -207,7 +219,7 @@ def test_a_request_larger_than_a_pipe_does_not_hang_on_a_stopped_child(child):
 
 @pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_decoder_that_dies_says_of_what(child, number):
+def test_a_decoder_that_dies_says_of_what(child: DecoderProcess, number: signal.Signals) -> None:
     os.kill(child.pid, number)
     with pytest.raises(DecoderCrash, match=f"died of {number.name}"):
         child.ask({"do": "probe", "path": "x"}, soon())
@@ -215,7 +227,7 @@ def test_a_decoder_that_dies_says_of_what(child, number):
 
 @pytest.mark.kill
 @pytest.mark.parametrize("hanging", [False, True])
-def test_a_child_does_not_outlive_its_killed_parent(tmp_path, hanging):
+def test_a_child_does_not_outlive_its_killed_parent(tmp_path: Path, hanging: bool) -> None:
     os.mkfifo(tmp_path / "a.mp4")
     ask = f"child.ask({{'do': 'probe', 'path': {str(tmp_path / 'a.mp4')!r}}}, 1e9)"
     code = (
@@ -235,7 +247,7 @@ def test_a_child_does_not_outlive_its_killed_parent(tmp_path, hanging):
 
 
 @pytest.mark.kill
-def test_a_fork_of_the_parent_that_holds_the_pipe_keeps_no_child_alive():
+def test_a_fork_of_the_parent_that_holds_the_pipe_keeps_no_child_alive() -> None:
     code = (
         "import os, time; from opd_core.video.child import DecoderProcess\n"
         "child = DecoderProcess('pyav'); fork = os.fork()\n"
@@ -261,14 +273,18 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_decoder_that_cannot_be_imported_is_nobodys_video(monkeypatch, tmp_path):
+def test_a_decoder_that_cannot_be_imported_is_nobodys_video(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "decord.py").write_text("raise ImportError('no decord here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(VideoOPDError, match=r"does not start: .*no decord here.*video\.decoder"):
         DecoderProcess("decord")
 
 
-def test_modules_in_the_folder_one_stands_in_do_not_shadow(monkeypatch, tmp_path):
+def test_modules_in_the_folder_one_stands_in_do_not_shadow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('shadowed')")
     monkeypatch.chdir(tmp_path)
     DecoderProcess("pyav").close()

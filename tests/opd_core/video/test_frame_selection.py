@@ -34,7 +34,9 @@ def video_processor(name: str, **settings: Any) -> Any:
     fps=st.sampled_from([0.3, 1.0, 2.0, 4.0]),
     max_frames=st.sampled_from([2, 7, 24, 768]),
 )
-def test_frames_are_those_that_qwens_own_processor_samples(total, file_fps, fps, max_frames):
+def test_frames_are_those_that_qwens_own_processor_samples(
+    total: int, file_fps: float, fps: float, max_frames: int
+) -> None:
     processor = video_processor("Qwen3VLVideoProcessor", max_frames=max_frames, fps=fps)
     metadata = SimpleNamespace(total_num_frames=total, fps=file_fps)
     chosen = VideoSection(fps=fps, max_frames=max_frames)
@@ -48,7 +50,9 @@ def test_frames_are_those_that_qwens_own_processor_samples(total, file_fps, fps,
     file_fps=st.sampled_from([23.976, 25.0, 29.97, 60.0]),
     seed=st.integers(0, 99),
 )
-def test_by_time_a_nearly_constant_rate_gives_nearly_the_same_frames(total, file_fps, seed):
+def test_by_time_a_nearly_constant_rate_gives_nearly_the_same_frames(
+    total: int, file_fps: float, seed: int
+) -> None:
     jitter = np.random.default_rng(seed).uniform(-1e-4, 1e-4, total)
     seconds = np.arange(total) / file_fps + jitter
     expected = sample_frame_indices(total, file_fps, VideoSection())
@@ -68,8 +72,8 @@ def clocks(draw: st.DrawFn) -> np.ndarray:
 @settings(max_examples=300, deadline=None)
 @given(seconds=clocks(), fps=st.sampled_from([1.0, 2.0]), max_frames=st.sampled_from([4, 24, 768]))
 def test_frames_chosen_by_time_come_once_in_order_and_near_to_an_even_grid(
-    seconds, fps, max_frames
-):
+    seconds: float, fps: float, max_frames: int
+) -> None:
     total = len(seconds)
     rate = (total - 1) / seconds[-1]
     section = VideoSection(fps=fps, max_frames=max_frames)
@@ -84,7 +88,7 @@ def test_frames_chosen_by_time_come_once_in_order_and_near_to_an_even_grid(
         assert np.abs(shown - moment).min() <= np.abs(seconds - moment).min() + 1e-9
 
 
-def test_a_picture_that_stays_is_one_frame_and_shares_its_patch_with_the_one_before():
+def test_a_picture_that_stays_is_one_frame_and_shares_its_patch_with_the_one_before() -> None:
     seconds = np.array([*np.arange(0, 2, 0.04), *np.arange(12, 14, 0.04)])
     rate = (len(seconds) - 1) / seconds[-1]
     chosen = sample_frame_indices(len(seconds), rate, VideoSection(), seconds=seconds)
@@ -131,7 +135,9 @@ def ours(rule: SizeRule, *numbers: Any) -> Any:
 
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(**SIZES)
-def test_a_size_is_that_of_qwen3_vls_own_processor(frames, height, width, tokens, capped, shortest):
+def test_a_size_is_that_of_qwen3_vls_own_processor(
+    frames: int, height: int, width: int, tokens: int | None, capped: int | None, shortest: int
+) -> None:
     from transformers.image_utils import SizeDict
 
     processor = video_processor("Qwen3VLVideoProcessor", max_video_tokens=capped or 768)
@@ -148,8 +154,8 @@ def test_a_size_is_that_of_qwen3_vls_own_processor(frames, height, width, tokens
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(**SIZES)
 def test_a_size_is_that_of_qwen2_5_vls_own_processor(
-    frames, height, width, tokens, capped, shortest
-):
+    frames: int, height: int, width: int, tokens: int | None, capped: int | None, shortest: int
+) -> None:
     from transformers.image_utils import SizeDict
 
     # The processor takes nine tenths of its budget.
@@ -171,7 +177,7 @@ def test_a_size_is_that_of_qwen2_5_vls_own_processor(
 @pytest.mark.parametrize(
     ("name", "rule"), [("Qwen3VLVideoProcessor", "qwen3_vl"), ("Qwen2VLVideoProcessor", "qwen2_vl")]
 )
-def test_a_rule_is_read_from_a_processor(name, rule):
+def test_a_rule_is_read_from_a_processor(name: str, rule: str) -> None:
     processor = video_processor(name)
     expected = SizeRule(
         rule, processor.patch_size, 2, 2, shortest_edge=processor.size["shortest_edge"]
@@ -179,16 +185,16 @@ def test_a_rule_is_read_from_a_processor(name, rule):
     assert SizeRule.of(processor, expected.name) == expected
 
 
-def test_the_tiny_world_costs_twelve_tokens():
+def test_the_tiny_world_costs_twelve_tokens() -> None:
     assert SizeRule(shortest_edge=1024).target_size(24, 64, 64, 12, 768) == (32, 32)
 
 
-def test_a_video_within_the_budget_is_only_rounded():
+def test_a_video_within_the_budget_is_only_rounded() -> None:
     assert SizeRule().target_size(24, 90, 150, 8192) == (96, 160)
     assert SizeRule().target_size(4, 10, 10, 8192) == (32, 32)
 
 
-def test_a_short_video_does_not_spend_all_tokens_on_few_frames():
+def test_a_short_video_does_not_spend_all_tokens_on_few_frames() -> None:
     whole, capped = (SizeRule().target_size(4, 1080, 1920, 8192, cap) for cap in (None, 768))
     assert whole == (1088, 1920) and capped == (640, 1152)
     assert capped[0] * capped[1] <= 768 * 32 * 32
@@ -203,8 +209,8 @@ def test_a_short_video_does_not_spend_all_tokens_on_few_frames():
     rule=st.sampled_from([SizeRule(), SizeRule("qwen2_vl", patch_size=14, shortest_edge=3136)]),
 )
 def test_an_even_number_of_usual_pictures_stays_within_the_budget(
-    pairs, height, width, tokens, rule
-):
+    pairs: int, height: int, width: int, tokens: int, rule: SizeRule
+) -> None:
     if not 1 / 3 < height / width < 3:
         return
     new_height, new_width = rule.target_size(2 * pairs, height, width, tokens, 768)
@@ -214,7 +220,7 @@ def test_an_even_number_of_usual_pictures_stays_within_the_budget(
 
 
 @pytest.mark.parametrize("rule", [SizeRule(), SizeRule("qwen2_vl", patch_size=14)])
-def test_the_least_of_a_frame_does_not_break_the_budget(rule):
+def test_the_least_of_a_frame_does_not_break_the_budget(rule: SizeRule) -> None:
     rule = replace(rule, shortest_edge=128 * (rule.patch_size * rule.merge_size) ** 2)
     height, width = rule.target_size(768, 720, 1280, 8192, 768)
     assert 384 * height * width // (rule.patch_size * rule.merge_size) ** 2 <= 8192

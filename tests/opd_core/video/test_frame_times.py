@@ -46,7 +46,7 @@ def wanted_or_refused(video: ProbedVideo, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("rate", RATES, ids=[f"{float(r):.2f}" for r in RATES])
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_a_constant_rate_gives_index_over_rate(tmp_path, suffix, rate):
+def test_a_constant_rate_gives_index_over_rate(tmp_path: Path, suffix: str, rate: Fraction) -> None:
     if suffix == "mpg" and rate == 60:
         rate = Fraction(50)  # 60 is none of the rates of MPEG-2
     path = video_files.write_video(
@@ -64,7 +64,9 @@ def test_a_constant_rate_gives_index_over_rate(tmp_path, suffix, rate):
 
 @pytest.mark.parametrize("clock", CLOCKS)
 @pytest.mark.parametrize("suffix", [s for s in CONTAINERS if s not in ("avi", "mpg")])
-def test_a_variable_rate_gives_the_times_of_its_stamps(tmp_path, suffix, clock):
+def test_a_variable_rate_gives_the_times_of_its_stamps(
+    tmp_path: Path, suffix: str, clock: str
+) -> None:
     times = CLOCKS[clock]
     path = video_files.write_video(
         tmp_path / f"a.{suffix}", codec=ENCODERS[suffix], frames=len(times), times=times
@@ -96,7 +98,9 @@ def real_times(path: Path) -> list[float]:
         ("audio0_video2.mp4", 240, 2.0, 12.0),
     ],
 )
-def test_files_that_were_refused_or_told_wrong(name, count, start, duration):
+def test_files_that_were_refused_or_told_wrong(
+    name: str, count: int, start: float, duration: float
+) -> None:
     path = CASES / name
     video = probe(str(path))
     check_end(video)
@@ -116,7 +120,7 @@ def test_files_that_were_refused_or_told_wrong(name, count, start, duration):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_picture_that_begins_after_the_sound_is_told_so(tmp_path, suffix):
+def test_a_picture_that_begins_after_the_sound_is_told_so(tmp_path: Path, suffix: str) -> None:
     times = [2 + i / 8 for i in range(48)]
     path = video_files.write_video(tmp_path / f"a.{suffix}", times=times, audio_seconds=8.0)
     video = probe(str(path))
@@ -126,7 +130,9 @@ def test_a_picture_that_begins_after_the_sound_is_told_so(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "flv", "ts"])
-def test_a_picture_alone_begins_at_zero_whatever_its_first_stamp(tmp_path, suffix):
+def test_a_picture_alone_begins_at_zero_whatever_its_first_stamp(
+    tmp_path: Path, suffix: str
+) -> None:
     times = [1.5 + i / 8 for i in range(48)]
     codec = ENCODERS[suffix]
     video = probe(str(video_files.write_video(tmp_path / f"a.{suffix}", times=times, codec=codec)))
@@ -134,7 +140,7 @@ def test_a_picture_alone_begins_at_zero_whatever_its_first_stamp(tmp_path, suffi
 
 
 @pytest.mark.parametrize("b_frames", [0, 2])
-def test_an_edit_list_that_begins_amid_a_group_of_pictures(tmp_path, b_frames):
+def test_an_edit_list_that_begins_amid_a_group_of_pictures(tmp_path: Path, b_frames: int) -> None:
     times = [-0.7 + i / 25 for i in range(100)]
     path = video_files.write_video(tmp_path / "a.mp4", frames=100, times=times, b_frames=b_frames)
     video = probe(str(path))
@@ -145,7 +151,7 @@ def test_an_edit_list_that_begins_amid_a_group_of_pictures(tmp_path, b_frames):
     wanted_or_refused(video, shown)
 
 
-def test_places_that_an_avi_leaves_empty_take_their_time(tmp_path):
+def test_places_that_an_avi_leaves_empty_take_their_time(tmp_path: Path) -> None:
     source = video_files.write_video(
         tmp_path / "full.avi", codec="mpeg4", frames=100, fps=25, b_frames=0
     )
@@ -168,7 +174,7 @@ def stamped(change: Callable[[int], int]) -> Callable[[int, av.Packet], av.Packe
     return changed
 
 
-def test_equal_stamps_are_frames_of_their_own(tmp_path):
+def test_equal_stamps_are_frames_of_their_own(tmp_path: Path) -> None:
     source = video_files.write_video(tmp_path / "a.webm", codec="libvpx", fps=25, frames=60)
     path = tmp_path / "b.mkv"
     video_files.copy_packets(source, path, stamped(lambda n: 40 * (n - (n % 10 == 9))))
@@ -178,7 +184,7 @@ def test_equal_stamps_are_frames_of_their_own(tmp_path):
         numbers(video, "decord")
 
 
-def test_stamps_that_are_no_clock_are_refused(tmp_path):
+def test_stamps_that_are_no_clock_are_refused(tmp_path: Path) -> None:
     source = video_files.write_video(tmp_path / "a.webm", codec="libvpx", fps=25, frames=60)
     same = video_files.copy_packets(source, tmp_path / "same.mkv", stamped(lambda n: 0))
     with pytest.raises(UnusableVideo, match="one time stamp for all of its frames"):
@@ -197,7 +203,9 @@ def test_stamps_that_are_no_clock_are_refused(tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("lost", [1, 5])
-def test_a_stream_cut_at_a_frame_that_is_no_key_is_found(tmp_path, suffix, codec, lost):
+def test_a_stream_cut_at_a_frame_that_is_no_key_is_found(
+    tmp_path: Path, suffix: str, codec: str, lost: int
+) -> None:
     source = video_files.write_video(tmp_path / f"a.{suffix}", codec=codec, frames=60, fps=25)
     path = tmp_path / f"cut.{suffix}"
     video_files.copy_packets(source, path, lambda n, packet: packet if n >= lost else None)
@@ -221,7 +229,9 @@ def spoilt(lost: range) -> Callable[[int, av.Packet], av.Packet]:
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9")]
 )
-def test_a_first_or_last_frame_that_is_damaged_is_found(tmp_path, suffix, codec):
+def test_a_first_or_last_frame_that_is_damaged_is_found(
+    tmp_path: Path, suffix: str, codec: str
+) -> None:
     source = video_files.write_video(tmp_path / f"a.{suffix}", codec=codec, frames=60, fps=25)
     path = tmp_path / f"bad.{suffix}"
     video_files.copy_packets(source, path, spoilt(range(1)))
@@ -234,7 +244,9 @@ def test_a_first_or_last_frame_that_is_damaged_is_found(tmp_path, suffix, codec)
 
 @pytest.mark.parametrize("keep", [0.9, 0.97, 0.99, 0.999])
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_what_an_import_takes_of_a_cut_file_a_run_can_read(tmp_path, suffix, keep):
+def test_what_an_import_takes_of_a_cut_file_a_run_can_read(
+    tmp_path: Path, suffix: str, keep: float
+) -> None:
     codec = ENCODERS[suffix]
     if suffix in ("mp4", "mov"):
         path = video_files.write_truncated(tmp_path / f"a.{suffix}", keep, frames=100, fps=25)
@@ -261,8 +273,8 @@ def test_what_an_import_takes_of_a_cut_file_a_run_can_read(tmp_path, suffix, kee
     ],
 )
 def test_open_groups_of_pictures_give_their_frames_from_any_key_frame_on(
-    tmp_path, suffix, codec, options
-):
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str]
+) -> None:
     source = video_files.write_video(
         tmp_path / f"a.{suffix}", codec=codec, frames=100, fps=25, codec_options=options
     )
@@ -279,7 +291,7 @@ def test_open_groups_of_pictures_give_their_frames_from_any_key_frame_on(
         wanted_or_refused(video, shown)
 
 
-def test_packets_of_av1_that_show_nothing_are_told_from_those_that_do(tmp_path):
+def test_packets_of_av1_that_show_nothing_are_told_from_those_that_do(tmp_path: Path) -> None:
     path = video_files.write_video(
         tmp_path / "a.mp4", codec="libsvtav1", frames=60, fps=25, keyframe_every=50
     )
@@ -292,7 +304,7 @@ def test_packets_of_av1_that_show_nothing_are_told_from_those_that_do(tmp_path):
     assert sum(shows_picture("av1", memoryview(part)) for part in parts) == 60 < len(parts)
 
 
-def test_packets_of_vp9_that_show_nothing_are_told_from_those_that_do():
+def test_packets_of_vp9_that_show_nothing_are_told_from_those_that_do() -> None:
     shown, hidden, again = b"\x82\x49", b"\x80\x49", b"\x88"  # 10 0 0, existing, type, show, ...
     profile_3 = b"\xb1\x49", b"\xb0\x49", b"\xb4"
     index = b"\xc1\x02\x02\xc1"
@@ -304,7 +316,7 @@ def test_packets_of_vp9_that_show_nothing_are_told_from_those_that_do():
     assert {p: shows_picture("vp9", memoryview(p)) for p in expected} == expected
 
 
-def test_the_rounding_of_stamps_is_no_variable_rate():
+def test_the_rounding_of_stamps_is_no_variable_rate() -> None:
     for tick, rate in ((1e-3, 30000 / 1001), (1 / 600, 30.0), (1 / 90000, 60.0), (1e-3, 59.94)):
         stamps = np.round(7.3 + np.arange(5000) / rate / tick)
         times = times_of_stamps(stamps, tick, (rate,), 0.0, None)
@@ -314,7 +326,7 @@ def test_the_rounding_of_stamps_is_no_variable_rate():
     assert not times_of_stamps(one_lost, 1 / 25, (25.0,), 1 / 25, None).constant
 
 
-def test_the_last_picture_stays_as_long_as_its_packet_says():
+def test_the_last_picture_stays_as_long_as_its_packet_says() -> None:
     stamps = np.arange(100)
     for last, duration in ((0.0, 4.0), (0.04, 4.0), (10.0, 13.96)):
         times = times_of_stamps(stamps, 1 / 25, (25.0,), last, None)

@@ -22,7 +22,7 @@ SECONDS = {
 }
 
 
-def test_a_file_is_as_long_as_a_player_says_and_a_run_reads_it():
+def test_a_file_is_as_long_as_a_player_says_and_a_run_reads_it() -> None:
     found = dict(probe_files(CASES, sorted(SECONDS), 2, 30))
     assert {name: probe.duration for name, probe in found.items()} == pytest.approx(
         SECONDS, abs=0.01
@@ -35,7 +35,7 @@ def test_a_file_is_as_long_as_a_player_says_and_a_run_reads_it():
             assert clip.timestamps[-1] < clip.duration
 
 
-def test_what_a_run_cannot_read_an_import_does_not_take(tmp_path):
+def test_what_a_run_cannot_read_an_import_does_not_take(tmp_path: Path) -> None:
     whole = video_files.write_video(tmp_path / "whole.mkv", frames=60, fps=25)
     cut = tmp_path / "cut.mkv"
     video_files.copy_packets(whole, cut, lambda n, packet: packet if n >= 3 else None)

@@ -64,7 +64,9 @@ def real_times(path: Path, zero: float = 0.0) -> list[float]:
         ("audio0_video2.mp4", 2.0),
     ],
 )
-def test_a_prompt_tells_when_its_frames_are_shown(encoder, name, zero):
+def test_a_prompt_tells_when_its_frames_are_shown(
+    encoder: PromptEncoder, name: str, zero: float
+) -> None:
     clip = read(CASES / name)
     real = real_times(CASES / name, zero)
     shown = [real[index] for index in clip.frame_indices]
@@ -81,7 +83,9 @@ CLOCKS = {
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("suffix", CLOCKS)
-def test_a_clock_that_runs_anyhow_is_told_to_the_digit(encoder, tmp_path, suffix, seed):
+def test_a_clock_that_runs_anyhow_is_told_to_the_digit(
+    encoder: PromptEncoder, tmp_path: Path, suffix: str, seed: int
+) -> None:
     lengths = np.random.default_rng(seed).choice([0.02, 0.04, 0.1, 0.4, 3.0], 90)
     times = np.concatenate([[0.0], np.cumsum(lengths)]).round(3).tolist()
     path = video_files.write_video(
@@ -97,7 +101,9 @@ def test_a_clock_that_runs_anyhow_is_told_to_the_digit(encoder, tmp_path, suffix
 
 @pytest.mark.parametrize("rate", [Fraction(24000, 1001), 25, Fraction(30000, 1001), 60])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_of_a_constant_rate_the_prompt_is_that_of_index_over_rate(encoder, tmp_path, suffix, rate):
+def test_of_a_constant_rate_the_prompt_is_that_of_index_over_rate(
+    encoder: PromptEncoder, tmp_path: Path, suffix: str, rate: Fraction | int
+) -> None:
     """Token by token: no digit differs from what the processor makes of indices and rate."""
     path = video_files.write_video(tmp_path / f"a.{suffix}", frames=400, fps=rate)
     clip = read(path)
@@ -105,7 +111,7 @@ def test_of_a_constant_rate_the_prompt_is_that_of_index_over_rate(encoder, tmp_p
     assert told(encoder, clip) == [float(f"{middle:.1f}") for middle in middles(expected)]
 
 
-def test_a_clip_of_a_variable_rate_is_told_in_milliseconds():
+def test_a_clip_of_a_variable_rate_is_told_in_milliseconds() -> None:
     clip = read(CASES / "phone_vfr.mp4")
     assert clip.metadata == {
         "fps": 1000.0,
@@ -117,7 +123,7 @@ def test_a_clip_of_a_variable_rate_is_told_in_milliseconds():
     }
 
 
-def test_vllm_counts_the_same_seconds(tmp_path):
+def test_vllm_counts_the_same_seconds(tmp_path: Path) -> None:
     """By its own function, which its processor calls with the metadata of the clip."""
     pytest.importorskip("vllm")
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -131,7 +137,7 @@ def test_vllm_counts_the_same_seconds(tmp_path):
         assert theirs == ours
 
 
-def test_the_sampled_rate_is_frames_over_seconds():
+def test_the_sampled_rate_is_frames_over_seconds() -> None:
     """Which is what Qwen2.5-VL's processor makes seconds a step of."""
     from transformers.video_utils import VideoMetadata
 
@@ -141,7 +147,7 @@ def test_the_sampled_rate_is_frames_over_seconds():
     assert VideoMetadata(**known).sampled_fps == pytest.approx(2.0, rel=0.06)
 
 
-def test_a_model_that_is_told_no_times_sees_only_what_is_evenly_spread(tmp_path):
+def test_a_model_that_is_told_no_times_sees_only_what_is_evenly_spread(tmp_path: Path) -> None:
     even = read(CASES / "half_vfr.mp4")
     check_even(even, 2 * even.duration / len(even.timestamps))
     held = [*(i / 10 for i in range(20)), *(12 + i / 10 for i in range(20))]

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -45,7 +46,7 @@ def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def qwen_processor(max_frames: int = 768, fps: float = 2.0):
+def qwen_processor(max_frames: int = 768, fps: float = 2.0) -> Any:
     torchvision_guard.install()
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
@@ -53,7 +54,7 @@ def qwen_processor(max_frames: int = 768, fps: float = 2.0):
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_a_clip_tells_all_about_itself(clip_path, decoder):
+def test_a_clip_tells_all_about_itself(clip_path: Path, decoder: str) -> None:
     with VideoReader(TINY.model_copy(update={"decoder": decoder})) as reader:
         clip = reader.read(clip_path)
     assert clip.frames.shape == (24, 32, 32, 3) and clip.frames.dtype == np.uint8
@@ -73,7 +74,7 @@ def test_a_clip_tells_all_about_itself(clip_path, decoder):
     }
 
 
-def test_both_decoders_give_the_same_clip(clip_path):
+def test_both_decoders_give_the_same_clip(clip_path: Path) -> None:
     hashes = set()
     for decoder in ("pyav", "decord"):
         with VideoReader(TINY.model_copy(update={"decoder": decoder})) as reader:
@@ -81,7 +82,7 @@ def test_both_decoders_give_the_same_clip(clip_path):
     assert len(hashes) == 1
 
 
-def test_qwens_processor_takes_the_clip_as_it_is(clip_path):
+def test_qwens_processor_takes_the_clip_as_it_is(clip_path: Path) -> None:
     processor = qwen_processor()
     from transformers.video_utils import VideoMetadata
 
@@ -98,7 +99,7 @@ def test_qwens_processor_takes_the_clip_as_it_is(clip_path):
     assert processed["video_grid_thw"].tolist() == [[12, 2, 2]]
 
 
-def test_a_second_reading_decodes_nothing_and_a_changed_file_is_read_anew(tmp_path):
+def test_a_second_reading_decodes_nothing_and_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     path = video_files.write_video(tmp_path / "a.mp4")
     with VideoReader(VideoSection()) as reader:
         first = reader.read(path)
@@ -107,7 +108,7 @@ def test_a_second_reading_decodes_nothing_and_a_changed_file_is_read_anew(tmp_pa
         assert reader.read(path).total_frames == 32
 
 
-def test_the_cache_forgets_the_oldest(tmp_path):
+def test_the_cache_forgets_the_oldest(tmp_path: Path) -> None:
     paths = [video_files.write_video(tmp_path / f"{i}.mp4", frames=8) for i in range(3)]
     with VideoReader(VideoSection(cached_videos=2)) as reader:
         clips = [reader.read(path) for path in paths]
@@ -120,7 +121,9 @@ def test_the_cache_forgets_the_oldest(tmp_path):
         assert reader.read(paths[0]) is not first
 
 
-def test_bad_files_are_refused_with_their_name_and_good_ones_read_on(tmp_path, clip_path):
+def test_bad_files_are_refused_with_their_name_and_good_ones_read_on(
+    tmp_path: Path, clip_path: Path
+) -> None:
     empty, folder, fifo = tmp_path / "empty.mp4", tmp_path / "folder", tmp_path / "fifo.mp4"
     empty.touch()
     folder.mkdir()
@@ -146,7 +149,7 @@ def test_bad_files_are_refused_with_their_name_and_good_ones_read_on(tmp_path, c
             assert reader.read(clip_path).total_frames == 96
 
 
-def test_a_name_that_is_no_text(tmp_path):
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = video_files.write_video(tmp_path / "a.mp4").rename(tmp_path / os.fsdecode(b"\xff.mp4"))
     with VideoReader(TINY) as reader:
         assert reader.read(path).total_frames == 48
@@ -155,7 +158,9 @@ def test_a_name_that_is_no_text(tmp_path):
 
 
 @pytest.mark.kill
-def test_a_decoder_that_hangs_costs_its_timeout_and_no_more(clip_path, tmp_path):
+def test_a_decoder_that_hangs_costs_its_timeout_and_no_more(
+    clip_path: Path, tmp_path: Path
+) -> None:
     other = video_files.write_video(tmp_path / "b.mp4")
     with VideoReader(TINY.model_copy(update={"decode_timeout_seconds": 0.5})) as reader:
         reader.read(other)
@@ -169,7 +174,7 @@ def test_a_decoder_that_hangs_costs_its_timeout_and_no_more(clip_path, tmp_path)
 
 
 @pytest.mark.kill
-def test_a_decoder_killed_in_mid_read_is_replaced(clip_path):
+def test_a_decoder_killed_in_mid_read_is_replaced(clip_path: Path) -> None:
     with VideoReader(TINY) as reader:
         reader.read(clip_path)
         child = reader._child.pid
@@ -183,7 +188,9 @@ def test_a_decoder_killed_in_mid_read_is_replaced(clip_path):
 
 
 @pytest.mark.kill
-def test_after_ctrl_c_the_next_video_does_not_get_the_answer_of_the_last(clip_path, tmp_path):
+def test_after_ctrl_c_the_next_video_does_not_get_the_answer_of_the_last(
+    clip_path: Path, tmp_path: Path
+) -> None:
     other = video_files.write_video(tmp_path / "b.mp4", frames=16)
     with VideoReader(TINY) as reader:
         reader.read(clip_path)
@@ -208,14 +215,16 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def until(condition, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_prefetch_works_ahead_a_little_and_decodes_nothing_twice(tmp_path, monkeypatch):
+def test_prefetch_works_ahead_a_little_and_decodes_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = decodes(monkeypatch)
     paths = [video_files.write_video(tmp_path / f"{i}.mp4", frames=8) for i in range(9)]
     with VideoReader(VideoSection()) as reader:
@@ -228,7 +237,7 @@ def test_prefetch_works_ahead_a_little_and_decodes_nothing_twice(tmp_path, monke
     assert names == [path.name for path in paths]
 
 
-def test_prefetch_keeps_errors_for_the_reader(tmp_path):
+def test_prefetch_keeps_errors_for_the_reader(tmp_path: Path) -> None:
     good = video_files.write_video(tmp_path / "good.mp4")
     bad = video_files.write_audio_only(tmp_path / "bad.mp4")
     with VideoReader(TINY) as reader:
@@ -241,7 +250,7 @@ def test_prefetch_keeps_errors_for_the_reader(tmp_path):
 
 
 @pytest.mark.kill
-def test_prefetch_tells_of_a_lost_decoder_once(clip_path):
+def test_prefetch_tells_of_a_lost_decoder_once(clip_path: Path) -> None:
     with VideoReader(TINY.model_copy(update={"decode_timeout_seconds": 1.0})) as reader:
         reader.read(clip_path)
         reader._cache.clear()
@@ -253,7 +262,7 @@ def test_prefetch_tells_of_a_lost_decoder_once(clip_path):
         assert reader.read(clip_path).total_frames == 96
 
 
-def test_many_threads_read_and_prefetch_at_once(tmp_path):
+def test_many_threads_read_and_prefetch_at_once(tmp_path: Path) -> None:
     paths = [video_files.write_video(tmp_path / f"{i}.mp4", frames=8 + i) for i in range(6)]
     wrong: list[object] = []
 
@@ -278,7 +287,7 @@ def test_many_threads_read_and_prefetch_at_once(tmp_path):
 
 
 @pytest.mark.kill
-def test_closing_does_not_wait_for_a_hanging_decoder(clip_path):
+def test_closing_does_not_wait_for_a_hanging_decoder(clip_path: Path) -> None:
     reader = VideoReader(TINY)
     reader.read(clip_path)
     reader._cache.clear()
@@ -300,6 +309,6 @@ def test_closing_does_not_wait_for_a_hanging_decoder(clip_path):
         ({"max_frames": 1}, r"video\.max_frames"),
     ],
 )
-def test_settings_that_no_video_could_meet_are_refused(changes, fix):
+def test_settings_that_no_video_could_meet_are_refused(changes: dict[str, int], fix: str) -> None:
     with pytest.raises(VideoOPDError, match=fix):
         VideoReader(VideoSection(**changes))

@@ -7,23 +7,24 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
-from storage.asking.diff import diff
+from storage.asking.diff import Diff, diff
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import Finished, finished_run, rewrite, write_config
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_world, tmp_path_factory) -> Finished:
+def finished(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(tmp_path_factory.getbasetemp() / "finished", tiny_world.videos.parent)
 
 
-def names(found) -> set[str]:
+def names(found: Diff) -> set[str]:
     return {row.name for row in found.inputs}
 
 
-def test_a_run_and_its_copy_are_the_same(finished, tmp_path):
+def test_a_run_and_its_copy_are_the_same(finished: Finished, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished.run, tmp_path / "copy"))
     found = diff(Run.open(finished.run), Run.open(copy))
     assert found.inputs == ()
@@ -35,13 +36,13 @@ def test_a_run_and_its_copy_are_the_same(finished, tmp_path):
     assert same_answers.count > 0 and same_answers.largest == same_answers.difference == 0.0
 
 
-def test_two_rounds_differ_in_policy_and_draw(finished):
+def test_two_rounds_differ_in_policy_and_draw(finished: Finished) -> None:
     found = diff(Run.open(finished.run, round=1), Run.open(finished.run, round=2))
     assert names(found) == {"policy sampled from", "draw"}
     assert found.a.endswith("@1") and found.b.endswith("@2")
 
 
-def test_another_config_and_teacher(finished, tmp_path):
+def test_another_config_and_teacher(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.models, tmp_path / "models")
     file = tmp_path / "models" / "teacher" / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -74,21 +75,25 @@ def test_another_config_and_teacher(finished, tmp_path):
         ("examples", "split", "eval", "train examples"),
     ],
 )
-def test_every_input_is_compared(finished, tmp_path, table, column, value, name):
+def test_every_input_is_compared(
+    finished: Finished, tmp_path: Path, table: str, column: str, value: str, name: str
+) -> None:
     copy = Path(shutil.copytree(finished.run, tmp_path / "copy"))
     rewrite(copy, table, lambda rows: [row.update({column: value}) for row in rows])
     found = diff(Run.open(finished.run), Run.open(copy))
     assert any(n.startswith(name) for n in names(found))
 
 
-def test_a_missing_config_is_named(finished, tmp_path):
+def test_a_missing_config_is_named(finished: Finished, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished.run, tmp_path / "copy"))
     shutil.rmtree(copy / "configs")
     with pytest.raises(VideoOPDError, match="cannot be read, and rows name it; restore it"):
         diff(Run.open(finished.run), Run.open(copy))
 
 
-def test_the_command_prints_text_and_json(finished, capsys):
+def test_the_command_prints_text_and_json(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     sides = [f"{finished.run}@1", str(finished.run)]
     assert main(["diff", *sides]) == 0
     text = capsys.readouterr().out
@@ -101,7 +106,9 @@ def test_the_command_prints_text_and_json(finished, capsys):
     }  # fmt: skip
 
 
-def test_what_is_no_run_or_round_is_one_sentence(finished, capsys):
+def test_what_is_no_run_or_round_is_one_sentence(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["diff", f"{finished.run}@9", str(finished.run)]) == 2
     assert "has not finished round 9; give one of those it has: 1, 2" in capsys.readouterr().err
     assert main(["diff", f"{finished.run}-no@1", str(finished.run)]) == 2

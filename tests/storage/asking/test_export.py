@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from flows.cli import main
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.export import DEFAULT, NAMES, export
 from storage.runs.run import Run
@@ -15,7 +17,7 @@ from tests.storage.storage_factories import new_run
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_world, tmp_path_factory) -> Finished:
+def finished(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(tmp_path_factory.getbasetemp() / "finished", tiny_world.videos.parent)
 
 
@@ -30,7 +32,7 @@ def card(folder: Path) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def test_hf_has_a_card_that_names_files_that_are_there(finished, tmp_path):
+def test_hf_has_a_card_that_names_files_that_are_there(finished: Finished, tmp_path: Path) -> None:
     rows = export(Run.open(finished.run), "hf", tmp_path / "out", NAMES)
     found = card(tmp_path / "out")
     assert set(found) == {name for name, count in rows.items() if count}
@@ -43,7 +45,9 @@ def test_hf_has_a_card_that_names_files_that_are_there(finished, tmp_path):
     assert Run.open(finished.run).run_id in text and "log pi_v, recorded while sampling." in text
 
 
-def test_hf_opens_with_load_dataset(finished, tmp_path, monkeypatch):
+def test_hf_opens_with_load_dataset(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     export(Run.open(finished.run), "hf", tmp_path / "out", ["trajectories", "rollouts"])
@@ -53,7 +57,7 @@ def test_hf_opens_with_load_dataset(finished, tmp_path, monkeypatch):
     assert opened["train"].num_rows == Run.open(finished.run).rollouts().collect().height
 
 
-def test_parquet_and_jsonl_hold_the_rows(finished, tmp_path):
+def test_parquet_and_jsonl_hold_the_rows(finished: Finished, tmp_path: Path) -> None:
     run = Run.open(finished.run)
     expected = run.trajectories().collect()
     export(run, "parquet", tmp_path / "p")
@@ -65,7 +69,9 @@ def test_parquet_and_jsonl_hold_the_rows(finished, tmp_path):
     assert [p.name for p in (tmp_path / "p").iterdir()] == ["trajectories.parquet"]
 
 
-def test_the_command_exports_a_round_with_the_text_of_its_tokens(finished, tmp_path, capsys):
+def test_the_command_exports_a_round_with_the_text_of_its_tokens(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "out"
     arguments = ["export", f"{finished.run}@1", "--to", "parquet", "--out", str(out)]
     assert main([*arguments, "--table", "tokens", "--table", "updates"]) == 0
@@ -74,14 +80,14 @@ def test_the_command_exports_a_round_with_the_text_of_its_tokens(finished, tmp_p
     assert pl.read_parquet(out / "tokens.parquet")["text"].null_count() == 0
 
 
-def test_a_folder_with_content_is_left_alone(finished, tmp_path):
+def test_a_folder_with_content_is_left_alone(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(VideoOPDError, match="is not empty; give --out a new folder"):
         export(Run.open(finished.run), "hf", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path):
+def test_what_cannot_be_exported_leaves_nothing(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match="no table 'rollout'; the tables are: examples"):
         export(Run.open(finished.run), "hf", tmp_path / "out", ["rollout"])
     with pytest.raises(VideoOPDError, match="no format 'csv'; they are: parquet"):
@@ -91,8 +97,10 @@ def test_what_cannot_be_exported_leaves_nothing(finished, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
-def test_an_export_that_fails_halfway_leaves_nothing(finished, tmp_path, monkeypatch):
-    def full(*_):
+def test_an_export_that_fails_halfway_leaves_nothing(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("storage.asking.export._card", full)

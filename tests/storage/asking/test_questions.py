@@ -9,12 +9,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from opd_core.tinyworld.world import World
 from tests.storage.finished_run import finished_run
 from tests.tiny_config import ROOT
 
 
 @pytest.fixture(scope="module")
-def answers(tiny_world, tmp_path_factory) -> dict[str, Any]:
+def answers(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the notebook's names hold after its last cell; `shown`: what each cell displays."""
     finished = finished_run(tmp_path_factory.getbasetemp() / "finished", tiny_world.videos.parent)
     notebook = json.loads((ROOT / "docs" / "questions.ipynb").read_text())
@@ -32,12 +33,12 @@ def answers(tiny_world, tmp_path_factory) -> dict[str, Any]:
     return names
 
 
-def test_every_cell_shows_rows(answers):
+def test_every_cell_shows_rows(answers: dict[str, Any]) -> None:
     assert len(answers["shown"]) == 9
     assert all(isinstance(frame, pl.DataFrame) and frame.height for frame in answers["shown"])
 
 
-def test_the_five_answers(answers):
+def test_the_five_answers(answers: dict[str, Any]) -> None:
     assert answers["wrong"]["teacher_iou"].is_sorted()
     assert answers["by_kind"]["tokens"].sum() == answers["by_position"]["tokens"].sum()
     assert answers["by_kind"]["tokens"].sum() == answers["scored"].height
@@ -49,7 +50,7 @@ def test_the_five_answers(answers):
     assert answers["drift"]["policy_kl"].null_count() == 1  # the newest has no update yet
 
 
-def test_the_notebook_is_kept_without_outputs():
+def test_the_notebook_is_kept_without_outputs() -> None:
     notebook = json.loads((ROOT / "docs" / "questions.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)

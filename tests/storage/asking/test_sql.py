@@ -4,13 +4,14 @@ import pytest
 
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
+from storage.runs.run import Run
 from storage.tables.schemas import TABLES
 from storage.tables.views import VIEWS
 from tests.storage.storage_factories import rollout, score
 
 
 @pytest.fixture
-def filled(run):
+def filled(run: Run) -> Run:
     run.append("rollouts", [rollout(i, version=i % 2) for i in range(6)])
     run.append("teacher_scores", [score(0), score(2)])
     return run
@@ -36,11 +37,11 @@ def filled(run):
         ("select count(*) from updates", [(0,)]),
     ],
 )
-def test_queries(filled, sql, rows):
+def test_queries(filled: Run, sql: str, rows: list[tuple[float, ...]]) -> None:
     assert query(filled, sql).rows() == rows
 
 
-def test_show_tables(filled):
+def test_show_tables(filled: Run) -> None:
     assert set(query(filled, "show tables").to_series()) == {*TABLES, *VIEWS}
 
 
@@ -54,7 +55,7 @@ def test_show_tables(filled):
         "select * from read_csv('/etc/hostname')", "select foo(1) from rollouts", "show me",
     ],
 )  # fmt: skip
-def test_anything_but_a_question_is_refused_and_changes_nothing(filled, sql):
+def test_anything_but_a_question_is_refused_and_changes_nothing(filled: Run, sql: str) -> None:
     versions = filled.tables.versions()
     with pytest.raises(VideoOPDError) as caught:
         query(filled, sql)
@@ -74,6 +75,6 @@ def test_anything_but_a_question_is_refused_and_changes_nothing(filled, sql):
         ("select r.iou from rollouts r", "no column 'iou'; rollouts has rollout_id"),
     ],
 )
-def test_unknown_names_come_with_the_known_ones(filled, sql, sentence):
+def test_unknown_names_come_with_the_known_ones(filled: Run, sql: str, sentence: str) -> None:
     with pytest.raises(VideoOPDError, match=sentence):
         query(filled, sql)

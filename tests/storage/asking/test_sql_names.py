@@ -62,5 +62,5 @@ def columns(sql: str) -> list[str]:
         ("select * exclude (b) from t", ["a", "l"]),
     ],
 )  # fmt: skip
-def test_names(sql, names):
+def test_names(sql: str, names: list[str]) -> None:
     assert columns(sql) == names

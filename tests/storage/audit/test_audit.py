@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lance
 import pytest
@@ -13,11 +15,15 @@ from flows.audit.walk import Depth, audit
 from flows.cli import main
 from flows.stage.prepare import opened
 from opd_core.config.load import config_hash
+from opd_core.tinyworld.world import World
 from opd_core.types import Span, make_example_id
 from storage.audit.links import BrokenLink
 from storage.runs.run import Run
 from storage.tables.schemas import SCHEMA_VERSION
 from tests.storage.finished_run import Finished, append_again, finished_run, rewrite
+
+Rows = list[dict[str, Any]]
+Change = Callable[[Rows], object]
 
 WEIGHTS = "checkpoints hold the weights that were committed"
 CHAIN = "each policy names its parent"
@@ -36,12 +42,12 @@ STORED = Depth(videos=0.0)
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_world, tmp_path_factory) -> Finished:
+def finished(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(tmp_path_factory.getbasetemp() / "finished", tiny_world.videos.parent)
 
 
 @pytest.fixture
-def copy(finished, tmp_path) -> Path:
+def copy(finished: Finished, tmp_path: Path) -> Path:
     """The run, to be tampered with; its models and videos are where they were."""
     return Path(shutil.copytree(finished.run, tmp_path / "copy"))
 
@@ -51,22 +57,24 @@ def broken(run: Path, depth: Depth = STORED) -> dict[str, str]:
     return {v.link: v.broken for v in audit(Run.open(run), depth) if v.broken}
 
 
-def set_all(**values):
-    def change(rows):
+def set_all(**values: Any) -> Change:
+    def change(rows: Rows) -> None:
         for row in rows:
             row.update(values)
 
     return change
 
 
-def set_last(**values):
+def set_last(**values: Any) -> Change:
     return lambda rows: rows[-1].update(values)
 
 
 # --- a whole run ---------------------------------------------------------------------------------
 
 
-def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
+def test_a_whole_run_holds_to_the_last_bit(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["audit", str(finished.run), "--deep", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("✓") == 17 and "✗" not in out
@@ -74,7 +82,7 @@ def test_a_whole_run_holds_to_the_last_bit(finished, capsys):
     assert "all 17 links hold" in out
 
 
-def test_a_config_from_before_a_key_came_is_what_its_name_says(copy):
+def test_a_config_from_before_a_key_came_is_what_its_name_says(copy: Path) -> None:
     (file,) = (copy / "configs").glob("*.json")
     content = json.loads(file.read_text())
     assert content["update"].pop("entropy_weight") is False
@@ -89,7 +97,9 @@ def test_a_config_from_before_a_key_came_is_what_its_name_says(copy):
         config_of(run, digest)
 
 
-def test_a_run_audits_as_of_a_round_too(finished, capsys):
+def test_a_run_audits_as_of_a_round_too(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["audit", f"{finished.run}@1", "--videos", "0", "--format", "json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["round"] == 1 and content["whole"]
@@ -97,7 +107,7 @@ def test_a_run_audits_as_of_a_round_too(finished, capsys):
     assert counts[WEIGHTS] == 2 and counts[CHAIN] == 1
 
 
-def test_rows_in_progress_and_leftovers_are_named(finished, tmp_path):
+def test_rows_in_progress_and_leftovers_are_named(finished: Finished, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished.run, tmp_path / "run"))
     config = tmp_path / "run.toml"
     config.write_text(finished.config.read_text().replace(str(finished.run), str(run)))
@@ -119,7 +129,7 @@ def test_rows_in_progress_and_leftovers_are_named(finished, tmp_path):
 # --- each link, tampered with --------------------------------------------------------------------
 
 
-def test_an_edited_weight_file(copy, capsys):
+def test_an_edited_weight_file(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = copy / "policies" / "v1" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -131,20 +141,20 @@ def test_an_edited_weight_file(copy, capsys):
 
 
 @pytest.mark.parametrize("field", ["weights_hash", "parent_hash", "run_id", "policy_version"])
-def test_an_edited_manifest(copy, field):
+def test_an_edited_manifest(copy: Path, field: str) -> None:
     file = copy / "policies" / "v2" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: "x"}))
     assert broken(copy)[WEIGHTS].startswith(f"{file}: {field} is 'x' and should be ")
 
 
-def test_a_missing_manifest_or_checkpoint(copy):
+def test_a_missing_manifest_or_checkpoint(copy: Path) -> None:
     (copy / "policies" / "v2" / "manifest.json").unlink()
     assert "no readable manifest.json" in broken(copy)[WEIGHTS]
     shutil.rmtree(copy / "policies" / "v2")
     assert "v2" in broken(copy)[WEIGHTS]
 
 
-def test_a_changed_base_student(finished, copy):
+def test_a_changed_base_student(finished: Finished, copy: Path) -> None:
     file = finished.models / "student" / "model.safetensors"
     content = file.read_bytes()
     try:
@@ -154,7 +164,7 @@ def test_a_changed_base_student(finished, copy):
         file.write_bytes(content)
 
 
-def test_another_parent(copy):
+def test_another_parent(copy: Path) -> None:
     file = copy / "policies" / "v2" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "parent_hash": "x"}))
     rewrite(copy, "updates", set_last(parent_hash="x"))
@@ -163,12 +173,12 @@ def test_another_parent(copy):
     assert found[CHAIN].startswith("updates, policy_version 2: parent_hash is 'x' and should be '")
 
 
-def test_a_missing_parent(copy):
+def test_a_missing_parent(copy: Path) -> None:
     rewrite(copy, "updates", lambda rows: rows.pop(0))
     assert "the next policy_version is 2 and should be 1" in broken(copy)[CHAIN]
 
 
-def test_an_edited_or_missing_config(copy):
+def test_an_edited_or_missing_config(copy: Path) -> None:
     (file,) = (copy / "configs").iterdir()
     file.write_text(file.read_text().replace('"top_k": 4', '"top_k": 5'))
     assert f"{file}: its hash is " in broken(copy)[CONFIGS]
@@ -222,7 +232,7 @@ def test_an_edited_or_missing_config(copy):
         ("draws", set_last(position=0), APPENDED, "the operation is 'Overwrite' and should be"),
     ],
 )  # fmt: skip
-def test_a_rewritten_row(copy, table, change, link, words):
+def test_a_rewritten_row(copy: Path, table: str, change: Change, link: str, words: str) -> None:
     rewrite(copy, table, change)
     found = broken(copy)
     assert words in found[link], found
@@ -230,7 +240,7 @@ def test_a_rewritten_row(copy, table, change, link, words):
 
 
 @pytest.fixture
-def rerun(finished, copy) -> Path:
+def rerun(finished: Finished, copy: Path) -> Path:
     """With focus and update of round 2 run again: policy 2 is of take 1."""
     config = copy.with_name("rerun.toml")
     config.write_text(finished.config.read_text().replace(str(finished.run), str(copy)))
@@ -257,7 +267,7 @@ def rerun(finished, copy) -> Path:
          "focus of round 2, take 1: the number of rows it superseded is"),
     ],
 )  # fmt: skip
-def test_a_tampered_rerun(rerun, table, change, words):
+def test_a_tampered_rerun(rerun: Path, table: str, change: Change, words: str | None) -> None:
     rewrite(rerun, table, change)
     found = broken(rerun)
     assert APPENDED in found
@@ -267,24 +277,24 @@ def test_a_tampered_rerun(rerun, table, change, words):
         assert SELECTIONS in found
 
 
-def test_rewritten_log_probs(copy):
-    def teacher(rows):
+def test_rewritten_log_probs(copy: Path) -> None:
+    def teacher(rows: Rows) -> None:
         rows[-1]["teacher_logprobs"][0] = rows[-1]["topk_logprobs"][0][0] = -0.5
 
     rewrite(copy, "teacher_scores", teacher)
     assert "the probability of top-k and tail is" in broken(copy)[SCORES]
 
 
-def test_a_trainer_that_was_not_the_sampler(copy):
-    def change(rows):
+def test_a_trainer_that_was_not_the_sampler(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         rows[-1]["student_logprobs"][0] -= 1.0
 
     rewrite(copy, "trained_rollouts", change)
     assert "|student - sampling| at step 0 is " in broken(copy)[STEPS]
 
 
-def test_a_log_prob_that_its_top_k_contradicts(copy):
-    def change(rows):
+def test_a_log_prob_that_its_top_k_contradicts(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         rows[-1]["topk_token_ids"][0][0] = answer_of[rows[-1]["rollout_id"]]
         rows[-1]["teacher_logprobs"][0] = rows[-1]["topk_logprobs"][0][0] - 1.0
 
@@ -299,29 +309,29 @@ def test_a_log_prob_that_its_top_k_contradicts(copy):
     [("rollouts", ROLLOUTS), ("teacher_scores", SCORES), ("selections", STEPS),
      ("examples", EXAMPLES), ("updates", STEPS)],
 )  # fmt: skip
-def test_a_row_that_is_there_twice(copy, table, link):
+def test_a_row_that_is_there_twice(copy: Path, table: str, link: str) -> None:
     append_again(copy, table, lambda row: None)
     found = broken(copy)
     assert "the number of its rows is 2 and should be 1" in found[link]
     assert "the run that appended is None and should be" in found[APPENDED]
 
 
-def test_rows_of_a_policy_that_nothing_committed(copy):
+def test_rows_of_a_policy_that_nothing_committed(copy: Path) -> None:
     append_again(copy, "draws", lambda row: row.update(policy_version=7))
     assert broken(copy)[ATTEMPTS] == "draws: it has rows of policy 7, which nothing committed"
 
 
-def test_a_checkpoint_that_no_row_names(copy):
+def test_a_checkpoint_that_no_row_names(copy: Path) -> None:
     shutil.copytree(copy / "policies" / "v2", copy / "policies" / "v9")
     assert "v9: no row of updates names this checkpoint" in broken(copy)[ATTEMPTS]
 
 
-def test_a_removed_tag(copy):
+def test_a_removed_tag(copy: Path) -> None:
     lance.dataset(copy / "tables" / "draws.lance").tags.delete("round-1")
     assert broken(copy) == {APPENDED: "draws.lance: the tag round-1 is missing"}
 
 
-def test_a_table_that_was_made_anew(copy):
+def test_a_table_that_was_made_anew(copy: Path) -> None:
     uri = copy / "tables" / "draws.lance"
     rows = lance.dataset(uri).to_table()
     shutil.rmtree(uri)
@@ -329,8 +339,8 @@ def test_a_table_that_was_made_anew(copy):
     assert "number of rows it was made with is 16 and should be 0" in broken(copy)[APPENDED]
 
 
-def test_a_consistently_edited_example_loses_its_rollouts(copy):
-    def change(rows):
+def test_a_consistently_edited_example_loses_its_rollouts(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         row = rows[-1]
         row["query"] = "a cat"
         span = Span(row["span_start"], row["span_end"])
@@ -347,7 +357,7 @@ def test_a_consistently_edited_example_loses_its_rollouts(copy):
 
 
 @pytest.mark.parametrize("how", ["replaced", "missing"])
-def test_a_video_that_is_not_the_same(finished, copy, how):
+def test_a_video_that_is_not_the_same(finished: Finished, copy: Path, how: str) -> None:
     run = Run.open(copy)
     used = run.trajectories().filter("trained").select("video_path").collect().to_series()
     paths = sorted(set(used))
@@ -366,7 +376,9 @@ def test_a_video_that_is_not_the_same(finished, copy, how):
     assert broken(copy, Depth()) == {}
 
 
-def test_another_teacher_in_the_folder_that_the_config_names(finished, copy):
+def test_another_teacher_in_the_folder_that_the_config_names(
+    finished: Finished, copy: Path
+) -> None:
     file = finished.models / "teacher" / "model.safetensors"
     content = file.read_bytes()
     try:
@@ -381,15 +393,17 @@ def test_another_teacher_in_the_folder_that_the_config_names(finished, copy):
     [("logprob_bound", "|student - sampling| at step 0"),
      ("mean_logprob_bound", "mean |student - sampling| at step 0")],
 )  # fmt: skip
-def test_the_first_step_is_held_against_the_bounds_of_its_row(copy, column, said):
+def test_the_first_step_is_held_against_the_bounds_of_its_row(
+    copy: Path, column: str, said: str
+) -> None:
     rewrite(copy, "updates", set_all(**{column: 1e-12}))
     found = broken(copy)[STEPS]
     assert found.startswith("trained_rollouts") and f": {said} is " in found
     assert "at most 1e-12" in found
 
 
-def test_deep_finds_a_log_prob_that_was_not_sampled(copy):
-    def change(rows):
+def test_deep_finds_a_log_prob_that_was_not_sampled(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         for row in rows:
             row["sampling_logprobs"][0] -= 1e-3
 
@@ -401,7 +415,7 @@ def test_deep_finds_a_log_prob_that_was_not_sampled(copy):
     assert "sampled again" not in loose
 
 
-def test_what_another_engine_sampled_is_scored_by_the_trainer(copy):
+def test_what_another_engine_sampled_is_scored_by_the_trainer(copy: Path) -> None:
     rewrite(copy, "rollouts", set_all(engine_version="of another machine"))
     verdicts = {v.link: v for v in audit(Run.open(copy), Depth(videos=0.0, deep=1.0))}
     assert "largest difference" in verdicts["sampled again"].checked.notes[0]
@@ -409,8 +423,8 @@ def test_what_another_engine_sampled_is_scored_by_the_trainer(copy):
     assert "[0] was -9.0" in broken(copy, Depth(videos=0.0, deep=1.0))["sampled again"]
 
 
-def test_deep_finds_tokens_that_were_not_sampled(copy):
-    def change(rows):
+def test_deep_finds_tokens_that_were_not_sampled(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         for row in rows:
             row["completion_token_ids"][0] += 1
 
@@ -418,8 +432,8 @@ def test_deep_finds_tokens_that_were_not_sampled(copy):
     assert "completion_token_ids was (" in broken(copy, Depth(0.0, 0.1))["sampled again"]
 
 
-def test_deep_finds_a_score_that_the_teacher_did_not_give(copy):
-    def change(rows):
+def test_deep_finds_a_score_that_the_teacher_did_not_give(copy: Path) -> None:
+    def change(rows: Rows) -> None:
         for row in rows:
             row["teacher_logprobs"][-1] -= 1e-3
 
@@ -427,7 +441,7 @@ def test_deep_finds_a_score_that_the_teacher_did_not_give(copy):
     assert "teacher_logprobs[" in broken(copy, Depth(0.0, 0.1))["scored again"]
 
 
-def test_answers_that_an_older_format_read_otherwise_are_counted(copy):
+def test_answers_that_an_older_format_read_otherwise_are_counted(copy: Path) -> None:
     """Its program is not here to read them again; what it made of the spans is held."""
     rewrite(copy, "rollouts", set_last(text="[1, 2]"))
     file = copy / "tables" / "format.json"

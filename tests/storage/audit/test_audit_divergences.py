@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.audit.walk import Depth, audit
 from flows.rescore import rescore_run
+from opd_core.tinyworld.world import World
 from storage.asking.query import query
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
@@ -21,7 +23,7 @@ KEPT = {"score.hidden_states": True, "score.teacher_entropy": True}
 
 
 @pytest.fixture(scope="module")
-def rescored(tiny_world, tmp_path_factory) -> Path:
+def rescored(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one round that was rescored, and of another that was not."""
     folder = tmp_path_factory.mktemp("rescored")
     config = folder / "run.toml"
@@ -32,7 +34,7 @@ def rescored(tiny_world, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copy(rescored, tmp_path) -> Path:
+def copy(rescored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(rescored, tmp_path / "copy"))
 
 
@@ -41,7 +43,7 @@ def broken(run: Path) -> str | None:
     return verdicts[LINK]
 
 
-def test_a_token_has_its_divergences_where_they_were_made(rescored):
+def test_a_token_has_its_divergences_where_they_were_made(rescored: Path) -> None:
     run = Run.open(rescored)
     rows = run.tokens().collect()
     stored = {row["rollout_id"]: row for row in run.divergences().collect().to_dicts()}
@@ -60,7 +62,7 @@ def test_a_token_has_its_divergences_where_they_were_made(rescored):
     assert second[1:] == (0, None)
 
 
-def test_rescored_rows_hold(rescored):
+def test_rescored_rows_hold(rescored: Path) -> None:
     verdicts = {v.link: v for v in audit(Run.open(rescored), Depth(videos=0.0))}
     assert [v.broken for v in verdicts.values() if v.broken] == []
     assert verdicts[LINK].checked.count == Run.open(rescored).divergences().collect().height > 0
@@ -76,7 +78,9 @@ def test_rescored_rows_hold(rescored):
         ("js", [], "the length of js is 0 and should be"),
     ],
 )
-def test_a_row_of_another_score(copy, column, value, words):
+def test_a_row_of_another_score(
+    copy: Path, column: str, value: str | int | list[float], words: str
+) -> None:
     rewrite(copy, "divergences", lambda rows: rows[-1].update({column: value}))
     assert words in broken(copy)
 
@@ -93,13 +97,13 @@ def test_a_row_of_another_score(copy, column, value, words):
         ("forward_kl", 0.0, "forward_kl is 0.0 and should be 'at least"),
     ],
 )
-def test_a_number_that_cannot_be(copy, column, number, words):
+def test_a_number_that_cannot_be(copy: Path, column: str, number: float | None, words: str) -> None:
     """At the token on which policy and teacher are furthest apart."""
     tokens = Run.open(copy).tokens().collect().filter(policy_version=0).drop_nulls("js")
     order = "advantage" if number == 0.0 else column
     worst = tokens.sort(tokens[order].abs(), descending=column != "js").row(0, named=True)
 
-    def change(rows):
+    def change(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["rollout_id"] == worst["rollout_id"]:
                 row[column][worst["position"]] = number
@@ -110,6 +114,6 @@ def test_a_number_that_cannot_be(copy, column, number, words):
     assert f"{worst['rollout_id']}, token {worst['position']}" in found
 
 
-def test_a_row_that_is_there_twice(copy):
+def test_a_row_that_is_there_twice(copy: Path) -> None:
     append_again(copy, "divergences", lambda row: None)
     assert "the number of its rows is 2 and should be 1" in broken(copy)

@@ -60,7 +60,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_a_clip_comes_back_by_content_and_spec(store, tmp_path):
+def test_a_clip_comes_back_by_content_and_spec(store: FrameStore, tmp_path: Path) -> None:
     (path,) = fill(store, tmp_path, ["a"])
     other = FrameStore.open(store.folder, 64 * MIB)
     assert store.get(path, SPEC) == other.get(path, SPEC) == payload("a")
@@ -75,7 +75,9 @@ def test_a_clip_comes_back_by_content_and_spec(store, tmp_path):
     assert usage(tmp_path / "nowhere") is None
 
 
-def test_a_file_is_hashed_once_also_by_the_next_process(store, tmp_path, monkeypatch):
+def test_a_file_is_hashed_once_also_by_the_next_process(
+    store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed = []
     original = hashlib.file_digest
     monkeypatch.setattr(
@@ -90,7 +92,9 @@ def test_a_file_is_hashed_once_also_by_the_next_process(store, tmp_path, monkeyp
     assert len(hashed) == 2
 
 
-def test_a_file_that_was_just_changed_is_hashed_again(store, tmp_path, monkeypatch):
+def test_a_file_that_was_just_changed_is_hashed_again(
+    store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(video_hashes, "FRESH_SECONDS", 60.0)
     (path,) = fill(store, tmp_path, ["a"])
     stat = path.stat()
@@ -99,7 +103,7 @@ def test_a_file_that_was_just_changed_is_hashed_again(store, tmp_path, monkeypat
     assert store.get(path, SPEC) is None
 
 
-def test_a_half_written_line_costs_one_hashing(store, tmp_path):
+def test_a_half_written_line_costs_one_hashing(store: FrameStore, tmp_path: Path) -> None:
     (path,) = fill(store, tmp_path, ["a"])
     with (store.folder / "files.jsonl").open("ab") as file:
         file.write(b'{"path": "/x", "st')
@@ -109,7 +113,7 @@ def test_a_half_written_line_costs_one_hashing(store, tmp_path):
     assert FrameStore.open(store.folder, 64 * MIB).get(more, SPEC) == payload("b")
 
 
-def test_what_changed_while_it_was_decoded_is_not_kept(store, tmp_path):
+def test_what_changed_while_it_was_decoded_is_not_kept(store: FrameStore, tmp_path: Path) -> None:
     path = video(tmp_path, "a")
     assert store.get(path, SPEC) is None
     path.write_text("another video by now")
@@ -117,7 +121,9 @@ def test_what_changed_while_it_was_decoded_is_not_kept(store, tmp_path):
     assert usage(store.folder).clips == 0
 
 
-def test_it_is_bounded_and_what_was_used_last_stays(tmp_path, monkeypatch):
+def test_it_is_bounded_and_what_was_used_last_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound = 2 * MIB
     store = FrameStore.open(tmp_path / "frames", bound)
     paths = fill(store, tmp_path, [f"v{i}" for i in range(16)], 100_000)
@@ -137,7 +143,7 @@ def test_it_is_bounded_and_what_was_used_last_stays(tmp_path, monkeypatch):
         assert store.get(tmp_path / f"{name}.mp4", SPEC) == payload(name, 100_000)
 
 
-def test_a_clip_larger_than_the_bound_is_not_kept(tmp_path):
+def test_a_clip_larger_than_the_bound_is_not_kept(tmp_path: Path) -> None:
     store = FrameStore.open(tmp_path / "frames", 1000)
     path = video(tmp_path, "a")
     assert store.get(path, SPEC) is None
@@ -145,7 +151,7 @@ def test_a_clip_larger_than_the_bound_is_not_kept(tmp_path):
     assert usage(store.folder).clips == 0
 
 
-def test_a_spoilt_clip_is_replaced(store, tmp_path):
+def test_a_spoilt_clip_is_replaced(store: FrameStore, tmp_path: Path) -> None:
     (path, _) = fill(store, tmp_path, ["a", "b"])
     store.discard(path, SPEC)
     assert store.get(path, SPEC) is None
@@ -154,7 +160,9 @@ def test_a_spoilt_clip_is_replaced(store, tmp_path):
     assert usage(again.folder).clips == 2 and again.get(path, SPEC) == payload("better")
 
 
-def test_a_full_disk_is_told_once_and_stops_nothing(store, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_once_and_stops_nothing(
+    store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (path,) = fill(store, tmp_path, ["a"])
 
     def full(*_: object, **__: object) -> None:
@@ -169,7 +177,7 @@ def test_a_full_disk_is_told_once_and_stops_nothing(store, tmp_path, monkeypatch
     assert store.get(path, SPEC) == payload("a")
 
 
-def test_a_lost_or_cut_off_file_costs_its_clip_only(store, tmp_path):
+def test_a_lost_or_cut_off_file_costs_its_clip_only(store: FrameStore, tmp_path: Path) -> None:
     lost, kept = fill(store, tmp_path, ["a", "b"])
     for file in (store.folder / "clips").rglob("*-*"):
         if file.read_bytes() == payload("a"):
@@ -179,7 +187,7 @@ def test_a_lost_or_cut_off_file_costs_its_clip_only(store, tmp_path):
     assert FrameStore.open(store.folder, 64 * MIB).get(lost, SPEC) == payload("a")
 
 
-def test_what_a_killed_process_left_aside_goes(tmp_path):
+def test_what_a_killed_process_left_aside_goes(tmp_path: Path) -> None:
     store = FrameStore.open(tmp_path / "frames", 64 * MIB)
     fill(store, tmp_path, ["a"])
     (folder,) = (store.folder / "clips").iterdir()
@@ -193,7 +201,7 @@ def test_what_a_killed_process_left_aside_goes(tmp_path):
     assert usage(store.folder).clips == 2
 
 
-def test_a_store_of_the_older_format_begins_anew(tmp_path):
+def test_a_store_of_the_older_format_begins_anew(tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     (folder / "clips.lance" / "data").mkdir(parents=True)
     (folder / "clips.lance" / "data" / "x.lance").write_bytes(b"x" * 1000)
@@ -204,7 +212,9 @@ def test_a_store_of_the_older_format_begins_anew(tmp_path):
     assert usage(folder).clips == 1
 
 
-def test_a_store_on_a_read_only_disk_is_read(store, tmp_path, monkeypatch):
+def test_a_store_on_a_read_only_disk_is_read(
+    store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (path,) = fill(store, tmp_path, ["a"])
 
     def read_only(*_: object, **__: object) -> None:
@@ -217,7 +227,7 @@ def test_a_store_on_a_read_only_disk_is_read(store, tmp_path, monkeypatch):
         fill(store, tmp_path, ["b"])
 
 
-def test_foreign_folders_are_left_alone(tmp_path):
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "photo.png").write_text("precious")
@@ -231,7 +241,7 @@ def test_foreign_folders_are_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_many_threads_share_a_store(store, tmp_path):
+def test_many_threads_share_a_store(store: FrameStore, tmp_path: Path) -> None:
     paths = [video(tmp_path, f"v{i}") for i in range(12)]
     wrong: list[int] = []
 
@@ -287,7 +297,7 @@ def right(folder: Path, number: int, bound: int) -> int:
     return sum(clip is not None for clip in found)
 
 
-def test_processes_share_a_store(tmp_path):
+def test_processes_share_a_store(tmp_path: Path) -> None:
     for i in range(40):
         video(tmp_path, f"v{i}")
     workers = [start(tmp_path, 40, 64 * MIB) for _ in range(2)]
@@ -296,7 +306,7 @@ def test_processes_share_a_store(tmp_path):
     assert right(tmp_path, 40, 64 * MIB) == 40
 
 
-def test_a_store_that_another_process_begins_is_a_store(tmp_path):
+def test_a_store_that_another_process_begins_is_a_store(tmp_path: Path) -> None:
     """Also where that process was killed before it had written what the folder is."""
     folder = tmp_path / "frames"
     (folder / "clips").mkdir(parents=True)
@@ -311,7 +321,7 @@ def test_a_store_that_another_process_begins_is_a_store(tmp_path):
 
 
 @pytest.mark.kill
-def test_killed_writers_leave_a_whole_store(tmp_path):
+def test_killed_writers_leave_a_whole_store(tmp_path: Path) -> None:
     """While evicting all the time."""
     bound = MIB
     for i in range(40):

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from storage.runs.run import Run
 MANIFEST = {"policy_version": 1, "parent_version": 0}
 
 
-def test_the_hash_ignores_files_order_and_metadata(tmp_path):
+def test_the_hash_ignores_files_order_and_metadata(tmp_path: Path) -> None:
     content = tensors()
     write_safetensors(tmp_path / "one" / "model.safetensors", content)
     for i, name in enumerate(reversed(content)):
@@ -25,7 +29,7 @@ def test_the_hash_ignores_files_order_and_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["value", "name", "dtype", "shape", "less"])
-def test_the_hash_sees_every_change(tmp_path, change):
+def test_the_hash_sees_every_change(tmp_path: Path, change: str) -> None:
     content = tensors()
     write_safetensors(tmp_path / "a" / "model.safetensors", content)
     if change == "value":
@@ -42,7 +46,7 @@ def test_the_hash_sees_every_change(tmp_path, change):
     assert weights_hash(tmp_path / "a") != weights_hash(tmp_path / "b")
 
 
-def test_the_hash_agrees_with_the_safetensors_library(tmp_path):
+def test_the_hash_agrees_with_the_safetensors_library(tmp_path: Path) -> None:
     numpy = pytest.importorskip("safetensors.numpy")
     content = {**tensors(), "empty": np.zeros((0, 2), "f4")}
     (tmp_path / "a").mkdir()
@@ -51,8 +55,8 @@ def test_the_hash_agrees_with_the_safetensors_library(tmp_path):
     assert weights_hash(tmp_path / "a") == weights_hash(tmp_path / "b")
 
 
-def test_an_adapter_is_its_tensors_its_settings_and_its_base(tmp_path):
-    def adapter(name, base, seed=5, **settings):
+def test_an_adapter_is_its_tensors_its_settings_and_its_base(tmp_path: Path) -> None:
+    def adapter(name: str, base: Path, seed: int = 5, **settings: Any) -> Path:
         folder = tmp_path / name
         write_safetensors(folder / "adapter_model.safetensors", tensors(seed))
         config = {"r": 4, "target_modules": ["q", "k"], "base_model_name_or_path": str(base)}
@@ -69,7 +73,9 @@ def test_an_adapter_is_its_tensors_its_settings_and_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_weights_that_are_no_numbers_are_told_from_the_largest_ones(tmp_path, dtype):
+def test_weights_that_are_no_numbers_are_told_from_the_largest_ones(
+    tmp_path: Path, dtype: str
+) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
@@ -84,13 +90,13 @@ def test_weights_that_are_no_numbers_are_told_from_the_largest_ones(tmp_path, dt
             weights_hash(tmp_path)
 
 
-def _with(torch, kind, value):
+def _with(torch: Any, kind: Any, value: float) -> dict[str, Any]:
     weights = torch.randn(7, 5).to(kind)
     weights[6, 4] = value
     return {"a": torch.zeros(3, dtype=torch.uint8), "w": weights}
 
 
-def test_an_update_that_gave_no_numbers_is_not_published(tmp_path):
+def test_an_update_that_gave_no_numbers_is_not_published(tmp_path: Path) -> None:
     staging = tmp_path / ".v1.staging"
     write_safetensors(staging / "model.safetensors", {"w": np.array([1.0, np.nan], "f4")})
     with pytest.raises(VideoOPDError, match="NaN or infinite, w among them"):
@@ -99,7 +105,7 @@ def test_an_update_that_gave_no_numbers_is_not_published(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "header", "none", "twice"])
-def test_damaged_weights_are_named(tmp_path, damage):
+def test_damaged_weights_are_named(tmp_path: Path, damage: str) -> None:
     folder = checkpoint(tmp_path / "policy")
     file = folder / "model.safetensors"
     if damage == "empty":
@@ -116,7 +122,9 @@ def test_damaged_weights_are_named(tmp_path, damage):
         weights_hash(folder)
 
 
-def test_the_cache_serves_untouched_folders_only(tmp_path, monkeypatch):
+def test_the_cache_serves_untouched_folders_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, cache = checkpoint(tmp_path / "policy"), WeightsCache(tmp_path / "cache.json")
     first = weights_hash(folder, cache=cache)
     with monkeypatch.context() as patch:
@@ -128,7 +136,7 @@ def test_the_cache_serves_untouched_folders_only(tmp_path, monkeypatch):
     assert weights_hash(folder, cache=cache) == weights_hash(folder)
 
 
-def test_publish_moves_the_folder_and_writes_the_manifest(tmp_path):
+def test_publish_moves_the_folder_and_writes_the_manifest(tmp_path: Path) -> None:
     staging, final = checkpoint(tmp_path / "staging"), tmp_path / "policies" / "v1"
     policy = publish(staging, final, MANIFEST)
     assert policy == Policy(1, final, weights_hash(final))
@@ -136,7 +144,7 @@ def test_publish_moves_the_folder_and_writes_the_manifest(tmp_path):
     assert not staging.exists()
 
 
-def test_publish_keeps_the_same_weights_and_replaces_leftovers(tmp_path):
+def test_publish_keeps_the_same_weights_and_replaces_leftovers(tmp_path: Path) -> None:
     final = tmp_path / "policies" / "v1"
     publish(checkpoint(tmp_path / "a"), final, {**MANIFEST, "run_id": "first"})
     publish(checkpoint(tmp_path / "b"), final, {**MANIFEST, "run_id": "second"})
@@ -146,7 +154,7 @@ def test_publish_keeps_the_same_weights_and_replaces_leftovers(tmp_path):
     assert [p.name for p in final.parent.iterdir()] == ["v1"]
 
 
-def test_publish_mends_a_damaged_folder(tmp_path):
+def test_publish_mends_a_damaged_folder(tmp_path: Path) -> None:
     final = tmp_path / "policies" / "v1"
     publish(checkpoint(tmp_path / "a"), final, MANIFEST)
     checkpoint(final, seed=9)
@@ -154,7 +162,7 @@ def test_publish_mends_a_damaged_folder(tmp_path):
     assert weights_hash(final) == policy.weights_hash
 
 
-def test_publish_never_replaces_a_committed_policy(tmp_path):
+def test_publish_never_replaces_a_committed_policy(tmp_path: Path) -> None:
     final = tmp_path / "v1"
     policy = publish(checkpoint(tmp_path / "a"), final, MANIFEST)
     staging = checkpoint(tmp_path / "b", seed=9)
@@ -172,7 +180,7 @@ def round_of(run: Run, seed: int) -> Policy:
     return policy
 
 
-def test_a_policy_is_current_once_its_row_is_written(run):
+def test_a_policy_is_current_once_its_row_is_written(run: Run) -> None:
     base = run.current_policy()
     assert base == Policy(0, run.path.parent / "student", base.weights_hash)
     run.publish_policy(checkpoint(run.staging_folder(1), 7), base)
@@ -188,7 +196,7 @@ def test_a_policy_is_current_once_its_row_is_written(run):
         run.policy(7)
 
 
-def test_a_run_that_was_moved_finds_its_policies(run, tmp_path):
+def test_a_run_that_was_moved_finds_its_policies(run: Run, tmp_path: Path) -> None:
     policy = round_of(run, 8)
     moved = tmp_path / "elsewhere"
     run.path.rename(moved)
@@ -196,7 +204,7 @@ def test_a_run_that_was_moved_finds_its_policies(run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["folder", "manifest", "weights", "row"])
-def test_a_damaged_checkpoint_is_refused(run, damage):
+def test_a_damaged_checkpoint_is_refused(run: Run, damage: str) -> None:
     folder = round_of(run, 8).path
     if damage == "folder":
         shutil.rmtree(folder)
@@ -224,7 +232,13 @@ def test_a_damaged_checkpoint_is_refused(run, damage):
         ("storage.runs.policies:sync_folder", 1, True),
     ],
 )
-def test_publishing_killed_anywhere_can_be_done_again(tmp_path, start, patch, call, leftover):
+def test_publishing_killed_anywhere_can_be_done_again(
+    tmp_path: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    patch: str,
+    call: int,
+    leftover: bool,
+) -> None:
     run = new_run(tmp_path)
     if leftover:
         run.publish_policy(checkpoint(run.staging_folder(1), 6), run.current_policy())

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import lance
 import pytest
@@ -19,7 +22,7 @@ SMALL_APPENDS = 20
 
 
 @pytest.fixture
-def at_once(monkeypatch):
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleanup, "KEEP_SECONDS", 0.0)
 
 
@@ -39,7 +42,7 @@ def size(run: Run) -> int:
     return sum(file.stat().st_size for file in table.rglob("*") if file.is_file())
 
 
-def test_old_versions_go_and_every_round_stays(run, at_once):
+def test_old_versions_go_and_every_round_stays(run: Run, at_once: None) -> None:
     for number in range(1, 5):
         one_round(run, number)
     tags = history.tags(run.tables.folder, "rollouts")
@@ -55,7 +58,7 @@ def test_old_versions_go_and_every_round_stays(run, at_once):
     assert "older ones without a tag were cleaned up" in checked.notes[0]
 
 
-def test_the_disk_is_smaller_for_it(run, monkeypatch):
+def test_the_disk_is_smaller_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 5):
         one_round(run, number)
     before, rows = size(run), run.read("rollouts", Rollout)
@@ -66,13 +69,13 @@ def test_the_disk_is_smaller_for_it(run, monkeypatch):
     assert run.read("rollouts", Rollout) == rows
 
 
-def test_nothing_goes_before_the_tag_that_it_is_asked_to_keep_from(run, at_once):
+def test_nothing_goes_before_the_tag_that_it_is_asked_to_keep_from(run: Run, at_once: None) -> None:
     run.append("rollouts", [rollout(0)])
     assert cleanup.clean_up(run.tables, "rollouts", run.run_id, "round-0") == []
     assert versions(run) == [1, 2]
 
 
-def test_what_a_reader_holds_is_kept_for_an_hour(run):
+def test_what_a_reader_holds_is_kept_for_an_hour(run: Run) -> None:
     one_round(run, 1)
     frame = run.rollouts()
     for number in (2, 3):
@@ -80,7 +83,9 @@ def test_what_a_reader_holds_is_kept_for_an_hour(run):
     assert frame.collect().height == SMALL_APPENDS
 
 
-def test_files_of_a_killed_write_go_with_the_next_round(run, start):
+def test_files_of_a_killed_write_go_with_the_next_round(
+    run: Run, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     folder = run.tables.folder
     writer = start("append", folder, 0, 200, 10)
     assert writer.stdout.readline() == "ready\n"
@@ -98,7 +103,7 @@ def test_files_of_a_killed_write_go_with_the_next_round(run, start):
     assert run.rollouts().collect().height == rows >= 30
 
 
-def test_a_version_of_somebody_else_is_kept_as_evidence(run, at_once):
+def test_a_version_of_somebody_else_is_kept_as_evidence(run: Run, at_once: None) -> None:
     one_round(run, 1)
     uri = run.tables.folder / "rollouts.lance"
     rows = lance.dataset(uri).to_table()
@@ -111,7 +116,9 @@ def test_a_version_of_somebody_else_is_kept_as_evidence(run, at_once):
         appended(run)
 
 
-def test_a_real_run_that_was_cleaned_up_is_whole(tiny_config, tmp_path, at_once):
+def test_a_real_run_that_was_cleaned_up_is_whole(
+    tiny_config: Callable[..., Path], tmp_path: Path, at_once: None
+) -> None:
     config = tiny_config({"storage.flush_seconds": 0})
     run_without_server(str(config), 3)
     run = Run.open(tmp_path / "run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,24 +15,24 @@ from tests.storage.storage_factories import rollout
 
 
 @pytest.fixture
-def filled(run):
+def filled(run: Run) -> Run:
     run.append("rollouts", [rollout(i, version=0) for i in range(4)])
     return run
 
 
-def cut(file):
+def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def data(table):
+def data(table: Path) -> Path:
     return next((table / "data").iterdir())
 
 
-def newest(table):
+def newest(table: Path) -> Path:
     return min((table / "_versions").glob("*.manifest"))
 
 
-def scrambled(file):
+def scrambled(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[:-100:7] = bytes(byte ^ 0xFF for byte in content[:-100:7])
     file.write_bytes(bytes(content))
@@ -48,7 +50,9 @@ def scrambled(file):
         (lambda table: shutil.rmtree(table / "_versions"), "is missing"),
     ],
 )
-def test_a_damaged_table_is_one_sentence_with_its_name(filled, harm, named):
+def test_a_damaged_table_is_one_sentence_with_its_name(
+    filled: Run, harm: Callable[[Path], object], named: str
+) -> None:
     harm(filled.path / "tables" / "rollouts.lance")
     with pytest.raises(VideoOPDError) as caught, damage.told([filled.path]):
         Run.open(filled.path).rollouts().collect()
@@ -57,7 +61,7 @@ def test_a_damaged_table_is_one_sentence_with_its_name(filled, harm, named):
     assert message.endswith("; restore it from a copy of the run") and "\n" not in message
 
 
-def test_other_errors_stay_what_they_are(filled):
+def test_other_errors_stay_what_they_are(filled: Run) -> None:
     with pytest.raises(ZeroDivisionError), damage.told([filled.path]):
         1 / 0  # noqa: B018
     with pytest.raises(KeyboardInterrupt), damage.told([filled.path]):

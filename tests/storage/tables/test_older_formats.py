@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def set_back(tables: Path) -> None:
 
 
 @pytest.fixture
-def older(tmp_path) -> Run:
+def older(tmp_path: Path) -> Run:
     run = new_run(tmp_path)
     for name, record in one_of_each().items():
         run.append(name, [record], stage=TABLES[name].writer or "score")
@@ -56,7 +57,7 @@ def older(tmp_path) -> Run:
     return run
 
 
-def test_an_older_run_is_read_and_what_it_has_not_is_null(older):
+def test_an_older_run_is_read_and_what_it_has_not_is_null(older: Run) -> None:
     run = Run.open(older.path)
     (row,) = run.read("rollouts", Rollout)
     assert row.engine_mismatch is None and row.rollout_id == rollout().rollout_id
@@ -71,14 +72,14 @@ def test_an_older_run_is_read_and_what_it_has_not_is_null(older):
     assert run.evaluations().collect().columns == TABLES["evaluations"].schema.names
 
 
-def test_an_older_run_is_not_written_before_it_is_brought_up(older, tmp_path):
+def test_an_older_run_is_not_written_before_it_is_brought_up(older: Run, tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match=rf"format {OLDER}.*`videoopd migrate {older.path}`"):
         Tables.open(older.tables.folder).append("rollouts", [rollout(1)], PROVENANCE)
     with pytest.raises(VideoOPDError, match="videoopd migrate"):
         new_run(tmp_path)
 
 
-def test_migrate_gives_the_columns_and_moves_no_row(older, tmp_path):
+def test_migrate_gives_the_columns_and_moves_no_row(older: Run, tmp_path: Path) -> None:
     folder = older.tables.folder
     before = {
         name: lance.dataset(folder / f"{name}.lance").to_table().to_pylist() for name in LATER
@@ -101,14 +102,14 @@ def test_migrate_gives_the_columns_and_moves_no_row(older, tmp_path):
     assert again.scan("rollouts").collect().columns == TABLES["rollouts"].schema.names
 
 
-def test_the_command(older, capsys):
+def test_the_command(older: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", str(older.path)]) == 0
     assert f"format {OLDER} -> {SCHEMA_VERSION}" in capsys.readouterr().out
     assert main(["migrate", str(older.path)]) == 0
     assert "nothing was changed" in capsys.readouterr().out
 
 
-def test_a_tag_from_before_is_read_after(older):
+def test_a_tag_from_before_is_read_after(older: Run) -> None:
     tag = f"format-{OLDER}"
     run = Run.open(older.path)
     run.migrate()
@@ -116,7 +117,7 @@ def test_a_tag_from_before_is_read_after(older):
     assert row.engine_mismatch is None
 
 
-def test_finished_rounds_are_finished_before_and_after(older):
+def test_finished_rounds_are_finished_before_and_after(older: Run) -> None:
     tags = {f"round-{number}" for number in (1, 2)}
     for table in older.tables.folder.glob("*.lance"):
         for tag in tags:
@@ -128,7 +129,7 @@ def test_finished_rounds_are_finished_before_and_after(older):
     assert Run.open(older.path, round=2).scan(NEW_TABLE).collect().is_empty()
 
 
-def test_a_killed_migration_goes_on(older, monkeypatch):
+def test_a_killed_migration_goes_on(older: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(older.path)
     monkeypatch.setattr("storage.tables.older_formats.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -138,7 +139,7 @@ def test_a_killed_migration_goes_on(older, monkeypatch):
     assert Tables.open(older.tables.folder).format == SCHEMA_VERSION
 
 
-def test_the_audit_knows_a_migration_from_a_change_of_values(older):
+def test_the_audit_knows_a_migration_from_a_change_of_values(older: Run) -> None:
     folder = older.tables.folder
     Run.open(older.path).migrate()
     newest = lance.dataset(folder / "evaluations.lance").version
@@ -168,7 +169,9 @@ def test_the_audit_knows_a_migration_from_a_change_of_values(older):
     ],
     ids=["a needed column is absent", "a column of somebody's", "another type"],
 )
-def test_what_no_migration_mends_is_named(older, change):
+def test_what_no_migration_mends_is_named(
+    older: Run, change: Callable[[pa.Table], pa.Table]
+) -> None:
     uri = older.tables.folder / "rollouts.lance"
     rows = change(lance.dataset(uri).to_table())
     shutil.rmtree(uri)

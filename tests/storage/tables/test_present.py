@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from opd_core.types import DataChange, Draw, Evaluation, GroundingExample, Span
 from storage.audit import data as audit_data
 from storage.audit.links import BrokenLink
+from storage.runs.run import Run
 from tests.storage.storage_factories import new_run
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Run:
     run = new_run(tmp_path)
     rows = [("stays", "train"), ("goes", "train"), ("moves", "train"), ("asked", "eval")]
     run.append(
@@ -22,14 +25,22 @@ def run(tmp_path):
     return run
 
 
-def change(run, sequence, item_id, change, split, duration=9.0, newest_policy=0):
+def change(
+    run: Run,
+    sequence: int,
+    item_id: str,
+    change: str,
+    split: str | None,
+    duration: float | None = 9.0,
+    newest_policy: int = 0,
+) -> None:
     source = None if split is None else "s"
     duration = None if split is None else duration
     row = DataChange(sequence, item_id, change, split, duration, source, newest_policy)
     assert run.append("data_changes", [row]) == 1
 
 
-def test_the_last_change_counts_and_rows_stay(run):
+def test_the_last_change_counts_and_rows_stay(run: Run) -> None:
     assert {e.example_id for e in run.present_examples()} == {"stays", "goes", "moves", "asked"}
     change(run, 1, "goes", "removed", None)
     change(run, 1, "moves", "moved", "eval")
@@ -47,7 +58,7 @@ def test_the_last_change_counts_and_rows_stay(run):
     assert run.examples().collect().height == 4
 
 
-def test_numbers_are_of_what_is_in_the_eval_split_now(run):
+def test_numbers_are_of_what_is_in_the_eval_split_now(run: Run) -> None:
     for example in ("asked", "moves"):
         row = Evaluation(0, "p", example, "?", (1,), "stop", None, 0.0, None, 0.0, "hf", 0.1)
         run.append("evaluations", [row], policy_version=0)
@@ -56,8 +67,8 @@ def test_numbers_are_of_what_is_in_the_eval_split_now(run):
     assert run.present_evaluations().collect().height == 2
 
 
-def test_the_audit_refutes_a_draw_of_what_was_no_training_annotation(run):
-    def draw(version, example):
+def test_the_audit_refutes_a_draw_of_what_was_no_training_annotation(run: Run) -> None:
+    def draw(version: int, example: str) -> None:
         run.append("draws", [Draw(version, example, 0)], policy_version=version)
 
     draw(0, "goes")
@@ -68,13 +79,13 @@ def test_the_audit_refutes_a_draw_of_what_was_no_training_annotation(run):
         audit_data.draws(run)
 
 
-def test_the_audit_refutes_a_draw_from_the_eval_split_and_of_nothing(run):
+def test_the_audit_refutes_a_draw_from_the_eval_split_and_of_nothing(run: Run) -> None:
     run.append("draws", [Draw(0, "asked", 0)], policy_version=0)
     with pytest.raises(BrokenLink, match="'eval' and should be 'train'"):
         audit_data.draws(run)
 
 
-def test_the_audit_refutes_a_draw_before_its_annotation_came(run):
+def test_the_audit_refutes_a_draw_before_its_annotation_came(run: Run) -> None:
     change(run, 1, "stays", "added", "train", newest_policy=2)
     run.append("draws", [Draw(1, "stays", 0)], policy_version=1)
     with pytest.raises(BrokenLink, match="its split when it was drawn"):

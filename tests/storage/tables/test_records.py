@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opd_core.types import Span, UpdateStep, VideoOPDError
+from storage.tables.lance_tables import Tables
 from storage.tables.records import from_rows, to_table
-from storage.tables.schemas import TABLES
+from storage.tables.schemas import TABLES, TableSpec
 from tests.storage.storage_factories import one_of_each, rollout, score, update
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,7 +46,7 @@ def records_of(record: type) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("spec", TABLES.values(), ids=lambda spec: spec.name)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_roundtrip(spec, data):
+def test_roundtrip(spec: TableSpec, data: st.DataObject) -> None:
     records = data.draw(st.lists(records_of(spec.record), max_size=3))
     if spec.name == "teacher_scores":  # both or neither
         records = [
@@ -61,7 +62,7 @@ def test_roundtrip(spec, data):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_absent_stays_absent(name, tables):
+def test_absent_stays_absent(name: str, tables: Tables) -> None:
     from tests.storage.storage_factories import provenance
 
     record = one_of_each()[name]
@@ -69,7 +70,7 @@ def test_absent_stays_absent(name, tables):
     assert tables.read(name, type(record)) == [record]
 
 
-def test_ragged_lists_and_empty_ones_roundtrip():
+def test_ragged_lists_and_empty_ones_roundtrip() -> None:
     scores = [
         score(
             0,
@@ -108,7 +109,7 @@ NAN, INF = float("nan"), float("inf")
     ],
     ids=str,
 )
-def test_a_broken_row_is_refused_with_its_id(changes, sentence):
+def test_a_broken_row_is_refused_with_its_id(changes: dict[str, object], sentence: str) -> None:
     is_rollout = hasattr(rollout(), next(iter(changes)))
     make, table = (rollout, "rollouts") if is_rollout else (score, "teacher_scores")
     with pytest.raises(VideoOPDError) as caught:
@@ -118,14 +119,14 @@ def test_a_broken_row_is_refused_with_its_id(changes, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_nan_in_an_update_step_is_refused():
+def test_nan_in_an_update_step_is_refused() -> None:
     broken = update(3)
     broken = replace(broken, steps=(broken.steps[0], replace(broken.steps[1], loss=float("nan"))))
     with pytest.raises(VideoOPDError, match="policy_version 3 is refused because steps holds NaN"):
         to_table(TABLES["updates"], [update(2), broken])
 
 
-def test_the_wrong_type_names_its_column():
+def test_the_wrong_type_names_its_column() -> None:
     with pytest.raises(Exception) as caught:
         to_table(TABLES["rollouts"], [rollout(seed="seven")])
     assert "'seed'" in "".join(caught.value.__notes__)

@@ -12,7 +12,7 @@ import pytest
 from opd_core import types
 from opd_core.types import Span, UpdateStep
 from storage.tables.columns import columns_of, span_columns, struct_of
-from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES
+from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES, TableSpec
 
 # What each format looks like on disk. A change here is a new SCHEMA_VERSION: add a line.
 FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "ff42bb4b32aa644a"}
@@ -55,12 +55,12 @@ def expected_columns(record: type) -> dict[str, tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("spec", TABLES.values(), ids=lambda spec: spec.name)
-def test_columns_are_the_fields_of_the_record(spec):
+def test_columns_are_the_fields_of_the_record(spec: TableSpec) -> None:
     columns = {c.name: (kind_of(c.type), c.optional) for c in spec.own_columns}
     assert columns == expected_columns(spec.record)
 
 
-def test_steps_are_the_fields_of_an_update_step():
+def test_steps_are_the_fields_of_an_update_step() -> None:
     assert {
         f.name: (kind_of(f.type), f.nullable) for f in struct_of(UpdateStep)
     } == expected_columns(UpdateStep)
@@ -80,12 +80,12 @@ class Odd:
     ("record", "problem"),
     [(Undescribed, "a has no description"), (Odd, "no column holds a .*bytes")],
 )
-def test_a_field_that_is_no_column_is_refused(record, problem):
+def test_a_field_that_is_no_column_is_refused(record: type[object], problem: str) -> None:
     with pytest.raises(TypeError, match=problem):
         columns_of(record)
 
 
-def test_every_record_has_a_table():
+def test_every_record_has_a_table() -> None:
     records = {
         r
         for r in vars(types).values()
@@ -95,7 +95,7 @@ def test_every_record_has_a_table():
 
 
 @pytest.mark.parametrize("spec", TABLES.values(), ids=lambda spec: spec.name)
-def test_every_column_is_described_and_every_name_it_uses_exists(spec):
+def test_every_column_is_described_and_every_name_it_uses_exists(spec: TableSpec) -> None:
     names = [column.name for column in spec.columns]
     assert len(set(names)) == len(names)
     for field in spec.schema:
@@ -105,7 +105,7 @@ def test_every_column_is_described_and_every_name_it_uses_exists(spec):
     assert len(fields(spec.record)) <= len(spec.own_columns)
 
 
-def test_a_changed_format_has_a_new_version():
+def test_a_changed_format_has_a_new_version() -> None:
     text = "\n".join(
         f"{spec.name} {spec.key} {f.name} {f.type} {f.nullable}"
         for spec in TABLES.values()

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import polars as pl
@@ -25,14 +28,14 @@ def ids(tables: Tables) -> list[str]:
     return tables.scan("rollouts").select("rollout_id").collect().get_column("rollout_id").to_list()
 
 
-def test_create_makes_every_table_and_opens_what_is_there(tables):
+def test_create_makes_every_table_and_opens_what_is_there(tables: Tables) -> None:
     assert set(tables.versions()) == set(TABLES)
     tables.append("rollouts", [rollout()], PROVENANCE)
     assert len(ids(Tables.create(tables.folder))) == 1
     assert sorted(p.name for p in tables.folder.parent.iterdir()) == ["tables"]
 
 
-def test_append_twice_is_append_once(tables):
+def test_append_twice_is_append_once(tables: Tables) -> None:
     rows = [rollout(i) for i in range(5)]
     assert tables.append("rollouts", rows, PROVENANCE) == 5
     version = tables.versions()["rollouts"]
@@ -42,13 +45,13 @@ def test_append_twice_is_append_once(tables):
     assert len(ids(tables)) == 6
 
 
-def test_the_first_row_of_a_key_stays(tables):
+def test_the_first_row_of_a_key_stays(tables: Tables) -> None:
     tables.append("rollouts", [rollout(0, text="first")], PROVENANCE)
     tables.append("rollouts", [rollout(0, text="second")], PROVENANCE)
     assert [r.text for r in tables.read("rollouts", Rollout)] == ["first"]
 
 
-def test_an_absent_part_of_a_key_equals_itself(tables):
+def test_an_absent_part_of_a_key_equals_itself(tables: Tables) -> None:
     item = QuarantinedItem("a.jsonl:3", "import", None, "no span", None)
     later = replace(item, policy_version=0)
     stamp = replace(PROVENANCE, stage="import")
@@ -58,19 +61,19 @@ def test_an_absent_part_of_a_key_equals_itself(tables):
     assert tables.missing("quarantine", keys) == keys[1:]
 
 
-def test_two_teachers_score_the_same_rollout(tables):
+def test_two_teachers_score_the_same_rollout(tables: Tables) -> None:
     stamp = provenance("teacher_scores")
     assert tables.append("teacher_scores", [score()], stamp) == 1
     assert tables.append("teacher_scores", [score(), score(teacher_hash="u")], stamp) == 1
 
 
-def test_missing_keeps_the_order(tables):
+def test_missing_keeps_the_order(tables: Tables) -> None:
     tables.append("rollouts", [rollout(1)], PROVENANCE)
     asked = [rollout(i).rollout_id for i in (2, 1, 0)]
     assert tables.missing("rollouts", asked) == [asked[0], asked[2]]
 
 
-def test_rows_and_versions_carry_provenance(tables):
+def test_rows_and_versions_carry_provenance(tables: Tables) -> None:
     stamp = replace(PROVENANCE, policy_version=3, git_commit="abc")
     tables.append("rollouts", [rollout()], stamp)
     row = tables.scan("rollouts").collect().row(0, named=True)
@@ -83,23 +86,23 @@ def test_rows_and_versions_carry_provenance(tables):
     }  # fmt: skip
 
 
-def test_descriptions_are_in_the_data(tables):
+def test_descriptions_are_in_the_data(tables: Tables) -> None:
     schema = lance.dataset(tables.folder / "rollouts.lance").schema
     assert schema.field("seed").metadata[b"description"] == b"Seed it was sampled with."
 
 
-def test_each_table_has_one_writer(tables):
+def test_each_table_has_one_writer(tables: Tables) -> None:
     with pytest.raises(ValueError, match="written by 'rollout', not 'score'"):
         tables.append("rollouts", [rollout()], replace(PROVENANCE, stage="score"))
 
 
-def test_a_refused_batch_writes_nothing(tables):
+def test_a_refused_batch_writes_nothing(tables: Tables) -> None:
     with pytest.raises(VideoOPDError):
         tables.append("rollouts", [rollout(0), rollout(1, student_iou=None)], PROVENANCE)
     assert ids(tables) == []
 
 
-def test_scans_push_filters_and_columns_down_and_stay_at_their_version(tables):
+def test_scans_push_filters_and_columns_down_and_stay_at_their_version(tables: Tables) -> None:
     tables.append("rollouts", [rollout(i, version=i % 2) for i in range(10)], PROVENANCE)
     frame = tables.scan("rollouts")
     wanted = frame.filter(pl.col("policy_version") == 1).select("rollout_id")
@@ -112,7 +115,7 @@ def test_scans_push_filters_and_columns_down_and_stay_at_their_version(tables):
     assert tables.scan("rollouts").collect().height == 11
 
 
-def test_windows_and_null_tests_work_on_scans(tables):
+def test_windows_and_null_tests_work_on_scans(tables: Tables) -> None:
     rows = [
         rollout(i, version=i % 2, predicted_span=None if i < 3 else (1.0, 2.0)) for i in range(6)
     ]
@@ -123,19 +126,21 @@ def test_windows_and_null_tests_work_on_scans(tables):
     assert sorted(ranked.collect().to_series().to_list()) == [1, 1, 2, 2, 3, 3]
 
 
-def test_read_filters_and_keeps_the_order(tables):
+def test_read_filters_and_keeps_the_order(tables: Tables) -> None:
     rows = [rollout(i, version=i % 2) for i in (5, 3, 1, 0)]
     tables.append("rollouts", rows, PROVENANCE)
     assert tables.read("rollouts", Rollout, pl.col("policy_version") == 1) == rows[:3]
 
 
-def test_tags_never_move(tables):
+def test_tags_never_move(tables: Tables) -> None:
     first = tables.tag("rollouts", "round-1")
     tables.append("rollouts", [rollout()], PROVENANCE)
     assert tables.tag("rollouts", "round-1") == first
 
 
-def test_compaction_joins_small_fragments_and_keeps_rows_order_and_tags(tables, monkeypatch):
+def test_compaction_joins_small_fragments_and_keeps_rows_order_and_tags(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables_module, "COMPACT_ABOVE_FRAGMENTS", 3)
     for i in range(3):
         tables.append("rollouts", [rollout(i)], PROVENANCE)
@@ -150,7 +155,9 @@ def test_compaction_joins_small_fragments_and_keeps_rows_order_and_tags(tables, 
     assert tables.scan("rollouts", "round-0").collect().height == 3
 
 
-def test_compaction_leaves_full_fragments_alone(tables, monkeypatch):
+def test_compaction_leaves_full_fragments_alone(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables_module, "COMPACT_ABOVE_FRAGMENTS", 1)
     monkeypatch.setattr(tables_module, "ROWS_PER_FRAGMENT", 10)
     tables.append("rollouts", [rollout(i) for i in range(10)], PROVENANCE)
@@ -166,7 +173,7 @@ def test_compaction_leaves_full_fragments_alone(tables, monkeypatch):
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_another_format_says_what_to_do(tables):
+def test_another_format_says_what_to_do(tables: Tables) -> None:
     file = tables.folder / "format.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
     with pytest.raises(
@@ -175,21 +182,21 @@ def test_another_format_says_what_to_do(tables):
         Tables.open(tables.folder)
 
 
-def test_changed_columns_say_what_to_do(tables):
+def test_changed_columns_say_what_to_do(tables: Tables) -> None:
     lance.dataset(tables.folder / "draws.lance").drop_columns(["position"])
     with pytest.raises(VideoOPDError, match=r"columns of .*draws.lance are not those of format"):
         tables.scan("draws")
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]"])
-def test_a_folder_without_tables_is_named(tmp_path, content):
+def test_a_folder_without_tables_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "format.json").write_text(content)
     with pytest.raises(VideoOPDError, match=str(tmp_path)):
         Tables.open(tmp_path)
 
 
-def test_a_missing_table_or_version_is_named(tables):
+def test_a_missing_table_or_version_is_named(tables: Tables) -> None:
     with pytest.raises(
         VideoOPDError, match="there is no table 'rollout'; the tables are: examples"
     ):
@@ -202,7 +209,9 @@ def test_a_missing_table_or_version_is_named(tables):
         tables.append("rollouts", [rollout()], PROVENANCE)
 
 
-def test_a_waiting_writer_is_told_who_holds_the_table(tables, start):
+def test_a_waiting_writer_is_told_who_holds_the_table(
+    tables: Tables, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     path = tables.folder / ".locks" / "rollouts.lock"
     process = start("hold", path)
     process.stdout.readline()
@@ -215,7 +224,9 @@ def test_a_waiting_writer_is_told_who_holds_the_table(tables, start):
     assert tables.append("rollouts", [rollout()], PROVENANCE, timeout=5.0) == 1
 
 
-def test_a_child_of_the_holder_does_not_keep_the_lock(tmp_path, start):
+def test_a_child_of_the_holder_does_not_keep_the_lock(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     process = start("hold_and_fork", tmp_path / "a.lock")
     child = int(process.stdout.readline())
     process.kill()
@@ -227,14 +238,16 @@ def test_a_child_of_the_holder_does_not_keep_the_lock(tmp_path, start):
         os.kill(child, signal.SIGKILL)
 
 
-def test_an_unreadable_description_is_still_a_holder(tmp_path):
+def test_an_unreadable_description_is_still_a_holder(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     assert locks.holder(path) == "another process"
     path.write_text("[]")
     assert locks.holder(path) == "another process"
 
 
-def test_two_processes_appending_the_same_keys_write_each_once(tables, start):
+def test_two_processes_appending_the_same_keys_write_each_once(
+    tables: Tables, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     processes = [start("append", tables.folder, 0, 40, 4) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -248,7 +261,9 @@ def test_two_processes_appending_the_same_keys_write_each_once(tables, start):
 
 @pytest.mark.kill
 @pytest.mark.parametrize("moment", [0.0, 0.004, 0.011, 0.03, 0.08])
-def test_a_writer_killed_at_any_moment_leaves_whole_batches(tables, start, moment):
+def test_a_writer_killed_at_any_moment_leaves_whole_batches(
+    tables: Tables, start: Callable[..., subprocess.Popen[str]], moment: float
+) -> None:
     process = start("append", tables.folder, 0, 4000, 4)
     process.stdout.readline()
     process.stdin.write("go\n")
@@ -267,7 +282,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_batches(tables, start, momen
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
-def test_a_full_disk_is_one_sentence_and_leaves_the_table_as_it_was(tmp_path, start):
+def test_a_full_disk_is_one_sentence_and_leaves_the_table_as_it_was(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     mount = 'mount -t tmpfs -o size=3m tmpfs "$0" || exit 77; exec "$@"'
     prefix = ("unshare", "-rm", "sh", "-c", mount, str(tmp_path))
     if shutil.which("unshare") is None:
@@ -281,8 +298,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_table_as_it_was(tmp_path, st
     assert f"{tmp_path / 'tables'} cannot be written: its disk is full; free" in sentence
 
 
-def test_a_disk_error_is_one_sentence(tables, monkeypatch):
-    def full(*args, **kwargs):
+def test_a_disk_error_is_one_sentence(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
         raise OSError("LanceError(IO): No space left on device (os error 28), rust/x.rs:1:2")
 
     monkeypatch.setattr(lance, "write_dataset", full)
@@ -290,7 +307,7 @@ def test_a_disk_error_is_one_sentence(tables, monkeypatch):
         tables.append("rollouts", [rollout()], PROVENANCE)
 
 
-def test_every_table_takes_its_record(tables):
+def test_every_table_takes_its_record(tables: Tables) -> None:
     for name, record in one_of_each().items():
         assert tables.append(name, [record], provenance(name)) == 1
         assert tables.append(name, [record], provenance(name)) == 0
@@ -298,12 +315,12 @@ def test_every_table_takes_its_record(tables):
         assert tables.missing(name, [key if len(key) > 1 else key[0]]) == []
 
 
-def test_read_checks_the_record_type(tables):
+def test_read_checks_the_record_type(tables: Tables) -> None:
     with pytest.raises(TypeError):
         tables.read("draws", Rollout)
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     import subprocess
 
     code = "import sys, storage.runs.run, storage.asking.query\n"

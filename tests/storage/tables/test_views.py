@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from flows.cli import main
 from flows.commands.ask import texts_of
+from opd_core.tinyworld.world import World
 from opd_core.types import (
     GroundingExample,
     Selection,
@@ -42,7 +44,7 @@ def met(index: int) -> TrainedRollout:
 
 
 @pytest.fixture
-def filled(run):
+def filled(run: Run) -> Run:
     """Round 0: three rollouts, two selected and scored, trained on. Round 1: one rollout so far."""
     examples = [
         GroundingExample(rollout(i).example_id, f"{i}.mp4", 9.0, "a dog", Span(1, 2), "s", "train")
@@ -71,7 +73,7 @@ def filled(run):
     return run
 
 
-def test_a_trajectory_is_a_rollout_with_all_that_is_known_of_it(filled):
+def test_a_trajectory_is_a_rollout_with_all_that_is_known_of_it(filled: Run) -> None:
     rows = filled.trajectories().collect().to_dicts()
     assert len(rows) == 4
     first = rows[0]
@@ -84,14 +86,14 @@ def test_a_trajectory_is_a_rollout_with_all_that_is_known_of_it(filled):
     assert [row["trained_in"] for row in rows] == [1, 1, None, None]
 
 
-def test_a_round_without_update_has_the_teacher_that_scored_it_last(filled):
+def test_a_round_without_update_has_the_teacher_that_scored_it_last(filled: Run) -> None:
     assert filled.trajectories().collect()["teacher_hash"][-1] == filled.teacher_hash
     scored = [score(0, policy_version=1, rollout_id=rollout(0, 1).rollout_id, teacher_hash="new")]
     filled.append("teacher_scores", scored)
     assert filled.trajectories().collect()["teacher_hash"][-1] == "new"
 
 
-def test_trained_is_what_a_committed_update_met(run):
+def test_trained_is_what_a_committed_update_met(run: Run) -> None:
     run.append("rollouts", [rollout(i) for i in range(3)])
     run.append("selections", [selection(0, True), selection(1, True), selection(2, False)])
     run.append("trained_rollouts", [met(0)])
@@ -100,7 +102,7 @@ def test_trained_is_what_a_committed_update_met(run):
     assert run.trajectories().collect()["trained"].to_list() == [True, False, False]
 
 
-def test_a_token_has_its_log_probs_and_its_text(filled):
+def test_a_token_has_its_log_probs_and_its_text(filled: Run) -> None:
     rows = filled.tokens(lambda ids: [f"<{i}>" for i in ids]).collect()
     assert rows.height == 8
     first, second = rows.filter(rollout_id=rollout(0).rollout_id).to_dicts()
@@ -115,11 +117,11 @@ def test_a_token_has_its_log_probs_and_its_text(filled):
     assert filled.tokens().collect()["text"].null_count() == 8
 
 
-def test_an_empty_run_has_empty_views(run):
+def test_an_empty_run_has_empty_views(run: Run) -> None:
     assert run.trajectories().collect().is_empty() and run.tokens().collect().is_empty()
 
 
-def test_a_round_is_every_table_at_its_tag(filled):
+def test_a_round_is_every_table_at_its_tag(filled: Run) -> None:
     then = Run.open(filled.path, round=1)
     assert then.rollouts().collect().height == then.trajectories().collect().height == 3
     assert then.read("rollouts", type(rollout())) == [rollout(i) for i in range(3)]
@@ -127,7 +129,7 @@ def test_a_round_is_every_table_at_its_tag(filled):
     assert query(filled, "select count(*) from trajectories").item() == 4
 
 
-def test_a_round_that_is_not_finished_is_named_with_those_that_are(filled):
+def test_a_round_that_is_not_finished_is_named_with_those_that_are(filled: Run) -> None:
     with pytest.raises(VideoOPDError, match="has not finished round 2; give one of those.*: 1$"):
         Run.open(filled.path, round=2)
     filled.tables.tag("draws", "round-2")  # killed while it set the tags
@@ -136,7 +138,7 @@ def test_a_round_that_is_not_finished_is_named_with_those_that_are(filled):
     assert filled.finished_rounds() == [1]
 
 
-def test_a_run_without_rounds_says_so(tmp_path):
+def test_a_run_without_rounds_says_so(tmp_path: Path) -> None:
     with pytest.raises(VideoOPDError, match="has not finished round 1; .*: none yet"):
         Run.open(new_run(tmp_path).path, round=1)
 
@@ -151,18 +153,18 @@ def test_a_run_without_rounds_says_so(tmp_path):
         ("select count(*) from tokens t join rollouts r on t.rollout_id = r.rollout_id", [(8,)]),
     ],
 )  # fmt: skip
-def test_queries_know_the_views(filled, sql, rows):
+def test_queries_know_the_views(filled: Run, sql: str, rows: list[tuple[int | str, ...]]) -> None:
     assert query(filled, sql, lambda ids: [f"<{i}>" for i in ids]).rows() == rows
 
 
-def test_an_unknown_column_of_a_view_comes_with_the_known_ones(filled):
+def test_an_unknown_column_of_a_view_comes_with_the_known_ones(filled: Run) -> None:
     with pytest.raises(VideoOPDError, match="no column 'iou'; tokens has rollout_id, example_id"):
         query(filled, "select iou from tokens")
     with pytest.raises(VideoOPDError, match="no table 'token'; .*, trajectories, tokens"):
         query(filled, "select * from token")
 
 
-def test_every_table_can_be_asked_as_of_a_round(filled):
+def test_every_table_can_be_asked_as_of_a_round(filled: Run) -> None:
     for name, record in one_of_each().items():
         if name not in ("rollouts", "examples"):
             filled.append(name, [replace(record)], stage=TABLES[name].writer or "score")
@@ -173,7 +175,9 @@ def test_every_table_can_be_asked_as_of_a_round(filled):
         ).collect().height  # fmt: skip
 
 
-def test_a_real_run_names_its_tokens(tiny_world, tmp_path_factory, capsys):
+def test_a_real_run_names_its_tokens(
+    tiny_world: World, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "finished"
     finished = finished_run(folder, tiny_world.videos.parent)
     run = Run.open(finished.run)
@@ -189,7 +193,9 @@ def test_a_real_run_names_its_tokens(tiny_world, tmp_path_factory, capsys):
     assert 0 < int(capsys.readouterr().out.split()[1]) < rows.height
 
 
-def test_large_tables_are_indexed_and_answer_the_same(run, monkeypatch):
+def test_large_tables_are_indexed_and_answer_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upkeep, "INDEX_ABOVE_ROWS", 5)
     run.append("rollouts", [rollout(i) for i in range(4)])
     run.finish_round(1)
@@ -205,7 +211,9 @@ def test_large_tables_are_indexed_and_answer_the_same(run, monkeypatch):
     assert run.append("rollouts", [rollout(i) for i in range(12)]) == 0
 
 
-def test_joined_and_indexed_in_parts_a_table_answers_the_same(run, monkeypatch):
+def test_joined_and_indexed_in_parts_a_table_answers_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upkeep, "SIZES", (2, 8, 32))
     monkeypatch.setattr(upkeep, "JOIN_ABOVE", 1)
     monkeypatch.setattr(upkeep, "INDEX_ABOVE_ROWS", 3)
@@ -222,7 +230,9 @@ def test_joined_and_indexed_in_parts_a_table_answers_the_same(run, monkeypatch):
     assert appended(run).count > 9
 
 
-def test_fragments_of_a_size_are_joined_once_and_tags_keep_their_rows(run, monkeypatch):
+def test_fragments_of_a_size_are_joined_once_and_tags_keep_their_rows(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upkeep, "SIZES", (2, 8, 32))
     monkeypatch.setattr(upkeep, "JOIN_ABOVE", 3)
     sizes = []
