@@ -51,7 +51,10 @@ def register(commands: Commands) -> None:
     parser.add_argument("--train-videos", type=at_least_one, metavar="N")
     parser.add_argument("--eval-videos", type=at_least_one, metavar="N")
     parser = add(kinds, "train", train, "a tiny teacher or student, from nothing")
-    parser.add_argument("role", choices=("teacher", "student", "loose-student"))
+    parser.add_argument(
+        "role",
+        choices=("teacher", "student", "loose-student", "long-teacher", "long-loose-student"),
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: configs/tiny/ROLE")
     parser.add_argument("--steps", type=at_least_one)
     parser.add_argument("--seed", type=int)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opd_core.tinyworld.scenes import Scene
 from opd_core.types import Span
 
 
@@ -29,25 +30,18 @@ class Annotators:
 LOOSE = Annotators(wrong_share=0.21, widening=4)
 ANNOTATORS: dict[str, Annotators | None] = {"clean": None, "loose": LOOSE}
 """By the name that `tinyworld make --annotations` takes; None writes the truth."""
-LENGTHS = (2, 3, 4, 5, 6, 7, 8)
-LENGTH_SHARES = (0.2, 0.2, 0.2, 0.15, 0.1, 0.1, 0.05)
-"""Of events and of wrong moments alike: a wrong one cannot be told by its length."""
 
 
-def draw_length(rng: np.random.Generator) -> int:
-    """Whole seconds of an event."""
-    return int(rng.choice(LENGTHS, p=LENGTH_SHARES))
+def annotated(truth: Span, scene: Scene, annotators: Annotators, rng: np.random.Generator) -> Span:
+    """The span that is written down for an event; in seconds.
 
-
-def annotated(truth: Span, seconds: int, annotators: Annotators, rng: np.random.Generator) -> Span:
-    """The span that is written down for an event; in seconds, within a video of `seconds`.
-
+    A wrong moment is as long as an event may be, so that it cannot be told by its length.
     Each call draws equally often, so that one event's fate changes no other's.
     """
     wrong = rng.random() < annotators.wrong_share
-    length = draw_length(rng)
-    start = int(rng.integers(0, seconds - length + 1))
+    length = scene.draw_length(rng)
+    start = int(rng.integers(0, scene.seconds - length + 1))
     before, after = (int(s) for s in rng.integers(0, annotators.widening + 1, size=2))
     if wrong:
         return Span(float(start), float(start + length))
-    return Span(max(0.0, truth.start - before), min(float(seconds), truth.end + after))
+    return Span(max(0.0, truth.start - before), min(float(scene.seconds), truth.end + after))

@@ -18,10 +18,10 @@ from opd_core.config.sections import VideoSection
 from opd_core.prompts.encoder import EncodedPrompt, PromptEncoder
 from opd_core.spans.grounding import format_answer
 from opd_core.tinyworld.annotators import LOOSE
+from opd_core.tinyworld.scenes import Scene
 from opd_core.tinyworld.world import (
     COLOURS,
     FORMS,
-    SECONDS,
     VideoPlan,
     World,
     annotation,
@@ -34,8 +34,6 @@ from opd_core.video.reader import VideoReader
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIDEO = VideoSection(fps=2.0, max_frames=2 * SECONDS, max_video_tokens=SECONDS)
-"""How the pipeline reads tiny videos: one vision token a second."""
 NAMES = tuple(f"{colour} {form}" for colour in COLOURS for form in FORMS)
 """What can be in view, in the order of the columns of `in_view`."""
 
@@ -59,14 +57,20 @@ class TinyVideo:
     """[seconds, names] bool."""
 
 
+def video_section(scene: Scene) -> VideoSection:
+    """How the pipeline reads tiny videos: one vision token a second."""
+    return VideoSection(fps=2.0, max_frames=2 * scene.seconds, max_video_tokens=scene.seconds)
+
+
 def load_split(
     world: World,
     split: str,
     seed: int,
+    scene: Scene,
     encoder: PromptEncoder,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TinyVideo]:
-    """All videos of `split` ("train" or "eval") of a world made with `seed`.
+    """All videos of `split` ("train" or "eval") of a world made with `seed`, of `scene`.
 
     Patches are kept in float16 (150 kB a video), which holds the 256 grey levels apart.
     """
@@ -74,7 +78,7 @@ def load_split(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     tokenizer = encoder.tokenizer
     videos: list[TinyVideo] = []
-    with VideoReader(VIDEO) as reader:
+    with VideoReader(video_section(scene)) as reader:
         paths = [world.videos / row["video_path"] for row in rows]
         reader.prefetch(paths)
         for index, (row, video_path) in enumerate(zip(rows, paths, strict=True)):
@@ -85,7 +89,7 @@ def load_split(
                 span = Span(*event["span"][0])
                 prompt = replace(prompt, vision=vision)
                 questions.append(Question(prompt, _answer_ids(tokenizer, span), span))
-            plan = plan_video(video_seed(seed, split, index))
+            plan = plan_video(video_seed(seed, split, index), scene)
             videos.append(TinyVideo(tuple(questions), in_view(plan)))
             if progress is not None:
                 progress(index + 1, len(rows))
@@ -93,12 +97,12 @@ def load_split(
 
 
 def loosely_annotated(
-    videos: Sequence[TinyVideo], seed: int, encoder: PromptEncoder
+    videos: Sequence[TinyVideo], seed: int, scene: Scene, encoder: PromptEncoder
 ) -> list[TinyVideo]:
     """The training split of a world made with `seed`, with the answers of its loose annotations."""
     loose = []
     for index, video in enumerate(videos):
-        row = annotation(plan_video(video_seed(seed, "train", index)), "", LOOSE)
+        row = annotation(plan_video(video_seed(seed, "train", index), scene), "", LOOSE)
         spans = [Span(*event["span"][0]) for event in row["events"]]
         questions = [
             replace(question, answer_ids=_answer_ids(encoder.tokenizer, span), span=span)
@@ -115,7 +119,7 @@ def _answer_ids(tokenizer: Any, span: Span) -> tuple[int, ...]:
 
 def in_view(plan: VideoPlan) -> Tensor:
     """[seconds, names] bool: which shapes are in view, distractors included."""
-    table = np.zeros((SECONDS, len(NAMES)), dtype=bool)
+    table = np.zeros((plan.scene.seconds, len(NAMES)), dtype=bool)
     for shape in plan.shapes:
         table[shape.start : shape.end, NAMES.index(shape.name)] = True
     return torch.from_numpy(table)

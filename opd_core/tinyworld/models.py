@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from opd_core.model.architectures import QWEN3_VL, Architecture
 from opd_core.model.file_modes import give_umask_modes
-from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS, SECONDS
+from opd_core.tinyworld.scenes import SHORT, Scene
+from opd_core.tinyworld.world import ANY_MOTION, COLOURS, FORMS, MOTIONS
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer, Qwen3VLProcessor
@@ -39,8 +40,6 @@ SPECIAL_TOKENS = (
 )
 FRAME_PIXELS = 32 * 32
 """Pixels of a frame as the models see it: one vision token for each two frames."""
-FRAMES = 24
-"""Frames sampled from a video, 2 a second."""
 MEAN_STD = [0.5, 0.5, 0.5]
 """Image and video processor must agree: vLLM normalises video with the image processor's."""
 INITIALIZER_RANGE = 0.08
@@ -97,7 +96,7 @@ SIZES: dict[Role, ModelSize] = {
 }
 
 
-def corpus() -> Iterator[str]:
+def corpus(scene: Scene = SHORT) -> Iterator[str]:
     """All kinds of text which the models ever see, for the tokenizer's training."""
     from opd_core.prompts.encoder import TIMELENS
 
@@ -106,12 +105,12 @@ def corpus() -> Iterator[str]:
             for sentence in (*ANY_MOTION, *(s for pair in MOTIONS.values() for s in pair)):
                 query = TIMELENS.format(query=sentence.format(f"{colour} {form}"))
                 yield f"user\n{query}\nassistant\n"
-    for start in range(SECONDS):
+    for start in range(scene.seconds):
         yield f"The event happens in {start}.0 - {start + 1}.0 seconds"
         yield f"<{start}.3 seconds>"
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
+def build_tokenizer(scene: Scene = SHORT) -> Qwen2Tokenizer:
     """Byte-level BPE of `VOCAB_SIZE` entries with Qwen's pre-tokenizer and special tokens."""
     from tokenizers import models, trainers
     from transformers import Qwen2Tokenizer
@@ -125,7 +124,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
         min_frequency=1,
         show_progress=False,
     )
-    raw.train_from_iterator(sorted(set(corpus())), trainer)
+    raw.train_from_iterator(sorted(set(corpus(scene))), trainer)
     model = json.loads(raw.to_str())["model"]
     order = sorted(model["vocab"], key=model["vocab"].__getitem__)
     learned = [token for token in order if token not in SPECIAL_TOKENS]
@@ -148,13 +147,15 @@ def _byte_alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def build_processor() -> Qwen3VLProcessor:
-    """The processor both models share: 24 frames of 64 x 64 become 12 vision tokens.
+def build_processor(scene: Scene = SHORT) -> Qwen3VLProcessor:
+    """The processor that the models of a scene share: two frames of 64 x 64 a second become one
+    vision token.
 
     Call `torchvision_guard.install()` first.
     """
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
+    frames = 2 * scene.seconds
     common = {
         "patch_size": 16,
         "temporal_patch_size": 2,
@@ -166,17 +167,17 @@ def build_processor() -> Qwen3VLProcessor:
         size={"shortest_edge": FRAME_PIXELS, "longest_edge": FRAME_PIXELS}, **common
     )
     video = Qwen3VLVideoProcessor(
-        size={"shortest_edge": FRAME_PIXELS, "longest_edge": FRAMES * FRAME_PIXELS},
+        size={"shortest_edge": FRAME_PIXELS, "longest_edge": frames * FRAME_PIXELS},
         fps=2,
         min_frames=4,
-        max_frames=FRAMES,
+        max_frames=frames,
         cap_pixels_per_frame=True,
         max_video_tokens=1,
         **common,
     )
     return Qwen3VLProcessor(
         image_processor=image,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(scene),
         video_processor=video,
         chat_template=CHAT_TEMPLATE,
     )

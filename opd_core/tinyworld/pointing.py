@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack
 from opd_core.model.tree_attention import TreeLayout
-from opd_core.tinyworld.world import SECONDS
 from opd_core.types import Span
 
 
@@ -70,7 +69,7 @@ class _Targets:
 class Pointing(nn.Module):
     """The throw-away heads, and ears at two layers of a language model."""
 
-    def __init__(self, model: Any, tokenizer: Any, inside_layer: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, inside_layer: int, seconds: int) -> None:
         super().__init__()
         family = architecture_of(model.config)
         width = family.text_settings(model.config).hidden_size
@@ -79,7 +78,8 @@ class Pointing(nn.Module):
         self.row = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.bias = nn.Parameter(torch.tensor(-1.0))
-        self.clock = nn.Linear(width, SECONDS)
+        self.clock = nn.Linear(width, seconds)
+        self._seconds = seconds
         self._space = tokenizer.convert_tokens_to_ids("Ġ")
         self._video_pad = getattr(model.config, family.video_token_id)
         self._heard: dict[int, Tensor] = {}
@@ -118,7 +118,7 @@ class Pointing(nn.Module):
     def _clock(self, targets: _Targets) -> Tensor:
         hidden_ND = self._heard[self.last_layer - 1]
         video_V = targets.video_RS.unique(dim=0).flatten()
-        seconds_V = torch.arange(SECONDS).repeat(len(video_V) // SECONDS)
+        seconds_V = torch.arange(self._seconds).repeat(len(video_V) // self._seconds)
         return F.cross_entropy(self.clock(hidden_ND[video_V]), seconds_V)
 
     def _targets(self, packed: Pack, spans: Mapping[Hashable, Span]) -> _Targets:
@@ -143,7 +143,9 @@ class Pointing(nn.Module):
                         is_end.append(end)
                         videos.append(video)
                         roots.append(list(range(root.start, video[-1] + 1)))
-                        inside.append([float(span.start <= s < span.end) for s in range(SECONDS)])
+                        inside.append(
+                            [float(span.start <= s < span.end) for s in range(self._seconds)]
+                        )
                         seconds.append(int(span.end) - 1 if end else int(span.start))
         return _Targets(
             rows_R=torch.tensor(rows),

@@ -48,6 +48,7 @@ from opd_core.spans.grounding import answer_iou
 from opd_core.tinyworld.data import NAMES, TinyVideo, load_split, loosely_annotated
 from opd_core.tinyworld.models import Role, build_model, build_processor, parameters, save_model
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
+from opd_core.tinyworld.scenes import SCENES
 from opd_core.tinyworld.world import make_world
 from opd_core.types import Span
 
@@ -90,16 +91,28 @@ class TrainSettings:
     loose_steps: int = 0
     """Updates of stage 3."""
     loose_lr: float = 1e-3
+    scene: str = "short"
+    """Of the videos, by its name."""
 
 
+_TEACHER = TrainSettings(steps=1500, horizon=1500, lr=1.5e-3)
 _STUDENT = TrainSettings(steps=600, horizon=1500, lr=1.5e-3, inside_layer=1)
+_LONG: dict[str, Any] = {"scene": "long", "videos_per_step": 4, "train_videos": 2000}
 SETTINGS: dict[str, TrainSettings] = {
-    "teacher": TrainSettings(steps=1500, horizon=1500, lr=1.5e-3),
+    "teacher": _TEACHER,
     "student": _STUDENT,
     "loose-student": replace(_STUDENT, steps=1500, loose_steps=300),
+    "long-teacher": replace(_TEACHER, **_LONG),
+    "long-loose-student": replace(_STUDENT, steps=1500, loose_steps=300, **_LONG),
 }
 """By the name of the model and of its folder."""
-ROLES: dict[str, Role] = {"teacher": "teacher", "student": "student", "loose-student": "student"}
+ROLES: dict[str, Role] = {
+    "teacher": "teacher",
+    "student": "student",
+    "loose-student": "student",
+    "long-teacher": "teacher",
+    "long-loose-student": "student",
+}
 """Whose size a model has."""
 
 
@@ -141,7 +154,8 @@ def train(
     chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
     began = time.monotonic()
     out = Path(out)
-    processor = build_processor()
+    scene = SCENES[chosen.scene]
+    processor = build_processor(scene)
     model = build_model(role, processor.tokenizer, chosen.seed)
     with tempfile.TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
@@ -149,7 +163,7 @@ def train(
         encoder = PromptEncoder(Path(scratch))
         root = Path(world) if world else Path(scratch) / "world"
         train_set, eval_set = _load_world(root, chosen, encoder, say)
-        loose_set = loosely_annotated(train_set, chosen.world_seed, encoder)
+        loose_set = loosely_annotated(train_set, chosen.world_seed, scene, encoder)
     prepared = time.monotonic()
     order = random.Random(chosen.seed)
     learn_to_see(model, train_set, chosen, order, say)
@@ -194,11 +208,12 @@ def _load_world(
             say(f"{what}: {done} of {total} videos") if done % 500 == 0 else None
         )
 
+    seed, scene = chosen.world_seed, SCENES[chosen.scene]
     world = make_world(
-        root, chosen.world_seed, chosen.train_videos, chosen.eval_videos, every_500("draw")
+        root, seed, chosen.train_videos, chosen.eval_videos, every_500("draw"), scene=chosen.scene
     )
-    train_set = load_split(world, "train", chosen.world_seed, encoder, every_500("encode"))
-    return train_set, load_split(world, "eval", chosen.world_seed, encoder)
+    train_set = load_split(world, "train", seed, scene, encoder, every_500("encode"))
+    return train_set, load_split(world, "eval", seed, scene, encoder)
 
 
 def learn_to_see(
@@ -240,7 +255,7 @@ def learn_to_answer(
 ) -> float:
     """Stage 2: the whole model learns to answer. Returns the mean loss of the last 50 steps."""
     trees = TreeModel(model, tokenizer)
-    pointing = Pointing(model, tokenizer, chosen.inside_layer)
+    pointing = Pointing(model, tokenizer, chosen.inside_layer, SCENES[chosen.scene].seconds)
     family = architecture_of(model.config)
     tower = list(family.module(model, family.vision).parameters())
     in_tower = {id(weight) for weight in tower}

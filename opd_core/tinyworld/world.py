@@ -5,9 +5,10 @@ short videos of coloured shapes which come and go, encodes them as real H.264 fi
 annotations in the TimeLens-100K format. Everything downstream (decoding, sampling, processor,
 vision tower) then does its real work on real files, only small ones.
 
-One video: 64 x 64 pixels, 8 frames a second, 12 seconds. Two lanes, upper and lower; in each, one
-large shape after another appears and leaves on whole seconds. Two to four of the shapes are asked
-for, each by a sentence which fits exactly one interval of that video. Around them: shapes nobody
+One video: 64 x 64 pixels, 8 frames a second, 12 seconds (or as its scene says, `scenes.py`). Two
+lanes, upper and lower; in each, one large shape after another appears and leaves on whole seconds.
+Two to four of the shapes are asked for, each by a sentence which fits exactly one interval of that
+video. Around them: shapes nobody
 asks for (often of an asked colour, or of an asked form), small grey specks, noise, and cuts, at
 which the background changes abruptly.
 
@@ -25,15 +26,14 @@ from typing import Any
 import av
 import numpy as np
 
-from opd_core.tinyworld.annotators import ANNOTATORS, Annotators, annotated, draw_length
+from opd_core.tinyworld.annotators import ANNOTATORS, Annotators, annotated
+from opd_core.tinyworld.scenes import SCENES, SHORT, Scene
 from opd_core.types import Span
 
 SIZE = 64
 """Height and width of a video, pixels."""
 FPS = 8
 """Frames a second."""
-SECONDS = 12
-"""Length of every video, seconds."""
 RECIPE = 1
 """Raised whenever the drawing changes, so that an old world is never mistaken for a new one."""
 
@@ -91,6 +91,7 @@ class VideoPlan:
     """All that is drawn in one video."""
 
     seed: int
+    scene: Scene
     shapes: tuple[Shape, ...]
     cuts: tuple[int, ...]
     """Frames at which the background changes; the first is always 0."""
@@ -117,12 +118,13 @@ def video_seed(seed: int, split: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def plan_video(seed: int) -> VideoPlan:
-    """Decides what happens in a video: 2 to 4 asked shapes, up to 2 distractors, no two alike."""
+def plan_video(seed: int, scene: Scene = SHORT) -> VideoPlan:
+    """Decides what happens in a video: as many asked shapes and distractors as there is room for,
+    at least two, no two alike."""
     rng = np.random.default_rng(seed)
-    asked = int(rng.integers(2, 5))
-    distractors = int(rng.integers(0, 3))
-    spans = _free_spans(rng, asked + distractors)
+    asked = int(rng.integers(scene.asked[0], scene.asked[1] + 1))
+    distractors = int(rng.integers(scene.distractors[0], scene.distractors[1] + 1))
+    spans = _free_spans(rng, asked + distractors, scene)
     asked = min(asked, len(spans))
     names: list[tuple[str, str]] = []
     shapes = []
@@ -145,25 +147,28 @@ def plan_video(seed: int) -> VideoPlan:
                 sentence=sentence if place < asked else None,
             )
         )
-    cuts = rng.choice(np.arange(1, SECONDS * FPS), size=int(rng.integers(0, 3)), replace=False)
+    cuts = rng.choice(
+        np.arange(1, scene.seconds * FPS), size=int(rng.integers(0, 3)), replace=False
+    )
     return VideoPlan(
         seed=seed,
+        scene=scene,
         shapes=tuple(shapes),
         cuts=(0, *sorted(int(c) for c in cuts)),
         specks=int(rng.integers(0, 4)),
     )
 
 
-def _free_spans(rng: np.random.Generator, wanted: int) -> list[tuple[int, int, int]]:
+def _free_spans(rng: np.random.Generator, wanted: int, scene: Scene) -> list[tuple[int, int, int]]:
     """(lane, start, end) of up to `wanted` intervals, at least two; a lane holds one at a time."""
-    free = np.ones((len(LANES), SECONDS + 1), dtype=bool)
+    free = np.ones((len(LANES), scene.seconds + 1), dtype=bool)
     spans: list[tuple[int, int, int]] = []
     for _ in range(200):
         if len(spans) == wanted:
             break
         lane = int(rng.integers(len(LANES)))
-        length = draw_length(rng)
-        start = int(rng.integers(0, SECONDS - length + 1))
+        length = scene.draw_length(rng)
+        start = int(rng.integers(0, scene.seconds - length + 1))
         if free[lane, start : start + length].all():
             free[lane, max(0, start - 1) : start + length + 1] = False
             spans.append((lane, start, start + length))
@@ -182,9 +187,9 @@ def _new_name(rng: np.random.Generator, taken: list[tuple[str, str]]) -> tuple[s
 
 
 def render(plan: VideoPlan) -> np.ndarray:
-    """Draws a plan: uint8 RGB of shape [96, 64, 64, 3]."""
+    """Draws a plan: uint8 RGB of shape [seconds * FPS, 64, 64, 3]."""
     rng = np.random.default_rng(plan.seed ^ 0x5EED)
-    frames = np.empty((SECONDS * FPS, SIZE, SIZE, 3), dtype=np.uint8)
+    frames = np.empty((plan.scene.seconds * FPS, SIZE, SIZE, 3), dtype=np.uint8)
     for first, last in zip(plan.cuts, (*plan.cuts[1:], len(frames)), strict=True):
         frames[first:last] = rng.integers(15, 75, size=3, dtype=np.uint8)
     for _ in range(plan.specks):
@@ -267,12 +272,12 @@ def annotation(
             continue
         span = Span(float(shape.start), float(shape.end))
         if annotators is not None:
-            span = annotated(span, SECONDS, annotators, rng)
+            span = annotated(span, plan.scene, annotators, rng)
         events.append({"query": shape.sentence, "span": [[span.start, span.end]]})
     return {
         "source": "tinyworld",
         "video_path": video_path,
-        "duration": float(SECONDS),
+        "duration": float(plan.scene.seconds),
         "events": events,
     }
 
@@ -282,11 +287,12 @@ class _Manifest:
     seed: int
     train_videos: int
     eval_videos: int
+    scene: str | None = None
     annotators: Annotators | None = None
     recipe: int = RECIPE
 
     def content(self) -> dict[str, object]:
-        """As written; a clean world's says nothing of annotators, as it did before there were."""
+        """As written: what is as it always was, short and clean, is not said."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -297,11 +303,13 @@ def make_world(
     eval_videos: int,
     progress: Progress | None = None,
     annotations: str = "clean",
+    scene: str = "short",
 ) -> World:
     """Makes `root/videos/{train,eval}/NNNNN.mp4`, `root/train.jsonl` and `root/eval.jsonl`.
 
-    With `annotations` other than "clean" (`annotators.ANNOTATORS`) the training split is annotated
-    as people do it, and `root/train_truth.jsonl` holds its truth. The eval split is always clean.
+    `scene` names the kind of its videos (`scenes.SCENES`). With `annotations` other than "clean"
+    (`annotators.ANNOTATORS`) the training split is annotated as people do it, and
+    `root/train_truth.jsonl` holds its truth. The eval split is always clean.
 
     A finished world is left as it is, a half-made one is completed: every file appears by rename,
     and `root/world.json`, the proof that all of it is there, appears last.
@@ -314,7 +322,9 @@ def make_world(
     train = root / "train.jsonl"
     truth = root / "train_truth.jsonl" if annotators else train
     world = World(root, train, root / "eval.jsonl", root / "videos", truth)
-    wanted = _Manifest(seed, train_videos, eval_videos, annotators).content()
+    wanted = _Manifest(
+        seed, train_videos, eval_videos, scene if scene != "short" else None, annotators
+    ).content()
     done, begun = root / "world.json", root / "world.begun.json"
     for manifest in (done, begun):
         if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
@@ -334,7 +344,7 @@ def make_world(
         (world.videos / split).mkdir(parents=True, exist_ok=True)
         plans = []
         for index in range(videos):
-            plan = plan_video(video_seed(seed, split, index))
+            plan = plan_video(video_seed(seed, split, index), SCENES[scene])
             path = world.videos / split / f"{index:05d}.mp4"
             if not path.exists():
                 aside = path.with_suffix(".mp4.part")

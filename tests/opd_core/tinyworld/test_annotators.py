@@ -10,7 +10,8 @@ import pytest
 
 from opd_core.spans.grounding import temporal_iou
 from opd_core.tinyworld.annotators import LOOSE, annotated
-from opd_core.tinyworld.world import SECONDS, World, annotation, make_world, plan_video, video_seed
+from opd_core.tinyworld.scenes import SCENES, SHORT
+from opd_core.tinyworld.world import World, annotation, make_world, plan_video, video_seed
 from opd_core.types import Span
 
 
@@ -53,7 +54,7 @@ def test_a_video_is_annotated_alike_in_any_world(loose: World, tmp_path: Path) -
 def test_the_rates_are_those_of_their_source() -> None:
     """21 % anywhere; of the others' ends, uniform from 0 to 4 seconds outside."""
     rng = np.random.default_rng(0)
-    middle = [annotated(Span(20.0, 24.0), 48, LOOSE, rng) for _ in range(20_000)]
+    middle = [annotated(Span(20.0, 24.0), SCENES["long"], LOOSE, rng) for _ in range(20_000)]
     around = [s for s in middle if s.start <= 20.0 and s.end >= 24.0]
     assert len(around) / len(middle) == pytest.approx(0.79, abs=0.02)
     for moved in ([20.0 - s.start for s in around], [s.end - 24.0 for s in around]):
@@ -69,4 +70,4 @@ def test_the_rates_are_those_of_their_source() -> None:
     overlap = np.array([temporal_iou(a, b) for a, b in zip(written, true, strict=True)])
     # Their source: 20.6 % + 34.9 %; a wrong moment overlaps by more than half now and then.
     assert (overlap <= 0.5).mean() == pytest.approx(0.53, abs=0.02)
-    assert all(0.0 <= s.start < s.end <= SECONDS for s in written)
+    assert all(0.0 <= s.start < s.end <= SHORT.seconds for s in written)

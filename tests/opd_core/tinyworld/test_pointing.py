@@ -12,7 +12,7 @@ from opd_core.model.vision_input import VisionInput
 from opd_core.spans.grounding import format_answer
 from opd_core.tinyworld.models import build_model, build_processor
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
-from opd_core.tinyworld.world import SECONDS
+from opd_core.tinyworld.scenes import SHORT
 from opd_core.types import Span
 
 
@@ -26,10 +26,10 @@ def _setting() -> tuple[Any, TreeModel, Any]:
 def test_rows_seconds_and_gradients() -> None:
     model, trees, tokenizer = _setting()
     video = "".join(
-        f"<{s}.2 seconds><|vision_start|><|video_pad|><|vision_end|>" for s in range(SECONDS)
+        f"<{s}.2 seconds><|vision_start|><|video_pad|><|vision_end|>" for s in range(SHORT.seconds)
     )
     spans = {"a": Span(2.0, 10.0), "b": Span(7.0, 12.0)}
-    vision = VisionInput(torch.zeros(4 * SECONDS, 1536), (SECONDS, 2, 2), 1.0)
+    vision = VisionInput(torch.zeros(4 * SHORT.seconds, 1536), (SHORT.seconds, 2, 2), 1.0)
     packed = pack(
         [
             grow(
@@ -42,7 +42,7 @@ def test_rows_seconds_and_gradients() -> None:
             )
         ]
     )
-    pointing = Pointing(model, tokenizer, inside_layer=1)
+    pointing = Pointing(model, tokenizer, inside_layer=1, seconds=SHORT.seconds)
     targets = pointing._targets(packed, spans)
 
     said = tokenizer.convert_ids_to_tokens(packed.token_ids_N[targets.rows_R.numpy() + 1].tolist())

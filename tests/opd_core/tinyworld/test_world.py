@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from opd_core.tinyworld.scenes import SHORT
 from opd_core.tinyworld.world import (
     COLOURS,
     FPS,
-    SECONDS,
     SIZE,
     World,
     make_world,
@@ -68,7 +68,7 @@ def test_annotations_are_timelens_lines(world: World) -> None:
             assert row["source"] == "tinyworld"
             assert row["video_path"] == f"{split}/{index:05d}.mp4"
             assert (world.videos / row["video_path"]).is_file()
-            assert row["duration"] == float(SECONDS)
+            assert row["duration"] == float(SHORT.seconds)
             assert 2 <= len(row["events"]) <= 4
             for event in row["events"]:
                 ((start, end),) = event["span"]
@@ -98,7 +98,7 @@ def test_colour_is_in_view_inside_the_span_and_not_outside(world: World) -> None
     for index in range(12):
         plan = plan_video(video_seed(7, "train", index))
         frames = _decode(world.videos / f"train/{index:05d}.mp4").astype(int)
-        assert frames.shape == (SECONDS * FPS, SIZE, SIZE, 3)
+        assert frames.shape == (SHORT.seconds * FPS, SIZE, SIZE, 3)
         for shape in plan.shapes:
             if sum(other.colour == shape.colour for other in plan.shapes) > 1:
                 continue
