@@ -6,19 +6,22 @@ runs in no folder of the user's, so paths in its `overrides` are relative to the
 those in the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
 
-`python -m flows.deployments` serves them for the Prefect server of PREFECT_API_URL, until it is
-stopped; `make up` starts it in the background. One flow runs at a time: they share a run's tables
-and the machine's accelerator.
+`flows/serving.py` serves them. One flow runs at a time: they share a run's tables and the machine's
+accelerator.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
-from prefect import Flow, flow, serve
+from prefect import Flow, flow
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import TerminationSignal
+from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
 from flows import stages
@@ -78,17 +81,23 @@ DEPLOYMENTS: dict[str, Flow[..., Any]] = {
 """Deployment name -> flow; `prefect.yaml` describes the same ones (a test compares)."""
 
 
-def serve_deployments() -> None:
-    """Register all deployments and run what is asked for, until a signal ends it."""
-    served = []
+def serve_deployments(registered: Callable[[], None] = lambda: None) -> None:
+    """Register all deployments and run what is asked for, until a signal ends it.
+
+    `registered` is called as soon as a deployment can be asked for. (`prefect.serve` is the same
+    without telling.)
+    """
+    runner = Runner(limit=1, pause_on_shutdown=False)
     for name, served_flow in DEPLOYMENTS.items():
         deployment = cast(RunnerDeployment, served_flow.to_deployment(name, tags=[name]))
         # By module, not by file: found from any folder, and no code is copied. Of this module also
         # for `videoopd`, so that what is set up here holds for it too.
         deployment.entrypoint = entrypoint(served_flow)
         deployment._entrypoint_type = EntrypointType.MODULE_PATH
-        served.append(deployment)
-    serve(*served, limit=1, print_starting_message=False, pause_on_shutdown=False)
+        runner.add_deployment(deployment)
+    registered()
+    with suppress(KeyboardInterrupt, TerminationSignal):
+        asyncio.run(runner.start())
 
 
 def entrypoint(served_flow: Flow[..., Any]) -> str:
@@ -104,12 +113,3 @@ def _told_once(record: logging.LogRecord) -> bool:
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_told_once)
-
-
-if __name__ == "__main__":
-    # Under its real name, which the deployments' entry points are made of.
-    from flows import deployments
-    from flows.server import prefect_settings
-
-    prefect_settings.apply()
-    deployments.serve_deployments()

@@ -237,11 +237,12 @@ def test_a_command_uses_the_server_that_is_up(up, round_run):
 @pytest.mark.server
 def test_up_repairs_what_was_killed(up):
     state = json.loads((up.folder / ".prefect" / "server.json").read_text())
-    os.kill(state["deployments"]["pid"], signal.SIGKILL)
+    os.kill(state["pid"], signal.SIGKILL)
     assert up.videoopd("up").returncode == 0
     after = json.loads((up.folder / ".prefect" / "server.json").read_text())
-    assert after["deployments"]["pid"] != state["deployments"]["pid"]
-    assert len([p for p in processes.marked(up.mark) if "flows.deployments" in p.cmdline()]) == 1
+    assert after["pid"] != state["pid"]
+    words = [word for p in processes.marked(up.mark) for word in p.cmdline()]
+    assert words.count("flows.serving") == words.count("server") == 1, "one of each"
 
 
 @pytest.mark.server
@@ -293,10 +294,10 @@ time.sleep(99)
 """
 
 
-def start_sleeper(folder: Path, mark: str) -> tuple[processes.ProcessId, psutil.Process]:
+def start_sleeper(folder: Path, mark: str) -> tuple[subprocess.Popen[bytes], psutil.Process]:
     """A process and the child that it has started."""
     log = folder / "sleeper.log"
-    started = processes.start([sys.executable, "-c", SLEEPER], {}, mark, log, folder)
+    started = processes.start([sys.executable, "-c", SLEEPER], mark, log, folder)
     end = time.monotonic() + 20
     while not log.read_text().endswith("\n"):
         assert time.monotonic() < end
@@ -310,16 +311,16 @@ def gone(process: psutil.Process) -> bool:
 
 def test_stopping_takes_the_children_along(tmp_path):
     started, child = start_sleeper(tmp_path, "family")
-    assert processes.stop([started], "family") >= 2
+    assert processes.stop("family") == 2
     assert gone(child)
-    assert started.find() is None
+    assert started.poll() is not None
 
 
 def test_children_are_found_after_their_parent_was_killed(tmp_path):
     started, child = start_sleeper(tmp_path, "orphans")
-    os.kill(started.pid, signal.SIGKILL)
-    os.waitpid(started.pid, 0)
-    assert processes.stop([started], "orphans") == 1
+    started.kill()
+    started.wait()
+    assert processes.stop("orphans") == 1
     assert gone(child)
 
 
@@ -331,7 +332,7 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path):
         "from flows.server.processes import start\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
         f"log = Path({str(tmp_path / 'log')!r})\n"
-        "print(start(command, {}, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
+        "print(start(command, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     parent = subprocess.Popen(
@@ -351,10 +352,16 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path):
         time.sleep(0.05)
 
 
-def test_a_number_that_was_used_again_is_another_process():
-    other = processes.ProcessId(os.getpid(), psutil.Process().create_time() - 60)
-    assert other.find() is None
-    assert processes.stop([other], "nobody's") == 0
+def test_a_number_that_was_used_again_is_another_process(tmp_path, monkeypatch):
+    """`down` leaves the process alone that has the number of what `up` started by now."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / "server.json").write_text(
+        json.dumps({"url": "http://127.0.0.1:9/api", "pid": os.getpid()})
+    )
+    assert not processes.carries(os.getpid(), str(tmp_path))
+    said: list[str] = []
+    server.down(said.append)
+    assert said == ["nothing was up"]
 
 
 def test_a_taken_port_is_told(monkeypatch):
@@ -374,8 +381,22 @@ def test_up_is_for_this_machine(monkeypatch):
         server._choose_port()
 
 
-def test_a_damaged_state_file_is_told(tmp_path, monkeypatch):
+def test_a_damaged_state_file_is_in_nobodys_way(tmp_path, monkeypatch):
+    """What is up is asked of the processes; the file of an older version had other keys."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    (tmp_path / "server.json").write_text("{")
-    with pytest.raises(VideoOPDError, match="cannot be read"):
-        server.current()
+    for content in ("{", "[]", '{"url": "http://127.0.0.1:9/api", "server": {"pid": 1}}'):
+        (tmp_path / "server.json").write_text(content)
+        assert server.current() is None
+        started, child = start_sleeper(tmp_path, str(tmp_path))
+        said: list[str] = []
+        server.down(said.append)
+        assert said == ["down"] and gone(child) and started.poll() is not None
+        assert not (tmp_path / "server.json").exists()
+        (tmp_path / "sleeper.log").unlink()
+
+
+def test_serving_for_no_server_says_how(project):
+    done = project._run("flows.serving")
+    assert done.returncode == 2
+    assert done.stderr.startswith("videoopd: PREFECT_API_URL names no server")
+    assert done.stderr.count("\n") == 1
