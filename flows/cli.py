@@ -84,13 +84,13 @@ def _told(error: OSError) -> str | None:
 
 
 def _forget_output() -> None:
-    """What is still in Python's buffer must not raise again at exit."""
+    """Drop what is still in Python's buffer, which would raise again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises `KeyboardInterrupt` as ever, and is noted in the list."""
+    """List that notes each Ctrl-C, which raises `KeyboardInterrupt` as ever."""
     pressed: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -89,7 +89,7 @@ def config_file() -> Path:
 
 
 def copy_shipped(folder: Path) -> Path:
-    """Copies configs and tiny models into `folder`; a file that is there already is the user's."""
+    """Copy configs and tiny models into `folder`; a file that is there already is the user's."""
     for source in sorted(shipped_files().rglob("*")):
         target = folder / source.relative_to(shipped_files())
         if source.is_dir() or target.exists():

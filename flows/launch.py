@@ -99,7 +99,7 @@ def run_stale(config: str, round: int | None, force: bool, overrides: Sequence[s
 
 
 def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Sequence[str]) -> int:
-    """How many stages that were."""
+    """Run all that is stale again; returns how many stages that were."""
     from flows.rescore import rescore_run
     from storage.runs.run import Run
 

@@ -50,7 +50,7 @@ def _scored(run: Run, number: int | None) -> list[tuple[int, str, str]]:
     rows = run.teacher_scores().filter(HAS_HIDDEN)
     if number is not None:
         rows = rows.filter(pl.col("policy_version") == number - 1)
-    found = (
+    scored = (
         rows.select("policy_version", "teacher_hash", "config_hash", "written_at")
         .sort("written_at", maintain_order=True)
         .group_by("policy_version", "teacher_hash")
@@ -59,14 +59,14 @@ def _scored(run: Run, number: int | None) -> list[tuple[int, str, str]]:
         .collect()
         .rows()
     )
-    if not found:
+    if not scored:
         which = "no round" if number is None else f"round {number}"
         verb = "has" if number is None else "has no"
         raise VideoOPDError(
             f"{which} of run {run.path} {verb} scores with the teacher's hidden states; score with "
             "score.hidden_states = true, which holds for rounds that are scored from then on"
         )
-    return found
+    return scored
 
 
 def _config(run: Run, digest: str) -> Config:
@@ -77,7 +77,7 @@ def _config(run: Run, digest: str) -> Config:
 
 
 def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
-    """Rows added for one round and teacher."""
+    """Rescore one round and teacher; returns the number of rows added."""
     this = (pl.col("policy_version") == version) & (pl.col("teacher_hash") == teacher_hash)
     scored = run.teacher_scores().filter(this & HAS_HIDDEN).select("rollout_id").collect()
     done = run.divergences().filter(this).select("rollout_id").collect()
@@ -121,7 +121,7 @@ def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Policy:
 
 
 def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str, Kept]]:
-    """Reads hidden states without making a Python number of each."""
+    """Read hidden states without making a Python number of each."""
     from opd_core.scoring.rescoring import Kept
 
     def load(ids: Sequence[str]) -> dict[str, Kept]:
@@ -131,12 +131,12 @@ def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str,
             .select("rollout_id", "teacher_logprobs", "hidden_states")
             .collect()
         )
-        kept: dict[str, Kept] = {}
+        states: dict[str, Kept] = {}
         hidden = rows["hidden_states"]
         for i, (rollout_id, logprobs) in enumerate(rows.drop("hidden_states").iter_rows()):
             flat_N = hidden[i].explode().to_numpy()
-            kept[rollout_id] = Kept(flat_N.reshape(len(logprobs), -1), logprobs)
-        return kept
+            states[rollout_id] = Kept(flat_N.reshape(len(logprobs), -1), logprobs)
+        return states
 
     return load
 

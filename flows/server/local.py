@@ -88,7 +88,7 @@ def tell_served() -> None:
 
 
 def connect() -> Callable[[], None]:
-    """Gives this process a Prefect API; see `flows/server/prefect_settings.py` for which.
+    """Give this process a Prefect API; see `flows/server/prefect_settings.py` for which.
 
     Call it before Prefect is imported. Returns a function that returns once the server answers, so
     that slow imports can go on meanwhile.
@@ -200,7 +200,8 @@ def _end() -> int:
 
 def _publish_profile(url: str, say: Callable[[str], None]) -> None:
     """Let plain `prefect` commands find the server: in the project folder, and in any other one
-    unless the user has a profile of their own there, or another checkout's server is up."""
+    unless the user has a profile of their own there, or another checkout's server is up.
+    """
     here = _write_profile(settings.home() / "profiles.toml", url)
     if not here or settings.home() != settings.project_root() / ".prefect":
         say(f"for `prefect` commands: export PREFECT_API_URL={url}")
@@ -211,7 +212,7 @@ def _publish_profile(url: str, say: Callable[[str], None]) -> None:
 
 
 def _write_profile(file: Path, url: str) -> bool:
-    """Whether `file` names the server now: not where it is somebody else's."""
+    """Name the server in `file`; returns whether it does, which it does not in somebody else's."""
     known = _profile_url(file)
     if file.exists() and (known is None or (known != url and settings.answers(known))):
         return False
@@ -244,7 +245,7 @@ def _mark() -> str:
 
 
 def _log_end(name: str) -> str:
-    """Where the log is, and its last line."""
+    """Name the log, and its last line."""
     path = settings.home() / name
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")

@@ -22,16 +22,16 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     """The policy's evaluation, and the round (of policy `version` - 1) that made it."""
     answers = work.run.present_evaluations().filter(pl.col("policy_version") == version)
     asked = len(eval_examples(work))
-    (found,) = grounding_metrics(answers).collect().iter_rows(named=True)
+    (metrics,) = grounding_metrics(answers).collect().iter_rows(named=True)
     summary = RoundSummary(
         policy_version=version,
-        eval_examples=found["examples"],
-        miou=found["strict_miou"],
-        r1_30=found["strict_r1_30"],
-        r1_50=found["strict_r1_50"],
-        r1_70=found["strict_r1_70"],
+        eval_examples=metrics["examples"],
+        miou=metrics["strict_miou"],
+        r1_30=metrics["strict_r1_30"],
+        r1_50=metrics["strict_r1_50"],
+        r1_70=metrics["strict_r1_70"],
         eval_asked=asked,
-        no_span=found["parse_failures"],
+        no_span=metrics["parse_failures"],
         annotations_left_out=_count(work, pl.col("stage") == "import"),
         stage_seconds={s.stage: s.seconds for s in stages},
         notes=tuple(
@@ -40,7 +40,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
             for key in ("stopped_early", "optimizer_restarted")
             if key in s.notes
         )
-        + tuple(_unanswered(work, version, asked - found["examples"]))
+        + tuple(_unanswered(work, version, asked - metrics["examples"]))
         + tuple(_other_examples(work, version)),
     )
     if version == 0:
@@ -148,9 +148,9 @@ def _count(work: Work, where: pl.Expr) -> int:
 
 def _reasons(work: Work, where: pl.Expr) -> list[str]:
     """A sentence a kind of reason, the most frequent ones."""
-    found = left_out(work.run, where)
-    lines = [f"left out: {item.line()}" for item in found[:REASONS_TOLD]]
-    if more := sum(item.count for item in found[REASONS_TOLD:]):
+    reasons = left_out(work.run, where)
+    lines = [f"left out: {item.line()}" for item in reasons[:REASONS_TOLD]]
+    if more := sum(item.count for item in reasons[REASONS_TOLD:]):
         lines.append(f"left out: {more:,} for other reasons, in the table quarantine")
     return lines
 

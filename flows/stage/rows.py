@@ -55,7 +55,7 @@ def eval_examples(work: Work) -> list[GroundingExample]:
 
 
 def needed(work: Work, policy: Policy) -> list[GroundingExample]:
-    """As `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
+    """The round's examples, as `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
     examples = drawn(work, policy)
     if not examples:
         raise VideoOPDError(
@@ -85,7 +85,7 @@ def trainable(work: Work, policy: Policy) -> list[GroundingExample]:
 
 
 def rollouts(work: Work, policy: Policy) -> pl.LazyFrame:
-    """The round's, of examples that are still annotated."""
+    """The round's rollouts of examples that are still annotated."""
     columns = ("rollout_id", "example_id", "policy_version", "student_iou")
     mine = work.run.rollouts().filter(of_round(policy)).select(columns)
     return mine.filter(~pl.col("example_id").is_in(list(gone(work, policy))))
@@ -107,8 +107,8 @@ def scores_of(work: Work, policy: Policy) -> dict[str, TeacherScore]:
         return {}
     whole = work.config.update.teacher_distribution == "hidden_states"
     mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    left = () if whole else ("hidden_states",)
-    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
+    unread = () if whole else ("hidden_states",)
+    rows = work.run.read("teacher_scores", TeacherScore, mine, without=unread)
     return {s.rollout_id: s for s in rows}
 
 
