@@ -123,9 +123,14 @@ def start_server(
 def _start(
     module: str, *words: str, mark: str, log: str, ends_with_us: bool = False
 ) -> Popen[bytes]:
-    command = [sys.executable, "-m", module, *words]
-    folder = settings.working_folder()
-    return start(command, mark, settings.home() / log, folder, ends_with_us=ends_with_us)
+    return start(
+        [sys.executable, "-m", module, *words],
+        settings.environment(),  # its home is absolute: the process starts in another folder
+        mark,
+        settings.home() / log,
+        settings.working_folder(),
+        ends_with_us=ends_with_us,
+    )
 
 
 def _wait(ready: Callable[[], bool], process: Popen[bytes], what: str, log: str) -> None:

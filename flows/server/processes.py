@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,7 @@ exec: this process may hold Lance by then, which must not be forked."""
 
 def start(
     command: Sequence[str],
+    environment: Mapping[str, str],
     mark: str,
     log: Path,
     folder: Path,
@@ -56,7 +57,7 @@ def start(
             stdout=output,
             stderr=output,
             cwd=folder,
-            env={**os.environ, MARK: mark},
+            env={**os.environ, **environment, MARK: mark},
             start_new_session=True,
         )
 

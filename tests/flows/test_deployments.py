@@ -297,7 +297,7 @@ time.sleep(99)
 def start_sleeper(folder: Path, mark: str) -> tuple[subprocess.Popen[bytes], psutil.Process]:
     """A process and the child that it has started."""
     log = folder / "sleeper.log"
-    started = processes.start([sys.executable, "-c", SLEEPER], mark, log, folder)
+    started = processes.start([sys.executable, "-c", SLEEPER], {}, mark, log, folder)
     end = time.monotonic() + 20
     while not log.read_text().endswith("\n"):
         assert time.monotonic() < end
@@ -332,7 +332,7 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path):
         "from flows.server.processes import start\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
         f"log = Path({str(tmp_path / 'log')!r})\n"
-        "print(start(command, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
+        "print(start(command, {}, 'ours', log, Path.cwd(), ends_with_us=True).pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     parent = subprocess.Popen(
@@ -373,6 +373,15 @@ def test_a_taken_port_is_told(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4321/api")
     with pytest.raises(VideoOPDError, match="port 4321"):
         server._choose_port()
+
+
+def test_a_relative_home_is_one_folder_for_all_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", "mine")
+    words = ("-n", "1", "-r", "1", "import os; print(os.environ['PREFECT_HOME'])")
+    assert server._start("timeit", *words, mark="relative", log="told.log").wait(60) == 0
+    told = (tmp_path / "mine" / "told.log").read_text().splitlines()
+    assert told[0] == str(tmp_path / "mine")
 
 
 def test_up_is_for_this_machine(monkeypatch):
