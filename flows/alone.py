@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flows import stages
-from flows.evaluation import groups, numbers, of_policy
+from flows.evaluation.answers import of_policy
+from flows.evaluation.groups import groups, numbers
 from flows.stage.prepare import Work, WorkLeft, opened
 from flows.stage.rerun import refuse_stale_inputs
 from flows.summaries import StageSummary

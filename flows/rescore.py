@@ -14,7 +14,7 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.audit.links import config_of, grouped
+from flows.audit.named import config_of, grouped
 from flows.console.progress import is_quiet, progress
 from flows.console.report import console
 from flows.stage.appending import appending

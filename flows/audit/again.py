@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from flows.audit.links import config_hash_of, config_of, grouped, selected_of
+from flows.audit.named import config_hash_of, config_of, grouped, selected_of
 from opd_core.types import GroundingExample, Rollout, TeacherScore
 from storage.audit import links as store
 from storage.audit.links import BrokenLink, Checked

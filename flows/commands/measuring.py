@@ -54,7 +54,7 @@ def register(commands: Commands) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from flows.commands.targets import opening
-    from flows.evaluation import evaluate_command
+    from flows.evaluation.command import evaluate_command
     from opd_core.config.paths import from_folder
 
     with opening() as open_run:

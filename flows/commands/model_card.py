@@ -15,7 +15,9 @@ from typing import Any
 import polars as pl
 
 from flows.console.report import ABSENT
-from flows.evaluation import SHOWN, Answers, Group, groups, of_policy
+from flows.evaluation.answers import Answers, of_policy
+from flows.evaluation.command import SHOWN
+from flows.evaluation.groups import Group, groups
 from opd_core.spans.bootstrap import Estimate
 from opd_core.spans.metrics import NO_SPAN
 from opd_core.spans.protocols import PROTOCOLS

@@ -14,15 +14,9 @@ from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from flows.cli import main
-from flows.evaluation import (
-    Answers,
-    _show_comparison,
-    _show_groups,
-    compare,
-    groups,
-    numbers,
-    of_policy,
-)
+from flows.evaluation.answers import Answers, of_policy
+from flows.evaluation.command import _show_comparison, _show_groups
+from flows.evaluation.groups import compare, groups, numbers
 from opd_core.spans.metrics import PER_EXAMPLE
 from storage.runs.run import Run
 from tests.storage.finished_run import rewrite

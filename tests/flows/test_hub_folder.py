@@ -193,7 +193,7 @@ def test_the_licence_and_name_of_the_base_are_said_on(tmp_path: Path) -> None:
 def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
     """As in a run of an older format, whose answers no other protocol has read."""
     from flows.commands.model_card import Evaluated, _metrics, _results
-    from flows.evaluation import Group
+    from flows.evaluation.groups import Group
     from opd_core.spans.bootstrap import Estimate
     from opd_core.spans.metrics import PER_EXAMPLE
 

@@ -9,7 +9,7 @@ import pytest
 from finished_run import Finished, append_again, finished_run, rewrite
 
 from flows import stages
-from flows.audit.links import config_of
+from flows.audit.named import config_of
 from flows.audit.walk import Depth, audit
 from flows.cli import main
 from flows.stage.prepare import opened
