@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from flows import stages
 from flows.evaluation import groups, numbers, of_policy
 from flows.stage.prepare import Work, WorkLeft, opened
-from flows.stage.rerun import refuse_stale_inputs
 from flows.summaries import StageSummary
 from opd_core.config.load import load_config
 from opd_core.types import Policy
@@ -51,11 +50,7 @@ def nothing_to_do(
     if not (load_config(config, overrides).run.path / RUN_FILE).exists():
         return None
     with opened(config, overrides, looking=True) as work:
-        policy = work.policy_at(name, round)
-        refuse_stale_inputs(work.run, name, policy.version)
-        if work.run.takes().stale_at(name, policy.version):
-            return None
         try:
-            return alone(name)(work, policy, False)
+            return alone(name)(work, work.policy_at(name, round), False)
         except WorkLeft:
             return None

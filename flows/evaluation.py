@@ -22,7 +22,7 @@ from flows.console.report import ABSENT, console
 from flows.stage.prepare import Work, WorkLeft, check_weights, opened
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.rows import eval_examples
-from opd_core.model.weight_files import is_adapter
+from opd_core.adapter_folder import is_adapter
 from opd_core.prompts.question_key import evaluation_question
 from opd_core.spans.bootstrap import RESAMPLES, Estimate, estimates
 from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket

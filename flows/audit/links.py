@@ -16,6 +16,7 @@ import polars as pl
 from opd_core.config.load import Config, config_hash
 from opd_core.extensions import PromptTemplate
 from opd_core.focus import select as curriculum
+from opd_core.rollout.by_example import by_example
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols import judged
@@ -387,9 +388,7 @@ def grouped(
     run: Run, version: int, rows: list[Rollout], asked: Iterable[str] = ()
 ) -> list[tuple[GroundingExample, list[Rollout]]]:
     """Each example of the round with its rollouts, in order; `asked` are in it even without any."""
-    mine: dict[str, list[Rollout]] = {example: [] for example in asked}
-    for rollout in sorted(rows, key=lambda r: r.sample_index):
-        mine.setdefault(rollout.example_id, []).append(rollout)
+    mine: dict[str, list[Rollout]] = {example: [] for example in asked} | by_example(rows)
     return [(e, mine[e.example_id]) for e in examples_of(run, version, set(mine))]
 
 

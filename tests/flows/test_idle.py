@@ -17,11 +17,11 @@ import pytest
 from flows import alone
 from flows.stage import processor_cache
 from flows.stage.prepare import WorkLeft, opened
-from flows.summaries import STAGES
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
 from storage.runs.run import Run
+from storage.stages import STAGES
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
 

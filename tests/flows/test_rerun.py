@@ -21,7 +21,6 @@ from flows.audit.walk import Depth, audit
 from flows.commands.status import print_status
 from flows.rescore import rescore_run
 from flows.stage.prepare import opened
-from flows.stage.rerun import command as command_of
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
@@ -378,7 +377,7 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
     stage(config, "score", round=1, force=True)
     assert Run.open(run).divergences().collect().is_empty()
     assert "videoopd rescore" in "".join(
-        command_of(s, "CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"
+        s.command("CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"
     )
     rescore_run(Run.open(run))
     rescore_run(Run.open(run))
