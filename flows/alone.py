@@ -41,7 +41,7 @@ def alone(name: str) -> Alone:
 
 
 def nothing_to_do(
-    name: str, config: str, round: int | None, overrides: Sequence[str]
+    name: str, config: str, round: int | None, overrides: Sequence[str], force: bool = False
 ) -> StageSummary | None:
     """What a stage says that has nothing to do; None where it has, or where there is no run yet.
 
@@ -51,6 +51,6 @@ def nothing_to_do(
         return None
     with opened(config, overrides, looking=True) as work:
         try:
-            return alone(name)(work, work.policy_at(name, round), False)
+            return alone(name)(work, work.policy_at(name, round), force)
         except WorkLeft:
             return None

@@ -73,7 +73,7 @@ def run_stage(
     from flows.alone import nothing_to_do
 
     _checked(config, overrides)
-    done = None if force else nothing_to_do(stage, config, round, overrides)
+    done = nothing_to_do(stage, config, round, overrides, force)
     if done is not None:
         return _print_done(stage, done)
     _connect()

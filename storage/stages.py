@@ -84,10 +84,10 @@ def place(name: str) -> int:
     return _EVERY.index(_BY_NAME[name])
 
 
-def before(name: str) -> tuple[str, ...]:
+def stages_before(name: str) -> tuple[str, ...]:
     """The stages of a round that come before one of them.
 
-    >>> before("rollout")
+    >>> stages_before("rollout")
     ('draw', 'validate')
     """
     return STAGES[: STAGES.index(name)]

@@ -33,7 +33,7 @@ TARGETS = {
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
     "step": ("opd_core.update.student", "_Student", "step"),
     "save": ("opd_core.update.student", "_Student", "save"),
-    "publish": ("storage.runs.run", "Run", "publish_policy"),
+    "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
     "finish": ("storage.runs.run", "Run", "finish_round"),
     "compact": ("storage.tables.lance_tables", "Tables", "compact"),

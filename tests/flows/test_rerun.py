@@ -24,10 +24,11 @@ from flows.stage.prepare import opened
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
+from storage.stages import STAGES, stages_before
 from storage.tables.schemas import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUND = ("draw", "validate", "rollout", "score", "focus")
+ROUND = stages_before("update")
 
 
 def stage(config: str, name: str, round: int | None = None, force: bool = False) -> Any:
@@ -165,6 +166,7 @@ import sys
 from kill_points import arm
 from flows import stages
 from flows.stage.prepare import opened
+from storage.stages import STAGES, stages_before
 config, name, point, n = sys.argv[1:]
 arm(point, int(n))
 with opened(config) as work:
@@ -300,9 +302,11 @@ def test_a_rerun_of_nothing_and_of_what_is_not_there(write_config: Any, tmp_path
     config, run = str(write_config(tmp_path)), tmp_path / "run"
     run_without_server(config)
     versions = Run.open(run).tables.versions()
-    for name in ("draw", "rollout", "score", "focus", "update", "evaluate"):
+    for name in STAGES:
         assert stage(config, name, round=1).rows == 0
     assert Run.open(run).tables.versions() == versions
+    with pytest.raises(VideoOPDError, match="forcing it would give the same answers"):
+        stage(config, "validate", round=1, force=True)
     assert Run.open(run).reruns().collect().is_empty()
     with pytest.raises(VideoOPDError, match="in round 7; give a round from 1 to 2"):
         stage(config, "score", round=7, force=True)
