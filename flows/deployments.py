@@ -1,7 +1,7 @@
-"""The Prefect deployments: `videoopd/round`, and one for each stage that is worth running alone.
+"""The Prefect deployments: `videoopd/round`, and one for each stage (`storage/stages.py`).
 
 A stage's deployment does what is missing of that stage, in the current round or in the one given;
-with `force=true` it does all of it again, under a new take (`flows/stage/rerun.py`). A deployment
+with `force=true` it does all of it again, under a new take (`storage/runs/begun.py`). A deployment
 runs in no folder of the user's, so paths in its `overrides` are relative to the config's folder, as
 those in the config are; a relative `config` is found from the folder that serves the deployments.
 All flows are named `videoopd`, so that a deployment's name is `videoopd/<stage>`.
@@ -24,16 +24,17 @@ from prefect.exceptions import TerminationSignal
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
-from flows import stages
 from flows.alone import alone
 from flows.round import videoopd
 from flows.stage.prepare import opened
 from flows.summaries import StageSummary
 from opd_core.types import VideoOPDError
+from storage.stages import ROUND, Stage
 
 
-def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
+def _alone(stage: Stage) -> Flow[..., Any]:
     """The flow of one stage: under its name, in the round that is asked for."""
+    run_stage = alone(stage.name)
 
     def run(
         config: str,
@@ -42,42 +43,16 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
         force: bool = False,
     ) -> StageSummary:
         with opened(config, overrides) as work:
-            return stage(work, work.policy_at(name, round), force)
+            return run_stage(work, work.policy_at(stage.name, round), force)
 
-    name = stage.__name__
-    run.__name__, run.__qualname__, run.__doc__ = name, name, about
-    return flow(name="videoopd", flow_run_name=name)(run)
+    run.__name__ = run.__qualname__ = stage.name
+    run.__doc__ = stage.about
+    return flow(name="videoopd", flow_run_name=stage.name)(run)
 
 
-draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
-validate = _alone(
-    alone("validate"),
-    "Ask the teacher for its own answers to the round's examples that have none.",
-)
-rollout = _alone(
-    alone("rollout"), "Sample the answers that are still missing of the round's policy."
-)
-score = _alone(stages.score, "Have the teacher score the round's rollouts that have no score yet.")
-focus = _alone(stages.focus, "Select the rollouts to train on, if the round has no selection yet.")
-update = _alone(
-    stages.update,
-    "Train on the round's selection and commit the next policy, if that is still to be done.",
-)
-evaluate = _alone(
-    alone("evaluate"),
-    "Answer the evaluation examples that the policy has not answered yet; how well, in `notes`.",
-)
-
-DEPLOYMENTS: dict[str, Flow[..., Any]] = {
-    "round": videoopd,
-    "draw": draw,
-    "validate": validate,
-    "rollout": rollout,
-    "score": score,
-    "focus": focus,
-    "update": update,
-    "evaluate": evaluate,
-}
+_STAGES = {stage.name: _alone(stage) for stage in ROUND}
+globals().update(_STAGES)  # where their entry points find them
+DEPLOYMENTS: dict[str, Flow[..., Any]] = {"round": videoopd, **_STAGES}
 """Deployment name -> flow; `prefect.yaml` describes the same ones (a test compares)."""
 
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
-"""Of a round, in order."""
+Note = str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a stage has done."""
+
+    rows: int = 0
+    """Appended by this execution."""
+    items: int = 0
+    """Examples (or steps) it worked through."""
+    notes: Mapping[str, Note | None] = field(default_factory=dict)
+    """What is None is not noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +25,12 @@ class StageSummary:
     stage: str
     policy_version: int
     rows: int
-    """Appended by this execution."""
+    """As in `Done`."""
     items: int
-    """Examples (or steps) it worked through."""
     seconds: float
-    notes: dict[str, str | int | float] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)
 
-    def noting(self, **notes: str | int | float | None) -> StageSummary:
+    def noting(self, **notes: Note | None) -> StageSummary:
         known = {key: value for key, value in notes.items() if value is not None}
         return replace(self, notes={**self.notes, **known})
 

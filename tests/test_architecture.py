@@ -19,7 +19,16 @@ from opd_core.config.load import load_config
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "opd_core", "storage")
 HEAVY = {"torch", "torchvision", "transformers", "vllm", "decord", "av", "lance", "peft"}
-STORAGE_MAY = {"opd_core.types", "storage", "lance", "pyarrow", "polars", "numpy", "safetensors"}
+STORAGE_MAY = {
+    "opd_core.types",
+    "opd_core.adapter_folder",
+    "storage",
+    "lance",
+    "pyarrow",
+    "polars",
+    "numpy",
+    "safetensors",
+}
 
 
 def modules(package: str) -> list[Path]:

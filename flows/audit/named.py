@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from opd_core.config.load import Config, config_hash
+from opd_core.rollout.by_example import by_example
 from opd_core.types import Draw, GroundingExample, Rollout
 from storage.audit.links import BrokenLink
 
@@ -67,7 +68,5 @@ def grouped(
     run: Run, version: int, rows: list[Rollout], asked: Iterable[str] = ()
 ) -> list[tuple[GroundingExample, list[Rollout]]]:
     """Each example of the round with its rollouts, in order; `asked` are in it even without any."""
-    mine: dict[str, list[Rollout]] = {example: [] for example in asked}
-    for rollout in sorted(rows, key=lambda r: r.sample_index):
-        mine.setdefault(rollout.example_id, []).append(rollout)
+    mine: dict[str, list[Rollout]] = {example: [] for example in asked} | by_example(rows)
     return [(e, mine[e.example_id]) for e in examples_of(run, version, set(mine))]

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from flows.commands.model_card import card
-from opd_core.model.weight_files import is_adapter
+from opd_core.adapter_folder import is_adapter
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import OPTIMIZER_FILE
 from storage.files import new_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from flows.commands.arguments import CONFIG, Commands, add, add_overrides, at_least_one
-from flows.summaries import STAGES
+from storage.stages import STAGES
 
 STALE = "stale"
 """As a stage: all that reruns have made stale, in its order."""

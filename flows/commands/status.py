@@ -17,15 +17,15 @@ from rich.table import Table
 
 from flows.console.progress import is_quiet
 from flows.console.report import ABSENT, accuracy, console
-from flows.stage.left_out import LeftOut, left_out
-from flows.stage.rerun import command
+from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER
 from opd_core.spans.protocols import PROTOCOLS
 from opd_core.types import VideoOPDError
 from storage.frames.store import usage
+from storage.stages import round_number
 from storage.tables.schemas import TABLES
-from storage.tables.takes import round_number, take_of
+from storage.tables.takes import take_of
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
@@ -145,7 +145,7 @@ class Status:
     takes: tuple[TakeState, ...]
     policies: tuple[PolicyState, ...]
     tables: tuple[TableState, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SameReason, ...]
 
 
 def status_of(run: Run, config: str | None = None) -> Status:
@@ -154,7 +154,7 @@ def status_of(run: Run, config: str | None = None) -> Status:
     state = round_state(run)
     hint = config or config_words(run)
     first = run.takes().in_the_way("draw", state.policy_version)
-    go_on = command(first, hint) if first else f"videoopd run {hint}"
+    go_on = first.command(hint) if first else f"videoopd run {hint}"
     stale = run.takes().stale()
     current = state.policy_version
     later = min((s.policy_version for s in stale if s.stage == "update"), default=current)
@@ -171,7 +171,7 @@ def status_of(run: Run, config: str | None = None) -> Status:
         frames=_frames(run),
         config=hint,
         goes_on=go_on if run.round is None else None,
-        stale=tuple(StaleStage(s.stage, s.round, s.reason(), command(s, hint)) for s in stale),
+        stale=tuple(StaleStage(s.stage, s.round, s.reason(), s.command(hint)) for s in stale),
         stale_rounds=tuple(range(later + 2, current + 2)),
         takes=tuple(_takes(run)),
         policies=tuple(_policies(run)),

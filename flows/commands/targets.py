@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.console.progress import is_quiet
-from flows.stage.typed_config import command_words, short
 from opd_core.types import VideoOPDError
+from storage.files import short
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
@@ -61,7 +61,7 @@ def config_target(name: str, overrides: Sequence[str]) -> ConfigTarget:
             f"the config, with --set run.path={name}"
         )
     if not is_quiet():
-        print(f"config {command_words(file, known.overrides)}", file=sys.stderr)
+        print(f"config {known.words}", file=sys.stderr)
     return ConfigTarget(str(file), again)
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console.progress import is_quiet
-from flows.summaries import STAGES
 from opd_core.spans.metrics import grounding_metrics
 from storage.runs.run import Run
+from storage.stages import STAGES
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary

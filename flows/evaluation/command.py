@@ -14,7 +14,7 @@ from flows.console.report import ABSENT, console
 from flows.evaluation.answers import Answers, answered_by_model, answered_by_policy, of_policy
 from flows.evaluation.groups import Comparison, Group, compare, groups
 from flows.stage.prepare import WorkLeft, opened
-from opd_core.model.weight_files import is_adapter
+from opd_core.adapter_folder import is_adapter
 from opd_core.spans.bootstrap import RESAMPLES, Estimate
 from opd_core.spans.metrics import NO_SPAN, RECALLS
 from opd_core.spans.protocols import PROTOCOLS

@@ -44,7 +44,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         + tuple(_other_examples(work, version)),
     )
     if version == 0:
-        before = (pl.col("stage") == "import") | of_round(0)
+        before = (pl.col("stage") == "import") | given_up_for(0)
         return replace(summary, notes=(*summary.notes, *_reasons(work, before)))
     mine = pl.col("policy_version") == version - 1
     rollouts = work.run.rollouts().filter(mine)
@@ -84,14 +84,14 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=(
             *_changed(work, version - 1),
             *summary.notes,
-            *_reasons(work, of_round(version)),
+            *_reasons(work, given_up_for(version)),
             *_copied(work, version - 1),
             *_reuse(work, version - 1),
         ),
         reverse_kl=kl,
         rollouts=sampled["rollouts"],
         rollouts_without_span=sampled["without_span"],
-        left_out=_count(work, of_round(version)),
+        left_out=_count(work, given_up_for(version)),
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
@@ -136,7 +136,7 @@ def _other_examples(work: Work, version: int) -> Iterator[str]:
         )
 
 
-def of_round(version: int) -> pl.Expr:
+def given_up_for(version: int) -> pl.Expr:
     """What was given up on the way to policy `version` and in its evaluation, of `quarantine`."""
     evaluated = pl.col("stage") == "evaluate"
     return pl.col("policy_version") == version - 1 + evaluated.cast(pl.Int64)

@@ -27,12 +27,12 @@ from storage.runs.run_folder import (
     check_place,
     config_source,
     lock_file,
+    no_run_if_refused,
     remember_config,
-    removed_if_refused,
     weights_cache,
 )
+from storage.stages import policy_version_of, round_number
 from storage.tables import damage
-from storage.tables.takes import policy_version_of, round_number
 
 
 class WorkLeft(Exception):
@@ -172,7 +172,7 @@ def opened(
     check_folders(loaded, config)
     refuse_busy(loaded)
     with (
-        removed_if_refused(loaded.run.path),
+        no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
         _writing(loaded, looking) as work,
     ):

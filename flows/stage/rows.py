@@ -6,7 +6,7 @@ the rows in force.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import polars as pl
 
@@ -18,7 +18,6 @@ from opd_core.types import (
     GroundingExample,
     Policy,
     QuarantinedItem,
-    Rollout,
     TeacherScore,
     VideoOPDError,
     make_rollout_id,
@@ -201,13 +200,6 @@ def why_none(work: Work, policy: Policy) -> str:
         f"--round {policy.round}`, draw others with `videoopd stage draw "
         f"{config} --round {policy.round} --force`, or lower the bound"
     )
-
-
-def grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
-    groups: dict[str, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=lambda r: r.sample_index):
-        groups.setdefault(rollout.example_id, []).append(rollout)
-    return groups
 
 
 def reasons(chosen: pl.DataFrame) -> str:

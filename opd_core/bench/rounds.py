@@ -14,6 +14,7 @@ from opd_core.config.load import load_config
 from opd_core.focus.select import draw_examples
 from opd_core.prompts.batches import forget_decoded
 from opd_core.rollout.answers import evaluate, predict, sample_rollouts
+from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import score_rollouts
 from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
 from opd_core.update.student import Trained, update_student
@@ -38,7 +39,7 @@ def recompute(config: Any, done: FinishedRound) -> float:
     policy = done.policy
     after = done.next_policy
     teacher = Policy(policy.version, config.teacher.path, done.teacher_hash)
-    rollouts = _grouped(done.rollouts)
+    rollouts = by_example(done.rollouts)
     scores = {s.rollout_id: s for s in done.scores}
     answered = [e for e in done.drawn if e.example_id in rollouts]
     trained = _trained(answered, rollouts, scores)
@@ -70,7 +71,7 @@ def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[s
     forget_decoded()
     seconds: dict[str, float] = {}
     began = time.perf_counter()
-    rollouts = _grouped(_drain(sample_rollouts(config, policy, drawn, set())))
+    rollouts = by_example(_drain(sample_rollouts(config, policy, drawn, set())))
     seconds["rollout"] = time.perf_counter() - began
     began = time.perf_counter()
     work = [(e, rollouts[e.example_id]) for e in drawn]
@@ -85,13 +86,6 @@ def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[s
 
 def _drain(batches: Iterable[Batch[Any]]) -> list[Any]:
     return [record for batch in batches for record in batch.records]
-
-
-def _grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
-    groups: dict[str, list[Rollout]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.example_id, []).append(rollout)
-    return groups
 
 
 def _trained(

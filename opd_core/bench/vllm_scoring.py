@@ -10,6 +10,7 @@ from opd_core.config.load import load_config
 from opd_core.focus.select import draw_examples
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.rollout.answers import sample_rollouts
+from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import opened_scorer
 from opd_core.types import GroundingExample, Policy
 
@@ -27,10 +28,8 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
         seed=0,
     )
     policy = Policy(0, config.student.path, "student")
-    rollouts: dict[str, list] = {}
-    for batch in sample_rollouts(config, policy, drawn, set()):
-        for rollout in batch.records:
-            rollouts.setdefault(rollout.example_id, []).append(rollout)
+    batches = sample_rollouts(config, policy, drawn, set())
+    rollouts = by_example(rollout for batch in batches for rollout in batch.records)
     teacher = Policy(0, config.teacher.path, "teacher")
     encoder = ExampleEncoder(config, teacher.path)
     (encoded,) = encoder.encode_batches([drawn], "score", 0)

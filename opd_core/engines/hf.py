@@ -27,6 +27,7 @@ from opd_core.engines.base import (
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, grow, pack
 from opd_core.model.tree_attention import DecodeAttention, packed_attention
 from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.model.vocabulary import end_token_ids
 from opd_core.prompts.encoder import shared_vision
 
 
@@ -37,7 +38,7 @@ class HFEngine:
     def __init__(self, model: TreeModel, tokenizer: Any, max_tokens_per_pack: int = 16384) -> None:
         self.model = model
         self._max_tokens = max_tokens_per_pack
-        self._end_ids = end_token_ids(model.model, tokenizer)
+        self._end_ids = end_token_ids(model.model.generation_config, tokenizer)
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Any, dtype: str, device: Any) -> HFEngine:
@@ -87,14 +88,6 @@ class HFEngine:
                 )
                 prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]], seen))
         return prefixes
-
-
-def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the generation config."""
-    ids = {tokenizer.eos_token_id}
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(i for i in ids if i is not None)
 
 
 def _ends(tree: PrefixTree) -> list[int]:

@@ -17,15 +17,10 @@ from typing import Any
 
 import torch
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.model.architectures import architecture_in, architecture_of
 from opd_core.model.lm_head import two_heads
-from opd_core.model.weight_files import (
-    ADAPTER_CONFIG,
-    StoredTensor,
-    base_folder,
-    is_adapter,
-    stored_tensors,
-)
+from opd_core.model.weight_files import StoredTensor, stored_tensors
 from opd_core.types import VideoOPDError
 
 

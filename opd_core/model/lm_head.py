@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.model.architectures import Architecture, architecture_in
-from opd_core.model.weight_files import StoredTensor, base_folder, header, is_adapter
+from opd_core.model.weight_files import StoredTensor, header
 from opd_core.types import VideoOPDError
 
 

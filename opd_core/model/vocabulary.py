@@ -55,3 +55,11 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     vocabulary = dict(content["model"]["vocab"])
     vocabulary.update({t["content"]: t["id"] for t in content.get("added_tokens", [])})
     return vocabulary
+
+
+def end_token_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the generation config."""
+    configured = getattr(generation, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id}
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, is_adapter
 from opd_core.types import VideoOPDError
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -27,36 +27,6 @@ class StoredTensor:
     dtype: str
     """As safetensors names it: `F32`, `BF16`, ..."""
     shape: tuple[int, ...]
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and no weights of a whole model."""
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def base_folder(adapter: Path) -> Path:
-    """The checkpoint that a PEFT adapter was trained on."""
-    try:
-        named = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoOPDError(
-            f"{adapter / ADAPTER_CONFIG} names no base model ({type(error).__name__}: {error}); "
-            "restore it, or write the base's folder as its base_model_name_or_path"
-        ) from None
-    base = adapter / str(named)  # an absolute path stays what it is
-    if not base.is_dir():
-        base = Path(str(named))
-    if not base.is_dir():
-        raise VideoOPDError(
-            f"the adapter in {adapter} was trained on {named}, which is not there; restore it, or "
-            f"correct base_model_name_or_path in its {ADAPTER_CONFIG}"
-        )
-    if is_adapter(base):
-        raise VideoOPDError(
-            f"the adapter in {adapter} stands on {base}, which is an adapter too; merge that one "
-            "into its base first, and name the merged folder"
-        )
-    return base
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from opd_core import torchvision_guard
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.extensions import TEMPLATES
 from opd_core.model.architectures import Architecture, architecture_in
 from opd_core.model.positions import PositionRule
 from opd_core.model.vision_input import VisionInput
-from opd_core.model.weight_files import is_adapter
 from opd_core.spans.answer_reader import THOUGHT
 from opd_core.templates.named import ask
 from opd_core.types import VideoOPDError
@@ -86,11 +86,7 @@ class PromptEncoder:
     @cached_property
     def _model_folder(self) -> Path:
         """Where config.json is: an adapter's base has it."""
-        if not is_adapter(self.folder):
-            return self.folder
-        from opd_core.model.weight_files import base_folder
-
-        return base_folder(self.folder)
+        return base_folder(self.folder) if is_adapter(self.folder) else self.folder
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""

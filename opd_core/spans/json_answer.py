@@ -36,7 +36,7 @@ _ENDS = re.compile(
 )
 
 
-def parse_json(text: str) -> Span | None:
+def parse_json_span(text: str) -> Span | None:
     """Of the first JSON object with a start and an end, whatever stands around it."""
     text = after_thoughts(text)
     decoder = json.JSONDecoder()

@@ -21,7 +21,7 @@ import re
 from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_span
 from opd_core.spans.grounding import format_answer
-from opd_core.spans.json_answer import parse_json
+from opd_core.spans.json_answer import parse_json_span
 from opd_core.types import Span
 
 READERS_VERSION = 3
@@ -82,7 +82,7 @@ JSON = PromptTemplate(
     "Find the event '{query}' in the video. Answer only with its start and end time in "
     'seconds as JSON, for example {{"start": 12.5, "end": 17.8}}.',
     _format_json,
-    parse_json,
+    parse_json_span,
     f"json {READERS_VERSION}",
     "for whom a program reads the answers",
 )

@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.config.load import Config
 from opd_core.config.sections import LoraSection, UpdateSection
 from opd_core.model.architectures import architecture_in
-from opd_core.model.weight_files import ADAPTER_CONFIG, is_adapter, stored_tensors
+from opd_core.model.weight_files import stored_tensors
 from opd_core.types import VideoOPDError
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -74,8 +75,6 @@ def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
 
 
 def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:
-    from opd_core.model.weight_files import base_folder
-
     described = json.loads((policy / ADAPTER_CONFIG).read_text())
     names = [name for name in stored_tensors(policy) if ".lora_" in name]
     wanted_modules = lora.target_modules or architecture_in(base_folder(policy)).lora_modules

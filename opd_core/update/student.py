@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opd_core.adapter_folder import is_adapter
 from opd_core.config.load import Config
 from opd_core.model.agreement import bound_for, served_dtype
 from opd_core.model.architectures import Architecture, architecture_of
@@ -33,7 +34,6 @@ from opd_core.model.checkpoint import save_checkpoint
 from opd_core.model.file_modes import give_umask_modes
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
-from opd_core.model.weight_files import is_adapter
 from opd_core.prompts.batches import EncodedBatch, ExampleEncoder, cut_at_videos
 from opd_core.scoring.trees import rollout_tree
 from opd_core.types import (

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
 TARGETS = {
     "append": ("storage.runs.run", "Run", "append"),  # append:TABLE
     "create": ("storage.tables.lance_tables", "Tables", "create"),
@@ -34,7 +33,7 @@ TARGETS = {
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
     "step": ("opd_core.update.student", "_Student", "step"),
     "save": ("opd_core.update.student", "_Student", "save"),
-    "publish": ("storage.runs.run", "Run", "publish_policy"),
+    "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
     "finish": ("storage.runs.run", "Run", "finish_round"),
     "compact": ("storage.tables.lance_tables", "Tables", "compact"),
@@ -74,6 +73,7 @@ def run_without_server(config: str, rounds: int = 1, overrides: Sequence[str] = 
     """The flow's own function with the stages' own functions: the same loop, no Prefect server."""
     from flows import round as loop
     from flows import stages
+    from storage.stages import STAGES
 
     for name in STAGES:
         setattr(loop, name, getattr(stages, name).fn)

@@ -45,14 +45,15 @@ def test_prefect_yaml_describes_what_is_served() -> None:
     from flows import deployments
 
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {d["name"]: d["entrypoint"] for d in described} == {
-        name: deployments.entrypoint(flow) for name, flow in deployments.DEPLOYMENTS.items()
-    }
+    assert [(d["name"], d["entrypoint"]) for d in described] == [
+        (name, deployments.entrypoint(flow)) for name, flow in deployments.DEPLOYMENTS.items()
+    ]
     for d in described:
         assert d["tags"] == [d["name"]]
         flow = deployments.DEPLOYMENTS[d["name"]]
         assert getattr(deployments, d["entrypoint"].rpartition(".")[2]) is flow
         assert flow.name == "videoopd"
+        assert flow.description.splitlines()[0] == d["description"]
 
 
 def test_every_key_of_prefect_toml_is_a_setting_of_prefect() -> None:

@@ -17,11 +17,11 @@ import pytest
 from flows import alone
 from flows.stage import processor_cache
 from flows.stage.prepare import WorkLeft, opened
-from flows.summaries import STAGES
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
 from storage.runs.run import Run
+from storage.stages import STAGES
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
 
@@ -128,8 +128,21 @@ def test_what_is_stale_is_something_to_do(write_config: Any, tmp_path: Path) -> 
         alone.alone("score")(work, work.policy_at("score", 1), True)
     assert alone.nothing_to_do("score", config, 1, []) is not None
     assert alone.nothing_to_do("focus", config, 1, []) is None
-    with pytest.raises(VideoOPDError, match=r"videoopd stage focus \S+config.toml --round 1"):
-        alone.nothing_to_do("update", config, 1, [])
+    for force in (False, True):
+        with pytest.raises(VideoOPDError, match=r"videoopd stage focus \S+config.toml --round 1"):
+            alone.nothing_to_do("update", config, 1, [], force)
+    before = counts(tmp_path / "config.toml")
+    assert alone.nothing_to_do("focus", config, 1, [], True) is None
+    assert counts(tmp_path / "config.toml") == before, "looking supersedes nothing"
+
+
+def test_force_is_refused_before_anything_is_loaded(
+    finished: Path, command_environment: dict[str, str]
+) -> None:
+    said, _, complaint = told(command_environment, "stage", "validate", finished, "--force")
+    assert said["code"] == 2 and "forcing it would give the same answers" in complaint
+    assert len(complaint.splitlines()) == 1
+    assert not HEAVY & set(said["loaded"])
 
 
 def test_only_looking_ends_where_the_work_begins(finished: Path) -> None:

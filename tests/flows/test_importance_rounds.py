@@ -30,6 +30,7 @@ from opd_core.types import (
     make_seed,
 )
 from opd_core.update.student import Trained, UpdateResult, update_student
+from storage.stages import stages_before
 
 Noise = Callable[[str, int], float]
 """(rollout id, position) -> mu - pi_v, nats."""
@@ -46,7 +47,7 @@ class Round:
         self.config = config
         with opened(str(config)) as work:
             policy = work.policy()
-            for name in ("draw", "validate", "rollout", "score", "focus"):
+            for name in stages_before("update"):
                 getattr(stages, name).fn(work, policy)
             run = work.run
             self.parent = policy

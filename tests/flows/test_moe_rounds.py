@@ -20,12 +20,13 @@ from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from storage.stages import stages_before
 from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 
 MOE = "qwen3_vl_moe"
-ROUND = ("draw", "validate", "rollout", "score", "focus", "update")
+ROUND = stages_before("evaluate")
 SETTINGS = {
     "rollout.examples_per_round": 6,
     "focus.top_k": 6,

@@ -16,6 +16,7 @@ from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
+from storage.stages import stages_before
 from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
 
 pytestmark = pytest.mark.timeout(300)
@@ -40,7 +41,7 @@ def test_a_whole_round(engine: str, tmp_path: Any, tiny_world: World) -> None:
     make_config(tmp_path, tiny_world, settings, kind="qwen2_5_vl")
     with opened(str(tmp_path / "tiny.toml")) as work:
         policy = work.policy()
-        for stage in ("draw", "validate", "rollout", "score", "focus", "update"):
+        for stage in stages_before("evaluate"):
             getattr(stages, stage).fn(work, policy)
         stages.evaluate.fn(work, work.policy())
         run = work.run

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.config.sections import VLLMSection
 from opd_core.engines.base import (
     Refused,
@@ -39,9 +40,8 @@ from opd_core.engines.base import (
 )
 from opd_core.engines.vllm import loaded_weights
 from opd_core.model.architectures import ARCHITECTURES, Architecture, architecture_in
-from opd_core.model.published import end_token_ids, merge_adapter, published_form
-from opd_core.model.vocabulary import excluded_token_ids
-from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, is_adapter
+from opd_core.model.published import generation_config, merge_adapter, published_form
+from opd_core.model.vocabulary import end_token_ids, excluded_token_ids
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip, hash_pixels
 
@@ -143,7 +143,7 @@ class VLLMEngine:
         self._llm.collective_rpc("use_family", args=(family.model_type,))
         self._possible = vocab_size - len(excluded)
         self._llm.collective_rpc("exclude_tokens", args=(list(excluded),))
-        self._end_ids = end_token_ids(served, tokenizer)
+        self._end_ids = end_token_ids(generation_config(served), tokenizer)
         self.weights_compared = self._check_weights(served)
 
     def _load(self, vllm: Any, served: Path, with_adapter: bool) -> Any:

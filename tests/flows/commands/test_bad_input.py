@@ -25,6 +25,7 @@ from flows.stage.prepare import opened
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from storage.stages import stages_before
 from storage.tables.schemas import TABLES
 from tests import video_files
 from tests.flows.kill_points import run_without_server
@@ -162,7 +163,7 @@ def test_a_nan_of_the_teachers_scores_is_set_aside_while_the_rest_goes_on(
 
     config = write_config(tmp_path, UNIFORM)
     with opened(str(config)) as work:
-        for name in ("draw", "validate", "rollout"):
+        for name in stages_before("score"):
             getattr(stages, name).fn(work, work.policy())
         spoil = Run.open(tmp_path / "run").rollouts().collect()["rollout_id"][3]
         whole = TreeModel.completion_hidden
@@ -386,7 +387,7 @@ def test_a_video_that_goes_away_before_it_is_scored(mixed: Path, tmp_path: Path)
     from opd_core.prompts.batches import forget_decoded
 
     with opened(str(mixed)) as work:
-        for name in ("draw", "validate", "rollout"):
+        for name in stages_before("score"):
             getattr(stages, name).fn(work, work.policy())
         (tmp_path / "videos" / "good1.mp4").unlink()
         forget_decoded()  # as in a process that was started again
@@ -426,7 +427,7 @@ def test_a_full_disk_is_one_sentence_and_free_space_completes_the_round(
     config = write_config(tmp_path, {"run.path": small_disk / "run"} | UNIFORM)
     filler = small_disk / "filler"
     with opened(str(config)) as work:
-        for name in ("draw", "validate", "rollout", "score", "focus", "update"):
+        for name in stages_before("evaluate"):
             if name == stage:
                 fill(filler, leave=4096 if stage == "rollout" else 300_000)
                 with pytest.raises(VideoOPDError, match="its disk is full; free some space"):

@@ -398,6 +398,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
 ) -> None:
     from flows import stages
     from flows.stage.prepare import opened
+    from storage.stages import stages_before
 
     (folder / "round").mkdir()
     make_config(
@@ -415,7 +416,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
     before = children()
     with opened(str(folder / "round" / "tiny.toml")) as work:
         policy = work.policy()
-        for stage in ("draw", "validate", "rollout", "score", "focus", "update"):
+        for stage in stages_before("evaluate"):
             getattr(stages, stage).fn(work, policy)
             assert children() == before, f"{stage} left its engine behind"
         stages.evaluate.fn(work, work.policy())
