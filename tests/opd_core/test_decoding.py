@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
+from opd_core.child_process import ChildCrash, ChildTimeout
 from opd_core.types import VideoOPDError
-from opd_core.video.child import DecoderCrash, DecoderProcess, DecoderTimeout
+from opd_core.video.child import DecoderProcess
 from opd_core.video.decoders import PICKERS, UnusableVideo, decode, probe
 from tests import video_files
 
@@ -162,7 +163,8 @@ def child():
 def test_a_child_answers_again_and_again(tmp_path, child):
     path = str(video_files.write_video(tmp_path / "a.mp4"))
     for _ in range(3):
-        reply, times = child.ask({"do": "probe", "path": path}, soon())
+        reply = child.ask({"do": "probe", "path": path}, soon())
+        assert reply.pop("seconds").tolist() == [i / 8 for i in range(48)]
         assert reply == {
             "total_frames": 48,
             "fps": 8.0,
@@ -171,12 +173,13 @@ def test_a_child_answers_again_and_again(tmp_path, child):
             "height": 64,
             "width": 128,
         }
-        assert np.frombuffer(times).tolist() == [i / 8 for i in range(48)]
         request = {"do": "decode", "indices": [0, 9, 47], "height": 32, "width": 32}
-        reply, pixels = child.ask(request, soon())
-        assert reply == {"shape": [3, 32, 32, 3]} and len(pixels) == 3 * 32 * 32 * 3
-        assert "unusable" in child.ask({"do": "probe", "path": path + "x"}, soon())[0]
-        assert "unusable" in child.ask({"do": "decode"}, soon())[0]
+        frames = child.ask(request, soon())["frames"]
+        assert frames.shape == (3, 32, 32, 3) and frames.dtype == np.uint8
+        with pytest.raises(UnusableVideo, match="cannot be opened"):
+            child.ask({"do": "probe", "path": path + "x"}, soon())
+        with pytest.raises(UnusableVideo, match="KeyError"):
+            child.ask({"do": "decode"}, soon())
 
 
 def test_a_child_starts_quickly_and_without_torch(child):
@@ -192,7 +195,7 @@ def test_a_decoder_that_hangs_is_killed(tmp_path, child):
     fifo = tmp_path / "a.mp4"
     os.mkfifo(fifo)  # opening it waits for a writer who never comes
     began = time.monotonic()
-    with pytest.raises(DecoderTimeout):
+    with pytest.raises(ChildTimeout):
         child.ask({"do": "probe", "path": str(fifo)}, soon(0.5))
     assert time.monotonic() - began < 5.0
     assert not psutil.pid_exists(child.pid)
@@ -201,7 +204,7 @@ def test_a_decoder_that_hangs_is_killed(tmp_path, child):
 @pytest.mark.kill
 def test_a_request_larger_than_a_pipe_does_not_hang_on_a_stopped_child(child):
     os.kill(child.pid, signal.SIGSTOP)
-    with pytest.raises(DecoderTimeout):
+    with pytest.raises(ChildTimeout):
         child.ask({"do": "probe", "path": "x" * 1_000_000}, soon(0.5))
 
 
@@ -209,7 +212,7 @@ def test_a_request_larger_than_a_pipe_does_not_hang_on_a_stopped_child(child):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_decoder_that_dies_says_of_what(child, number):
     os.kill(child.pid, number)
-    with pytest.raises(DecoderCrash, match=f"died of {number.name}"):
+    with pytest.raises(ChildCrash, match=f"died of {number.name}"):
         child.ask({"do": "probe", "path": "x"}, soon())
 
 
