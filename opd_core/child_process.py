@@ -85,6 +85,13 @@ class Child:
         except (EOFError, OSError):
             raise self._crash() from None
 
+    def receive_into(self, buffer: memoryview) -> None:
+        """Fill it with the bytes of a `send_bytes` of the child: faster than a pickled array."""
+        try:
+            self._connection.recv_bytes_into(buffer)
+        except (EOFError, OSError):
+            raise self._crash() from None
+
     @contextlib.contextmanager
     def killed_at(self, deadline: float) -> Iterator[None]:
         """Kill the child where the block lasts until `deadline`, of `time.monotonic`; whoever waits

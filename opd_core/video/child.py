@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from opd_core.child_process import Child, ChildCrash, ChildTimeout
 from opd_core.types import VideoOPDError
 from opd_core.video.frame_times import UnusableVideo
@@ -41,9 +43,19 @@ class DecoderProcess(Child):
             with self.killed_at(deadline):
                 self.send(request)
                 reply: dict[str, Any] | UnusableVideo = self.receive()
+                if isinstance(reply, dict) and "shape" in reply:
+                    reply["frames"] = self._frames(reply.pop("shape"))
         except BaseException:  # Ctrl-C, too: the child owes an answer, which the next would get
             self.close()
             raise
         if isinstance(reply, UnusableVideo):
             raise reply
         return reply
+
+    def _frames(self, shape: tuple[int, ...]) -> np.ndarray:
+        """[F, H, W, 3] uint8, which come one by one: a message of all would be copied three times,
+        which takes a tenth of the time of decoding."""
+        frames = np.empty(shape, np.uint8)
+        for frame in frames:
+            self.receive_into(frame.reshape(-1).data)
+        return frames

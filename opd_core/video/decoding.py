@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any
+
+import numpy as np
 
 from opd_core import child_process
 from opd_core.video.decoders import PICKERS, ProbedVideo, check_end, decode, probe
@@ -27,13 +30,17 @@ def _serve(connection: Connection, decoder: str) -> None:
     while True:
         request = connection.recv()
         reply: dict[str, Any] | UnusableVideo
+        frames: Iterable[np.ndarray] = ()
         try:
             reply = _answer(request, decoder, last)
+            frames = reply.pop("frames", ())
         except UnusableVideo as error:
             reply = error
         except Exception as error:  # the reason goes to the parent; this process serves on
             reply = UnusableVideo(f"cannot be decoded: {error!r}")
         connection.send(reply)
+        for frame in frames:
+            connection.send_bytes(frame.reshape(-1).data)
 
 
 def _answer(request: dict[str, Any], decoder: str, last: list[ProbedVideo]) -> dict[str, Any]:
@@ -42,7 +49,8 @@ def _answer(request: dict[str, Any], decoder: str, last: list[ProbedVideo]) -> d
         return _survey(request["path"])
     if request["do"] == "decode":
         indices, height, width = (request[name] for name in ("indices", "height", "width"))
-        return {"frames": decode(last[0], indices, height, width, PICKERS[decoder])}
+        frames = decode(last[0], indices, height, width, PICKERS[decoder])
+        return {"shape": frames.shape, "frames": frames}
     last[:] = [probe(request["path"])]
     video = last[0]
     return {
