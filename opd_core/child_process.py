@@ -68,18 +68,18 @@ class Child:
         return self._process.pid
 
     @property
-    def is_closed(self) -> bool:
+    def is_ended(self) -> bool:
         return self._connection.closed
 
     def send(self, message: Any) -> None:
-        """Raises `ChildCrash`, after which the child is closed."""
+        """Raises `ChildCrash`, after which it is ended."""
         try:
             self._connection.send(message)
         except OSError:
             raise self._crash() from None
 
     def receive(self) -> Any:
-        """Wait for the child's next message. Raises `ChildCrash`, after which it is closed."""
+        """Wait for the child's next message. Raises `ChildCrash`, after which it is ended."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
@@ -98,14 +98,14 @@ class Child:
         for it then lets go. Raises `ChildTimeout` from the block."""
         lock, is_over, is_late = threading.Lock(), False, False
 
-        def end() -> None:
+        def too_late() -> None:
             nonlocal is_late
             with lock:
                 if not is_over:
                     is_late = True
                     self.kill()
 
-        timer = threading.Timer(deadline - time.monotonic(), end)
+        timer = threading.Timer(deadline - time.monotonic(), too_late)
         timer.daemon = True
         timer.start()
         crash = None
@@ -118,7 +118,7 @@ class Child:
             with lock:
                 is_over = True
         if is_late:
-            self.close()
+            self.end()
             raise ChildTimeout
         if crash is not None:
             raise crash
@@ -126,11 +126,11 @@ class Child:
     def kill(self) -> None:
         """End it and what it started. From another thread: the one that waits in `receive` then
         gets `ChildCrash`."""
-        if not self.is_closed:
+        if not self.is_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Kill the child, whatever it does, and reap it. May be called twice."""
         self.kill()
         self._process.wait()
@@ -148,7 +148,7 @@ class Child:
         code = self._process.poll()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        self.close()
+        self.end()
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"died of {signal.Signals(-code).name}"

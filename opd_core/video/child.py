@@ -16,7 +16,7 @@ START_SECONDS = 60.0
 
 
 class DecoderProcess(Child):
-    """One child. After any exception of `ask` but `UnusableVideo` it is closed, and another is to
+    """One child. After any exception of `ask` but `UnusableVideo` it is ended, and another is to
     be made."""
 
     def __init__(self, decoder: str) -> None:
@@ -46,7 +46,7 @@ class DecoderProcess(Child):
                 if isinstance(reply, dict) and "shape" in reply:
                     reply["frames"] = self._frames(reply.pop("shape"))
         except BaseException:  # Ctrl-C, too: the child owes an answer, which the next would get
-            self.close()
+            self.end()
             raise
         if isinstance(reply, UnusableVideo):
             raise reply

@@ -61,7 +61,7 @@ def probe_files(
         if fault := _fault(path):
             return fault
         child: DecoderProcess | None = getattr(of_thread, "child", None)
-        if child is None or child.is_closed:
+        if child is None or child.is_ended:
             child = of_thread.child = DecoderProcess("pyav")
             started.append(child)
         return _survey(child, path, timeout_seconds)
@@ -77,7 +77,7 @@ def probe_files(
             child.kill()  # whoever waits for it lets go
         threads.shutdown()
         for child in started:
-            child.close()
+            child.end()
 
 
 def _fault(path: Path) -> Unusable | None:

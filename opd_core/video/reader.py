@@ -149,7 +149,7 @@ class VideoReader:
             self._thread.join()
         with self._decoding:
             if self._child is not None:
-                self._child.close()
+                self._child.end()
                 self._child = None
 
     def _work_ahead(self) -> None:
@@ -206,9 +206,9 @@ class VideoReader:
 
     def _stored_or_decoded(self, path: Path) -> VideoClip:
         store = self.store
-        if store is not None and (kept := store.get(path, self._spec)) is not None:
+        if store is not None and (stored := store.get(path, self._spec)) is not None:
             try:
-                return unpack(kept)
+                return unpack(stored)
             except (ValueError, KeyError, TypeError):
                 store.discard(path, self._spec)
         clip = self._decode(path)
@@ -222,7 +222,7 @@ class VideoReader:
 
     def _decode(self, path: Path) -> VideoClip:
         seconds = self._settings.decode_timeout_seconds
-        if self._child is None or self._child.is_closed:
+        if self._child is None or self._child.is_ended:
             self._child = DecoderProcess(self._settings.decoder)
         try:
             return self._ask_child(self._child, path, time.monotonic() + seconds)
@@ -272,8 +272,8 @@ class VideoReader:
 
 def _file_key(path: Path) -> _Key:
     try:
-        found = path.stat()
-        if stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
             with path.open("rb") as file:  # rights, a stale mount: not for the decoder to find out
                 file.read(1)
     except FileNotFoundError:
@@ -282,11 +282,11 @@ def _file_key(path: Path) -> _Key:
         raise NoFileError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise VideoError(f"{path} cannot be read: {error}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{path} is no regular file")
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes)")
-    return str(path.absolute()), found.st_mtime_ns, found.st_size
+    return str(path.absolute()), status.st_mtime_ns, status.st_size
 
 
 def _not_there_any_more(path: Path) -> NoFileError | None:

@@ -155,8 +155,8 @@ def soon(seconds: float = 30.0) -> float:
 def child():
     process = DecoderProcess("pyav")
     yield process
-    process.close()
-    process.close()
+    process.end()
+    process.end()
     assert not psutil.pid_exists(process.pid)
 
 
@@ -186,7 +186,7 @@ def test_a_child_starts_quickly_and_without_torch(child):
     loaded = {Path(m.path).name for m in psutil.Process(child.pid).memory_maps()}
     assert not [name for name in loaded if "torch" in name or "decord" in name]
     began = time.monotonic()
-    DecoderProcess("pyav").close()
+    DecoderProcess("pyav").end()
     assert time.monotonic() - began < 5.0  # 0.2 s on an idle machine
 
 
@@ -274,4 +274,4 @@ def test_a_decoder_that_cannot_be_imported_is_nobodys_video(monkeypatch, tmp_pat
 def test_modules_in_the_folder_one_stands_in_do_not_shadow(monkeypatch, tmp_path):
     (tmp_path / "numpy.py").write_text("raise ImportError('shadowed')")
     monkeypatch.chdir(tmp_path)
-    DecoderProcess("pyav").close()
+    DecoderProcess("pyav").end()

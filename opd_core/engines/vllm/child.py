@@ -96,16 +96,16 @@ class ChildEngine(Child):
             return content
         if status == "refused":
             raise VideoOPDError(content)
-        super().close()
+        self.end()
         raise RuntimeError(f"the vLLM process failed:\n{content}")
 
     def close(self) -> None:
         """Ends it, its workers, and gives its memory back. May be called twice."""
-        if not self.is_closed:
+        if not self.is_ended:
             with contextlib.suppress(ChildCrash):
                 self.send(None)
             self.wait(CLOSE_SECONDS)
-        super().close()
+        self.end()
 
     def __enter__(self) -> ChildEngine:
         return self
@@ -114,7 +114,7 @@ class ChildEngine(Child):
         if kind is None or issubclass(kind, GeneratorExit):
             self.close()
         else:
-            super().close()  # it may be in the middle of a batch
+            self.end()  # it may be in the middle of a batch
 
 
 @contextlib.contextmanager
