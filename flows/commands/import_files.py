@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -193,9 +193,10 @@ def _probe(
     summary.looked_at, summary.known_before = len(todo), len(wanted) - len(todo)
     if todo:
         jobs = options.jobs or len(os.sched_getaffinity(0))
-        with progress("videos", len(wanted)) as advance, cache.appending():
+        results = probe_files(folder.path, todo, jobs, options.probe_seconds)
+        with progress("videos", len(wanted)) as advance, cache.appending(), closing(results):
             advance(summary.known_before)
-            for name, result in probe_files(folder.path, todo, jobs, options.probe_seconds):
+            for name, result in results:
                 cache.add(name, result)
                 advance(1)
     return cache.known
