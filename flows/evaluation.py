@@ -25,21 +25,20 @@ from flows.stage.rows import eval_examples
 from opd_core.model.weight_files import is_adapter
 from opd_core.prompts.question_key import evaluation_question
 from opd_core.spans.bootstrap import RESAMPLES, Estimate, estimates
-from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.metrics import duration_bucket, no_span, per_example, titles
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import QuarantinedItem, VideoOPDError
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
 
 OpenRun = Callable[[str], "Run"]
-SHOWN = {"miou": "mIoU", **{name: f"R1@0.{name[-2]}" for name in RECALLS}}
 ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Who answered, and a row an example: PER_EXAMPLE's columns, example_id, video, source, ..."""
+    """Who answered, and a row an example: the metrics of `per_example`, example_id, video, source, ..."""
 
     who: str
     rows: pl.DataFrame
@@ -57,7 +56,7 @@ class Group:
     examples: int
     videos: int
     metrics: dict[str, Estimate]
-    """By the names of `PER_EXAMPLE`."""
+    """By the names of `per_example`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) ->
     """`set_aside`: item_id and reason of what was asked and may have no answer."""
     examples = run.present().select("example_id", "source", "duration", video="video_path")
     found = (
-        rows.select("example_id", *(value.alias(name) for name, value in PER_EXAMPLE.items()))
+        rows.select("example_id", *(value.alias(name) for name, value in per_example().items()))
         .join(examples, on="example_id")
         .with_columns(duration=duration_bucket(pl.col("duration")), seconds=pl.col("duration"))
         .sort("example_id")
@@ -161,9 +160,10 @@ def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
 
 
 def _group(name: str, rows: pl.DataFrame) -> Group:
-    values = rows.select(pl.col(metric).cast(pl.Float64) for metric in PER_EXAMPLE).to_numpy()
+    names = list(per_example())
+    values = rows.select(pl.col(names).cast(pl.Float64)).to_numpy()
     found = estimates(np.ascontiguousarray(values), rows["video"].to_list())
-    metrics = dict(zip(PER_EXAMPLE, found, strict=True))
+    metrics = dict(zip(names, found, strict=True))
     return Group(name, rows.height, rows["video"].n_unique(), metrics)
 
 
@@ -178,16 +178,17 @@ def numbers(group: Group) -> dict[str, float]:
 
 def compare(a: Answers, b: Answers) -> Comparison:
     """Paired on the examples that both answered. Raises `VideoOPDError` when they share none."""
-    left, right = (side.rows.cast(dict.fromkeys(PER_EXAMPLE, pl.Float64)) for side in (a, b))
-    both = left.join(right.select("example_id", *PER_EXAMPLE), on="example_id", suffix="_b")
+    names = list(per_example())
+    left, right = (side.rows.cast(dict.fromkeys(names, pl.Float64)) for side in (a, b))
+    both = left.join(right.select("example_id", *names), on="example_id", suffix="_b")
     both = both.sort("example_id")
     if both.is_empty():
         raise VideoOPDError(
             f"{a.who} ({left.height} examples) and {b.who} ({right.height}) share no example; "
             "evaluate both on the same data.eval"
         )
-    other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in PER_EXAMPLE)
-    apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in PER_EXAMPLE)
+    other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in names)
+    apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in names)
     of_a, of_b, difference = (_group(ALL, rows) for rows in (both, other, apart))
     only = left.height - both.height, right.height - both.height
     return Comparison(a.who, b.who, both.height, *only, of_a, of_b, difference)
@@ -279,15 +280,16 @@ def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
         _print_json({"who": answers.who, "left_out": answers.left_out, **_how(), "groups": groups})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "examples", "videos", "", *(p.name for p in PROTOCOLS)):
+    for name in ("", "examples", "videos", "", *PROTOCOLS):
         table.add_column(name, justify="left" if not name else "right")
     for group in found:
         counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
-        for metric, shown in SHOWN.items():
-            cells = [_cell(group.metrics[f"{p.name}_{metric}"]) for p in PROTOCOLS]
+        for metric, shown in titles().items():
+            given = [group.metrics.get(f"{name}_{metric}") for name in PROTOCOLS]
+            cells = ["" if estimate is None else _cell(estimate) for estimate in given]
             table.add_row(*counts, shown, *cells)
             counts = ["", "", ""]
-        spans = [_cell(group.metrics[NO_SPAN[p.name]]) for p in PROTOCOLS]
+        spans = [_cell(group.metrics[no_span(name)]) for name in PROTOCOLS]
         table.add_row(*counts, "no span", *spans)
         table.add_section()
     out = console()
@@ -309,8 +311,12 @@ def _show_comparison(found: Comparison, format: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
         table.add_column(name, justify="left" if not name else "right")
-    names = {f"{p.name}_{m}": f"{p.name} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
-    names |= {NO_SPAN[p.name]: f"{p.name} no span" for p in PROTOCOLS if p.reader}
+    names = {
+        f"{name}_{end}": f"{name} {title}"
+        for name in PROTOCOLS
+        for end, title in PROTOCOLS[name].metrics.items()
+    }
+    names |= {no_span(name): f"{name} no span" for name in PROTOCOLS if PROTOCOLS[name].reader}
     names["parse_failures"] = "no span"
     for metric, shown in names.items():
         sides = [_value(group.metrics[metric].value) for group in (found.of_a, found.of_b)]
@@ -348,9 +354,9 @@ def _footnote(group: Group) -> str:
             f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
         )
     lines = [spread]
-    lines += [f"{p.name}: {p.words}." for p in PROTOCOLS]
+    lines += [f"{name}: {PROTOCOLS[name].about}." for name in PROTOCOLS]
     lines.append("No span is IoU 0.")
-    if unknown := [p.name for p in PROTOCOLS if group.metrics[f"{p.name}_miou"].value is None]:
+    if unknown := [name for name in PROTOCOLS if group.metrics[f"{name}_miou"].value is None]:
         lines.append(
             f"{ABSENT}: some answers are of before {', '.join(unknown)} was kept; `videoopd stage "
             "evaluate CONFIG --force` asks them again."

@@ -488,6 +488,20 @@ class Rerun:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an evaluation protocol that has no columns of its own makes of an answer."""
+
+    protocol: Annotated[str, "Its name (the entry point's, of another package's)."]
+    start: Annotated[float | None, "Start that it reads in the text, s, not rounded; null: none."]
+    end: Annotated[float | None, "End of the same span, s."]
+    iou: Annotated[float, "Its IoU; no span counts 0."]
+
+    @property
+    def span(self) -> Span | None:
+        return None if self.start is None or self.end is None else Span(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One greedy answer of one policy to one example of the eval split."""
 
@@ -514,6 +528,10 @@ class Evaluation:
     ]
     engine: Annotated[str, "What sampled it."]
     seconds: Annotated[float, "Wall-clock of this answer's share of its batch."]
+    judgements: Annotated[
+        Sequence[Judgement] | None,
+        "What each protocol without columns of its own makes of it; null: none was installed.",
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,6 +557,10 @@ class ModelEvaluation:
     ]
     engine: Annotated[str, "What sampled it."]
     seconds: Annotated[float, "Wall-clock of this answer's share of its batch."]
+    judgements: Annotated[
+        Sequence[Judgement] | None,
+        "What each protocol without columns of its own makes of it; null: none was installed.",
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
