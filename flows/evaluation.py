@@ -38,7 +38,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Who answered, and a row an example: the metrics of `per_example`, example_id, video, source, ..."""
+    """Who answered, and a row an example: `per_example`, example_id, video, source, ..."""
 
     who: str
     rows: pl.DataFrame

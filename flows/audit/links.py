@@ -27,6 +27,8 @@ from storage.audit.links import BrokenLink, Checked
 if TYPE_CHECKING:
     from storage.runs.run import Run
 
+Compared = tuple[str, float | None, float | None]
+"""What it is called, what is stored, what it should be."""
 IOU_TOLERANCE = 1e-9
 """Of means that may be summed in another order."""
 
@@ -326,12 +328,11 @@ def answers(run: Run) -> Checked:
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
             windows = truth[row["example_id"]]
-            compared = [(iou, row[iou], answer_iou(span, *windows))]
+            compared: list[Compared] = [(iou, row[iou], answer_iou(span, *windows))]
             if evaluated:
                 compared += _by_protocols(row, span, windows)
-                unknown.update(
-                    j["protocol"] for j in _foreign(row) if j["protocol"] not in PROTOCOLS
-                )
+                judges = (stored["protocol"] for stored in _foreign(row))
+                unknown.update(name for name in judges if name not in PROTOCOLS)
             for name, stored, value in compared:
                 if not _same(stored, value):
                     raise BrokenLink.at(where, name, stored, value)
@@ -353,9 +354,9 @@ def _foreign(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _by_protocols(
     row: dict[str, Any], span: Span | None, truth: Sequence[Span]
-) -> Iterator[tuple[str, float | None, float | None]]:
-    """A name, what is stored and what should be, of all that a protocol made of an answer; nothing
-    of rows from before it was kept, or where it is not installed."""
+) -> Iterator[Compared]:
+    """Of all that a protocol made of an answer; nothing where it was not kept yet, or where it is
+    not installed."""
     timelens = {end: row[f"timelens_{end}"] for end in ("start", "end", "iou")}
     others = ((stored["protocol"], stored) for stored in _foreign(row))
     for name, values in (("timelens", timelens), *others):

@@ -1,4 +1,4 @@
-"""QVHighlights' protocol: the span that fits best counts, where a sentence is true several times."""
+"""QVHighlights' protocol: the best of the spans counts, where a sentence is true several times."""
 
 from __future__ import annotations
 

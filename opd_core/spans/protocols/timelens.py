@@ -1,4 +1,4 @@
-"""TimeLens' protocol: as its released evaluation reads an answer (as of April 2026), for numbers that
+"""TimeLens' protocol: as its released evaluation (of April 2026) reads an answer, for numbers that
 can stand beside published ones.
 
 By rank, wherever in the text: two clocks (`mm:ss` or `hh:mm:ss`, with a fraction); else the first
