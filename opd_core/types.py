@@ -317,8 +317,8 @@ class Selection:
     disagreement: Annotated[float | None, "teacher_iou - student_iou."]
     reverse_kl: Annotated[
         float | None,
-        "Mean of sampling - teacher log-probs of the unit, nats a token, where the "
-        "ranking is by it.",
+        "k1 estimate of KL(pi_v || q): mean of sampling - teacher log-probs of the unit, "
+        "nats a token, where the ranking is by it.",
     ]
     rank: Annotated[
         int | None,
@@ -359,8 +359,8 @@ class UpdateStep:
     rollouts: Annotated[int, "Trained rollouts."]
     reverse_kl: Annotated[
         float | None,
-        "Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of "
-        "KL(pi || q)); None without the teacher's scores, or on answers that the "
+        "k1 estimate of KL(pi || q), of the policy as trained so far: mean of student - "
+        "teacher log-probs over the sampled tokens; None without the teacher's scores, or on answers that the "
         "policy has not sampled. So are the next four, which compare with the policy "
         "that sampled.",
     ]

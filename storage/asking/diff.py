@@ -202,7 +202,7 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
     for name, column in (
         ("student IoU", "student_iou"),
         ("teacher IoU", "teacher_iou"),
-        ("reverse KL, nats a token", "reverse_kl"),
+        ("reverse KL (k1), nats a token", "reverse_kl"),
     ):
         sides = [
             of_round(run).group_by("example_id").agg(value=pl.col(column).mean()) for run in (a, b)
