@@ -360,9 +360,9 @@ class UpdateStep:
     reverse_kl: Annotated[
         float | None,
         "k1 estimate of KL(pi || q), of the policy as trained so far: mean of student - "
-        "teacher log-probs over the sampled tokens; None without the teacher's scores, or on answers that the "
-        "policy has not sampled. So are the next four, which compare with the policy "
-        "that sampled.",
+        "teacher log-probs over the sampled tokens; None without the teacher's scores, or "
+        "on answers that the policy has not sampled. So are the next four, which compare "
+        "with the policy that sampled.",
     ]
     policy_kl: Annotated[
         float | None,

@@ -15,9 +15,9 @@ from opd_core.focus.drawing import gaussian, in_drawn_order, uniform_number
 from opd_core.focus.select import (
     candidates,
     known_unreliable,
-    sampling_k1s,
     needs_predictions,
     needs_scores,
+    sampling_k1s,
     select,
 )
 
