@@ -115,13 +115,12 @@ def migrate(folder: Path) -> dict[str, list[str]]:
 
     version = format_of(folder)
     given: dict[str, list[str]] = {}
-    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     for name, spec in TABLES.items():
         lock = locks.held(folder / ".locks" / f"{name}.lock", "migrate", 120.0)
         with disk_troubles(folder), lock:
             if not (folder / f"{name}.lance").exists():
                 if version < SCHEMA_VERSION:  # else it is lost, and whoever reads it says so
-                    _create(folder, spec, rounds)
+                    _create(folder, spec)
                     given[name] = [column.name for column in spec.columns]
                 continue
             dataset = lance.dataset(folder / f"{name}.lance")
@@ -153,10 +152,11 @@ def migrate(folder: Path) -> dict[str, list[str]]:
     return given
 
 
-def _create(folder: Path, spec: TableSpec, rounds: list[str]) -> None:
+def _create(folder: Path, spec: TableSpec) -> None:
     """An empty table, whole or not at all; it was as empty when each of the rounds was finished."""
     import lance
 
+    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     aside = folder / f".{spec.name}.creating-{uuid.uuid4().hex}"
     try:
         dataset = lance.write_dataset(spec.schema.empty_table(), aside, mode="create")

@@ -52,7 +52,7 @@ def without_judgements(tables: Path) -> None:
     lance.dataset(tables / "evaluations.lance").drop_columns(["judgements"])
 
 
-def test_a_column_that_came_within_a_format(tmp_path):
+def test_a_column_that_came_within_a_format(tmp_path, capsys):
     """It is absent and asked for like one of a later format, and lost nothing when it came."""
     run = new_run(tmp_path)
     one = one_of_each()["evaluations"]
@@ -66,7 +66,9 @@ def test_a_column_that_came_within_a_format(tmp_path):
         again.tables.append("evaluations", [replace(one, policy_version=7)], of_evaluate)
     with pytest.raises(VideoOPDError, match=asked):
         new_run(tmp_path)
-    assert again.migrate() == {"evaluations": ["judgements"]}
+    assert main(["migrate", str(run.path)]) == 0
+    assert f"format {SCHEMA_VERSION}, 1 columns added, no row moved" in capsys.readouterr().out
+    again = Run.open(run.path)
     assert again.migrate() == {} and again.older_rows_end() is None, "the same readers read them"
     made = (Judgement("their", 1.0, 2.0, 0.5), Judgement("other", None, None, 0.0))
     new = replace(one, policy_version=7, judgements=made)
