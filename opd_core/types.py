@@ -519,7 +519,7 @@ class Evaluation:
     ]
     timelens_span: Annotated[
         Span | None,
-        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        "the span that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
     ]
     timelens_iou: Annotated[
         float | None,
@@ -549,7 +549,7 @@ class ModelEvaluation:
     iou: Annotated[float, "Unrounded IoU (`strict`, `qvhighlights`); no span counts 0."]
     timelens_span: Annotated[
         Span | None,
-        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        "the span that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
     ]
     timelens_iou: Annotated[
         float | None,
