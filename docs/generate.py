@@ -32,7 +32,8 @@ from opd_core.config.template import (  # noqa: E402
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
 from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective  # noqa: E402
-from opd_core.types import UpdateStep  # noqa: E402
+from opd_core.spans.protocols.known import PROTOCOLS  # noqa: E402
+from opd_core.types import Judgement, UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
 
@@ -160,6 +161,8 @@ def tables_page() -> str:
         blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
     steps = "Of `updates.steps`, a struct a step."
     blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
+    judgements = "Of `judgements` in `evaluations` and `model_evaluations`, a struct a protocol."
+    blocks += ["## A judgement of an answer", judgements, _columns(columns_of(Judgement))]
     blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
     return _page("Tables and columns", *blocks)
 
@@ -219,11 +222,11 @@ def _argument(action: argparse.Action) -> str:
     return names if action.nargs == 0 else f"{names} {value}"
 
 
-# --- objectives and curricula --------------------------------------------------------------------
+# --- parts that are registered by name -----------------------------------------------------------
 
 
 def objectives_page() -> str:
-    """Every objective, curriculum and prompt template, with what it says of itself."""
+    """Every objective, curriculum, prompt template and protocol, with what it says of itself."""
     objectives = (
         (f"`{name}`", one.about, _needs(one), ", ".join(one.importance_levels) or "none")
         for name, one in ((name, OBJECTIVES[name]) for name in OBJECTIVES)
@@ -240,8 +243,8 @@ def objectives_page() -> str:
     templates = ((f"`{name}`", TEMPLATES[name].about) for name in TEMPLATES)
     blocks = [
         "Another package adds one by an entry point of the groups `videoopd.objectives`, "
-        "`videoopd.curricula`, `videoopd.templates` and `videoopd.formats`; `CONTRIBUTING.md` says "
-        "how.",
+        "`videoopd.curricula`, `videoopd.templates`, `videoopd.formats` and `videoopd.protocols`; "
+        "`CONTRIBUTING.md` says how.",
         "## Objectives",
         "`update.objective`; which to use when is in "
         "[Change the objective](../how-to/objectives.md).",
@@ -258,7 +261,17 @@ def objectives_page() -> str:
     for name in CURRICULA:
         blocks += _with_its_module(name, CURRICULA[name].pick)
     blocks += ["## Prompt templates", "`prompt.template`.", _table(("template", ""), templates)]
-    return _page("Objectives, curricula, templates", *blocks)
+    protocols = (
+        (f"`{name}`", one.about, ", ".join(one.metrics.values()))
+        for name, one in ((name, PROTOCOLS[name]) for name in PROTOCOLS)
+    )
+    blocks += [
+        "## Evaluation protocols",
+        "Each answer of the eval split is judged by all of them; "
+        "[Evaluate](../how-to/evaluate.md) tells how they differ.",
+        _table(("protocol", "", "numbers"), protocols),
+    ]
+    return _page("Objectives, curricula, templates, protocols", *blocks)
 
 
 def _with_its_module(name: str, function: object) -> list[str]:

@@ -169,7 +169,7 @@ def _summary(run: Run, number: int | None) -> Table:
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="nats a token, whole vocabulary")
     headings = ("round", "rollouts", "tokens", "forward KL", "reverse KL", "JS",
-                "reverse KL, sampled", "teacher off by", "student off by")  # fmt: skip
+                "reverse KL, k1", "teacher off by", "student off by")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right")
     for version, _, rollouts, count, *values, teacher, student in rows.iter_rows():

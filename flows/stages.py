@@ -216,7 +216,7 @@ def focus(work: Work, policy: Policy, begun: Begun) -> Done:
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
     seed = round_rows.focus_seed(work, policy)
-    kls = round_rows.reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
+    kls = round_rows.sampling_k1s(work, policy) if curriculum.needs_scores(settings) else None
     chosen = curriculum.select(
         round_rows.rollouts(work, policy), work.predictions(), settings, seed, kls
     ).collect()

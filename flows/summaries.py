@@ -48,8 +48,9 @@ class RoundSummary:
     """R1@m under protocol `strict`: unrounded IoU > m."""
     no_span: float | None = None
     """Share of the eval answers that hold no span."""
-    reverse_kl: float | None = None
-    """Nats a token: mean of sampling - teacher log-probs over the round's scored tokens."""
+    sampling_k1: float | None = None
+    """k1 estimate of the reverse KL: mean of sampling - teacher log-probs over the round's scored
+    tokens, nats."""
     rollouts: int | None = None
     rollouts_without_span: int | None = None
     left_out: int | None = None

@@ -6,7 +6,8 @@ Each is a function of a run that counts what it has checked, or raises `BrokenLi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,7 +16,7 @@ from flows.audit.named import config_of
 from opd_core.extensions import PromptTemplate
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
-from opd_core.spans.protocols import judged
+from opd_core.spans.protocols.known import PROTOCOLS, judgement
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import GroundingExample, Rollout, Span, make_seed
 from storage.audit import links as store
@@ -24,6 +25,8 @@ from storage.audit.links import BrokenLink, Checked
 if TYPE_CHECKING:
     from storage.runs.run import Run
 
+Compared = tuple[str, float | None, float | None]
+"""What it is called, what is stored, what it should be."""
 IOU_TOLERANCE = 1e-9
 """Of means that may be summed in another order."""
 
@@ -101,11 +104,13 @@ def answers(run: Run) -> Checked:
     """Every predicted span is what its text says, every IoU what the two spans give.
 
     Answers that a program of an older format read by other rules are counted: their spans stand.
+    So are those judged by a protocol of a package that is not installed here.
     """
     older = run.older_rows_end()
     read_otherwise = 0
     truth = {e.example_id: e.spans for e in run.read("examples", GroundingExample)}
     asked: dict[str, PromptTemplate] = {}
+    unknown: Counter[str] = Counter()
     count = 0
     for table, key, iou in (
         ("rollouts", ("rollout_id",), "student_iou"),
@@ -133,29 +138,42 @@ def answers(run: Run) -> Checked:
             if row["example_id"] not in truth:
                 raise BrokenLink(f"{where}: there is no example {row['example_id']}")
             windows = truth[row["example_id"]]
-            expected: dict[str, float | None] = {iou: answer_iou(span, *windows)}
+            compared: list[Compared] = [(iou, row[iou], answer_iou(span, *windows))]
             if evaluated:
-                expected |= _by_protocols(row, span, windows)
-            for name, value in expected.items():
-                if not _same(row[name], value):
-                    raise BrokenLink.at(where, name, row[name], value)
+                compared += _by_protocols(row, span, windows)
+                judges = (stored["protocol"] for stored in _foreign(row))
+                unknown.update(name for name in judges if name not in PROTOCOLS)
+            for name, stored, value in compared:
+                if not _same(stored, value):
+                    raise BrokenLink.at(where, name, stored, value)
             count += 1
-    note = f"{read_otherwise:,} that a program of an older format read by other rules"
-    return Checked(count, "answers", (note,) if read_otherwise else ())
+    notes = [f"{n:,} were judged by {name}, which is not installed here"
+             for name, n in sorted(unknown.items())]  # fmt: skip
+    if read_otherwise:
+        notes.append(f"{read_otherwise:,} that a program of an older format read by other rules")
+    return Checked(count, "answers", tuple(notes))
 
 
-_OF_PROTOCOLS = ["timelens_start", "timelens_end", "timelens_iou"]
+_OF_PROTOCOLS = ["timelens_start", "timelens_end", "timelens_iou", "judgements"]
+
+
+def _foreign(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What protocols without columns of their own made of the answer."""
+    return row["judgements"] or []
 
 
 def _by_protocols(
     row: dict[str, Any], span: Span | None, truth: Sequence[Span]
-) -> dict[str, float | None]:
-    """What the columns of the protocols should say; nothing of rows from before they were kept."""
-    if row["timelens_iou"] is None:
-        return {}
-    found = judged(row["text"], span, truth)
-    read = found["timelens_span"] or (None, None)
-    return dict(zip(_OF_PROTOCOLS, (*read, found["timelens_iou"]), strict=True))
+) -> Iterator[Compared]:
+    """Of all that a protocol made of an answer; nothing where it was not kept yet, or where it is
+    not installed."""
+    timelens = {end: row[f"timelens_{end}"] for end in ("start", "end", "iou")}
+    others = ((stored["protocol"], stored) for stored in _foreign(row))
+    for name, values in (("timelens", timelens), *others):
+        if name in PROTOCOLS and values["iou"] is not None:
+            again = judgement(name, row["text"], span, truth)
+            for end in ("start", "end", "iou"):
+                yield f"{name}_{end}", values[end], getattr(again, end)
 
 
 def _same(stored: float | None, value: float | None) -> bool:

@@ -37,7 +37,7 @@ def selections(run: Run) -> Checked:
             run.teacher_predictions().filter(teacher & asked),
             config.focus,
             _focus_seed(config, row["parent_version"]),
-            curriculum.mean_reverse_kls(
+            curriculum.sampling_k1s(
                 run.rollouts().filter(this).select("rollout_id", "sampling_logprobs"),
                 scores.select("rollout_id", "teacher_logprobs"),
             ),

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from flows.commands.arguments import Commands, add, add_overrides, at_least_one
+from opd_core.spans.protocols.known import PROTOCOLS
 
 
 def register(commands: Commands) -> None:
     parser = add(
         commands, "evaluate", evaluate, "how well a policy or a model does, with intervals"
     )
+    parser.description = f"{parser.description} By the protocols {', '.join(PROTOCOLS)}."
     parser.add_argument(
         "target",
         metavar="RUN",

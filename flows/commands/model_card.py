@@ -16,11 +16,10 @@ import polars as pl
 
 from flows.console.report import ABSENT
 from flows.evaluation.answers import Answers, of_policy
-from flows.evaluation.command import SHOWN
 from flows.evaluation.groups import Group, groups
 from opd_core.spans.bootstrap import Estimate
-from opd_core.spans.metrics import NO_SPAN
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.metrics import no_span
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 from storage.runs.run import Run
@@ -128,7 +127,7 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
     from huggingface_hub import EvalResult
 
     name = Path(config["data"]["eval"]).stem
-    for protocol, metric, key in _keys():
+    for protocol, metric, title, key in _keys():
         for item in found[-1:] if found and found[-1].policy_version else []:
             value = item.group.metrics[key].value
             if value is None:  # rows from before the protocol was kept
@@ -140,16 +139,17 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
                 dataset_name=name,
                 dataset_split="eval",
                 metric_type=metric,
-                metric_name=f"{SHOWN[metric]} ({protocol})",
+                metric_name=f"{title} ({protocol})",
                 metric_value=round(value, 4),
                 metric_args={"protocol": protocol, "examples": item.group.examples},
             )
 
 
-def _keys() -> Iterator[tuple[str, str, str]]:
-    for protocol in PROTOCOLS:
-        for metric in SHOWN:
-            yield protocol.name, metric, f"{protocol.name}_{metric}"
+def _keys() -> Iterator[tuple[str, str, str, str]]:
+    """Protocol, metric, what people call it, its name among the metrics of a group."""
+    for name in PROTOCOLS:
+        for metric, title in PROTOCOLS[name].metrics.items():
+            yield name, metric, title, f"{name}_{metric}"
 
 
 def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:
@@ -157,14 +157,14 @@ def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:
         return "It was not evaluated."
     names = ["the base" if item.policy_version == 0 else "this model" for item in found]
     lines = [f"| protocol | metric | {' | '.join(names)} |", "|---" * (2 + len(found)) + "|"]
-    for protocol, metric, key in _keys():
+    for protocol, _, title, key in _keys():
         cells = [_cell(item.group.metrics[key]) for item in found]
-        lines.append(f"| {protocol} | {SHOWN[metric]} | {' | '.join(cells)} |")
-    for name in (rule.name for rule in PROTOCOLS):
-        cells = [_cell(item.group.metrics[NO_SPAN[name]]) for item in found]
+        lines.append(f"| {protocol} | {title} | {' | '.join(cells)} |")
+    for name in PROTOCOLS:
+        cells = [_cell(item.group.metrics[no_span(name)]) for item in found]
         lines.append(f"| {name} | answers without a span | {' | '.join(cells)} |")
     group = found[-1].group
-    rules = " ".join(f"{rule.name}: {rule.words}." for rule in PROTOCOLS)
+    rules = " ".join(f"{name}: {PROTOCOLS[name].about}." for name in PROTOCOLS)
     lines.append(
         f"\nGreedy answers to {group.examples:,} sentences on {group.videos:,} videos of"
         f" `{Path(config['data']['eval']).name}`, with 95 % intervals over videos. {rules} An"

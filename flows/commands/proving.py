@@ -66,10 +66,9 @@ def migrate(options: argparse.Namespace) -> None:
     with opening() as open_run:
         run = open_run(options.run)
         before, given = run.tables.format, run.migrate()
-    if before == run.tables.format:
+    now, columns = run.tables.format, sum(map(len, given.values()))
+    if before == now and not columns:
         print(f"{run.path} is of format {before} already; nothing was changed")
         return
-    columns = sum(map(len, given.values()))
-    print(
-        f"{run.path}: format {before} -> {run.tables.format}, {columns} columns added, no row moved"
-    )
+    format = f"format {before} -> {now}" if before != now else f"format {now}"
+    print(f"{run.path}: {format}, {columns} columns added, no row moved")

@@ -20,7 +20,7 @@ from flows.console.report import ABSENT, accuracy, console
 from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 from storage.frames.store import usage
 from storage.stages import round_number
@@ -280,7 +280,7 @@ def _policies_table(found: Status) -> Table:
         "R1@0.3": "strict_r1_30",
         "R1@0.5": "strict_r1_50",
         "R1@0.7": "strict_r1_70",
-        **{f"{p.name} R1@0.5": f"{p.name}_r1_50" for p in PROTOCOLS if p.name != "strict"},
+        **{f"{name} {title}": metric for name, title, metric in _other_protocols()},
     }
     for name in ("policy", "examples", *shown, "rollouts trained on", "objective"):
         table.add_column(name, justify="right")
@@ -292,6 +292,16 @@ def _policies_table(found: Status) -> Table:
         examples = ABSENT if asked is None else f"{int(asked):,}"
         table.add_row(str(policy.policy_version), examples, *cells, trained, policy.objective or "")
     return table
+
+
+def _other_protocols() -> Iterator[tuple[str, str, str]]:
+    """Name, title and metric of one number a protocol: R1@0.5, or mIoU where it does not count
+    that."""
+    for name in PROTOCOLS:
+        if name != "strict":
+            metrics = PROTOCOLS[name].metrics
+            end = "r1_50" if "r1_50" in metrics else "miou"
+            yield name, metrics[end], f"{name}_{end}"
 
 
 def _tables(run: Run) -> Iterator[TableState]:

@@ -74,7 +74,7 @@ def rounds_table(
         table.add_row(f"eval {name}", start, *(_number(getattr(r, metric)) for r in rounds))
     no_span = _number(before.get("parse_failures"))
     table.add_row("eval answers without a span", no_span, *(_number(r.no_span) for r in rounds))
-    table.add_row("reverse KL, nats a token", "", *(_number(r.reverse_kl) for r in rounds))
+    table.add_row("reverse KL (k1), nats a token", "", *(_number(r.sampling_k1) for r in rounds))
     mismatch = ("" if r.engine_mismatch is None else f"{r.engine_mismatch:.1e}" for r in rounds)
     table.add_row("engine against trainer, nats", "", *mismatch)
     for name, field in (("rollouts", "rollouts"),

@@ -17,7 +17,7 @@ from flows.stage.prepare import Work, check_weights
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.rows import eval_examples
 from opd_core.prompts.question_key import evaluation_question
-from opd_core.spans.metrics import PER_EXAMPLE, duration_bucket
+from opd_core.spans.metrics import duration_bucket, per_example
 from opd_core.types import QuarantinedItem, VideoOPDError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Who answered, and a row an example: PER_EXAMPLE's columns, example_id, video, source, ..."""
+    """Who answered, and a row an example: `per_example`, example_id, video, source, ..."""
 
     who: str
     rows: pl.DataFrame
@@ -94,7 +94,7 @@ def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) ->
     """`set_aside`: item_id and reason of what was asked and may have no answer."""
     examples = run.present().select("example_id", "source", "duration", video="video_path")
     found = (
-        rows.select("example_id", *(value.alias(name) for name, value in PER_EXAMPLE.items()))
+        rows.select("example_id", *(value.alias(name) for name, value in per_example().items()))
         .join(examples, on="example_id")
         .with_columns(duration=duration_bucket(pl.col("duration")), seconds=pl.col("duration"))
         .sort("example_id")

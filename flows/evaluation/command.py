@@ -16,15 +16,14 @@ from flows.evaluation.groups import Comparison, Group, compare, groups
 from flows.stage.prepare import WorkLeft, opened
 from opd_core.adapter_folder import is_adapter
 from opd_core.spans.bootstrap import RESAMPLES, Estimate
-from opd_core.spans.metrics import NO_SPAN, RECALLS
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.metrics import no_span, titles
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
 
 OpenRun = Callable[[str], "Run"]
-SHOWN = {"miou": "mIoU", **{name: f"R1@0.{name[-2]}" for name in RECALLS}}
 
 
 def evaluate_command(
@@ -110,15 +109,16 @@ def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
         _print_json({"who": answers.who, "left_out": answers.left_out, **_how(), "groups": groups})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "examples", "videos", "", *(p.name for p in PROTOCOLS)):
+    for name in ("", "examples", "videos", "", *PROTOCOLS):
         table.add_column(name, justify="left" if not name else "right")
     for group in found:
         counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
-        for metric, shown in SHOWN.items():
-            cells = [_cell(group.metrics[f"{p.name}_{metric}"]) for p in PROTOCOLS]
+        for metric, shown in titles().items():
+            given = [group.metrics.get(f"{name}_{metric}") for name in PROTOCOLS]
+            cells = ["" if estimate is None else _cell(estimate) for estimate in given]
             table.add_row(*counts, shown, *cells)
             counts = ["", "", ""]
-        spans = [_cell(group.metrics[NO_SPAN[p.name]]) for p in PROTOCOLS]
+        spans = [_cell(group.metrics[no_span(name)]) for name in PROTOCOLS]
         table.add_row(*counts, "no span", *spans)
         table.add_section()
     out = console()
@@ -140,8 +140,12 @@ def _show_comparison(found: Comparison, format: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
         table.add_column(name, justify="left" if not name else "right")
-    names = {f"{p.name}_{m}": f"{p.name} {shown}" for p in PROTOCOLS for m, shown in SHOWN.items()}
-    names |= {NO_SPAN[p.name]: f"{p.name} no span" for p in PROTOCOLS if p.reader}
+    names = {
+        f"{name}_{end}": f"{name} {title}"
+        for name in PROTOCOLS
+        for end, title in PROTOCOLS[name].metrics.items()
+    }
+    names |= {no_span(name): f"{name} no span" for name in PROTOCOLS if PROTOCOLS[name].reader}
     names["parse_failures"] = "no span"
     for metric, shown in names.items():
         sides = [_value(group.metrics[metric].value) for group in (found.of_a, found.of_b)]
@@ -179,9 +183,9 @@ def _footnote(group: Group) -> str:
             f"[95 % intervals]: bootstrap over {group.videos:,} videos, {RESAMPLES:,} resamples."
         )
     lines = [spread]
-    lines += [f"{p.name}: {p.words}." for p in PROTOCOLS]
+    lines += [f"{name}: {PROTOCOLS[name].about}." for name in PROTOCOLS]
     lines.append("No span is IoU 0.")
-    if unknown := [p.name for p in PROTOCOLS if group.metrics[f"{p.name}_miou"].value is None]:
+    if unknown := [name for name in PROTOCOLS if group.metrics[f"{name}_miou"].value is None]:
         lines.append(
             f"{ABSENT}: some answers are of before {', '.join(unknown)} was kept; `videoopd stage "
             "evaluate CONFIG --force` asks them again."

@@ -10,7 +10,7 @@ import polars as pl
 
 from flows.evaluation.answers import Answers
 from opd_core.spans.bootstrap import Estimate, estimates
-from opd_core.spans.metrics import PER_EXAMPLE
+from opd_core.spans.metrics import per_example
 from opd_core.types import VideoOPDError
 
 ALL = "all"
@@ -24,7 +24,7 @@ class Group:
     examples: int
     videos: int
     metrics: dict[str, Estimate]
-    """By the names of `PER_EXAMPLE`."""
+    """By the names of `per_example`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,10 @@ def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
 
 
 def _group(name: str, rows: pl.DataFrame) -> Group:
-    values = rows.select(pl.col(metric).cast(pl.Float64) for metric in PER_EXAMPLE).to_numpy()
+    names = list(per_example())
+    values = rows.select(pl.col(names).cast(pl.Float64)).to_numpy()
     found = estimates(np.ascontiguousarray(values), rows["video"].to_list())
-    metrics = dict(zip(PER_EXAMPLE, found, strict=True))
+    metrics = dict(zip(names, found, strict=True))
     return Group(name, rows.height, rows["video"].n_unique(), metrics)
 
 
@@ -70,16 +71,17 @@ def numbers(group: Group) -> dict[str, float]:
 
 def compare(a: Answers, b: Answers) -> Comparison:
     """Paired on the examples that both answered. Raises `VideoOPDError` when they share none."""
-    left, right = (side.rows.cast(dict.fromkeys(PER_EXAMPLE, pl.Float64)) for side in (a, b))
-    both = left.join(right.select("example_id", *PER_EXAMPLE), on="example_id", suffix="_b")
+    names = list(per_example())
+    left, right = (side.rows.cast(dict.fromkeys(names, pl.Float64)) for side in (a, b))
+    both = left.join(right.select("example_id", *names), on="example_id", suffix="_b")
     both = both.sort("example_id")
     if both.is_empty():
         raise VideoOPDError(
             f"{a.who} ({left.height} examples) and {b.who} ({right.height}) share no example; "
             "evaluate both on the same data.eval"
         )
-    other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in PER_EXAMPLE)
-    apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in PER_EXAMPLE)
+    other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in names)
+    apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in names)
     of_a, of_b, difference = (_group(ALL, rows) for rows in (both, other, apart))
     only = left.height - both.height, right.height - both.height
     return Comparison(a.who, b.who, both.height, *only, of_a, of_b, difference)

@@ -88,7 +88,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
             *_copied(work, version - 1),
             *_reuse(work, version - 1),
         ),
-        reverse_kl=kl,
+        sampling_k1=kl,
         rollouts=sampled["rollouts"],
         rollouts_without_span=sampled["without_span"],
         left_out=_count(work, given_up_for(version)),

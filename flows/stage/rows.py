@@ -121,10 +121,10 @@ def focus_seed(work: Work, policy: Policy) -> int:
     return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
 
 
-def reverse_kls(work: Work, policy: Policy) -> pl.LazyFrame:
+def sampling_k1s(work: Work, policy: Policy) -> pl.LazyFrame:
     answers = work.run.rollouts().filter(of_round(policy)).select("rollout_id", "sampling_logprobs")
     scored = scores(work, policy).select("rollout_id", "teacher_logprobs")
-    return curriculum.mean_reverse_kls(answers, scored)
+    return curriculum.sampling_k1s(answers, scored)
 
 
 def set_aside(work: Work, policy: Policy) -> list[QuarantinedItem]:

@@ -19,7 +19,7 @@ from opd_core.engines.base import Engine, Refused, Request, Sample, SamplingPara
 from opd_core.engines.gate import Gate, probe_engine
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
-from opd_core.spans.protocols import judged
+from opd_core.spans.protocols.known import judged
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import (
     Batch,

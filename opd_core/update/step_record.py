@@ -78,7 +78,7 @@ class StepRecord:
         for key, part in zip(self.keys, self._student_T().split(self._lengths), strict=True):
             yield key, tuple(part.tolist())
 
-    def reverse_kl(self) -> float | None:
+    def student_k1(self) -> float | None:
         if self._teacher is None or self._sampling is None:
             return None
         return float((self._student_T() - torch.cat(self._teacher)).mean())

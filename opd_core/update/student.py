@@ -148,7 +148,7 @@ def update_student(
                 grad_norm=grad_norm,
                 tokens=tokens,
                 rollouts=len(measured.keys),
-                reverse_kl=measured.reverse_kl(),
+                reverse_kl=measured.student_k1(),
                 policy_kl=policy_kl,
                 ratio_min=ratio_min,
                 ratio_max=ratio_max,

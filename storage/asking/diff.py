@@ -185,12 +185,16 @@ def _pixels(run: Run) -> dict[str, str]:
 
 
 def _numbers(a: Run, b: Run) -> Iterator[Number]:
-    def answered(run: Run, column: str) -> pl.LazyFrame:
-        rows = run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
-        return rows.select("example_id", pl.col(column).alias("value"))
-
+    answers = [_answers(run) for run in (a, b)]
+    judgements = [_judgements(rows) for rows in answers]
     for name, column in (("strict", "iou"), ("timelens", "timelens_iou")):
-        yield _mean(f"eval IoU, {name}", "examples", answered(a, column), answered(b, column))
+        sides = [rows.select("example_id", value=column) for rows in answers]
+        yield _mean(f"eval IoU, {name}", "examples", *sides)
+    of_any = pl.concat(side.select("protocol") for side in judgements).unique().collect()
+    for name in of_any["protocol"].sort():
+        mine = pl.col("protocol") == name
+        sides = [side.filter(mine).select("example_id", value="iou") for side in judgements]
+        yield _mean(f"eval IoU, {name}", "examples", *sides)
 
     def of_round(run: Run) -> pl.LazyFrame:
         return run.trajectories().filter(pl.col("policy_version") == _versions(run)[1])
@@ -198,7 +202,7 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
     for name, column in (
         ("student IoU", "student_iou"),
         ("teacher IoU", "teacher_iou"),
-        ("reverse KL, nats a token", "reverse_kl"),
+        ("reverse KL (k1), nats a token", "reverse_kl"),
     ):
         sides = [
             of_round(run).group_by("example_id").agg(value=pl.col(column).mean()) for run in (a, b)
@@ -206,6 +210,19 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
         yield _mean(name, "examples", *sides)
     for column in ("sampling_logprobs", "teacher_logprobs"):
         yield _tokenwise(f"{column} of the same answers", column, of_round(a), of_round(b))
+
+
+def _answers(run: Run) -> pl.LazyFrame:
+    """To the eval split, of the side's newest policy."""
+    return run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
+
+
+def _judgements(answers: pl.LazyFrame) -> pl.LazyFrame:
+    """example_id, protocol, iou, ... of each protocol that has no columns of its own."""
+    judged = (
+        answers.select("example_id", "judgements").explode("judgements").drop_nulls("judgements")
+    )
+    return judged.unnest("judgements")
 
 
 def _mean(name: str, of: str, a: pl.LazyFrame, b: pl.LazyFrame) -> Number:

@@ -111,7 +111,7 @@ class Run(RunPolicies):
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
-            older_formats.refuse_to_write(run.tables.folder, run.tables.format)
+            run.tables.refuse_to_write()
             run.check_base()
             policies.rebase(path / "policies", student)
             config = path / "configs" / f"{config_hash}.json"

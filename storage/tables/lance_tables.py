@@ -154,6 +154,7 @@ class Tables:
         rows = to_table(spec, records)
         with disk_troubles(self.folder), self._locked(name, provenance.stage, timeout):
             dataset = self._dataset(name)
+            self._refuse_to_write(spec, dataset)
             fresh = _without_known(rows, dataset, spec.key, provenance.take)
             if fresh.num_rows:
                 lance.write_dataset(
@@ -163,6 +164,15 @@ class Tables:
                     transaction_properties=provenance.transaction_properties(),
                 )
         return int(fresh.num_rows)
+
+    def refuse_to_write(self) -> None:
+        """Raises `VideoOPDError` where the tables have to be brought up first."""
+        for name in self.names:
+            self._refuse_to_write(_spec(name), self._dataset(name))
+
+    def _refuse_to_write(self, spec: TableSpec, dataset: lance.LanceDataset) -> None:
+        missing = older_formats.absent(spec, dataset.schema) or ()
+        older_formats.refuse_to_write(self.folder, self.format, missing)
 
     def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
         """Those of `keys` that have no row, in order. A key of several columns is a tuple."""
@@ -223,8 +233,7 @@ class Tables:
                 f"{what} {self.folder} is missing; restore it from a copy of the run"
             ) from None
         missing = older_formats.absent(spec, dataset.schema)
-        # A tag that is older than a migration has the columns of its day.
-        if missing is None or (missing and version is None and self.format == SCHEMA_VERSION):
+        if missing is None:
             raise VideoOPDError(
                 f"the columns of {uri} are not those of format {self.format}; use the program"
                 " that wrote them, or start a new run in another folder"

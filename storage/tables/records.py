@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opd_core.types import Span, UpdateStep, VideoOPDError
+from opd_core.types import Span, VideoOPDError
 from storage.tables.columns import columns_of, span_columns
 from storage.tables.schemas import TableSpec
 
@@ -28,14 +28,16 @@ def to_table(spec: TableSpec, records: Sequence[Any]) -> pa.Table:
     in the columns `spec.finite`, parallel lists of unequal length.
     """
     values: dict[str, list[Any]] = {}
-    for name, is_span in _fields(spec.record):
+    for name, kind in _fields(spec.record):
         column = [getattr(record, name) for record in records]
-        if is_span:
+        if kind is Span:
             start, end = span_columns(name)
             values[start] = [None if span is None else span[0] for span in column]
             values[end] = [None if span is None else span[1] for span in column]
-        elif name == "steps":
-            values[name] = [[_as_dict(step) for step in steps] for steps in column]
+        elif kind is not None:
+            values[name] = [
+                None if row is None else [_as_struct(one) for one in row] for row in column
+            ]
         else:
             values[name] = column
     schema = pa.schema([column.field for column in spec.own_columns])
@@ -48,31 +50,36 @@ def to_table(spec: TableSpec, records: Sequence[Any]) -> pa.Table:
 def from_rows(record: type[Record], table: pa.Table) -> list[Record]:
     """The rows as records, in order; lists become tuples, provenance columns are ignored."""
     columns: list[list[Any]] = []
-    for name, is_span in _fields(record):
-        if is_span:
+    for name, kind in _fields(record):
+        if kind is Span:
             start, end = (table.column(column).to_pylist() for column in span_columns(name))
             columns.append(
                 [None if s is None else Span(s, e) for s, e in zip(start, end, strict=True)]
             )
-        elif name == "steps":
-            rows = table.column(name).to_pylist()
-            columns.append([tuple(UpdateStep(**step) for step in steps) for steps in rows])
         elif name not in table.column_names:  # left on disk
             columns.append([None] * table.num_rows)
+        elif kind is not None:
+            rows = table.column(name).to_pylist()
+            columns.append([None if r is None else tuple(kind(**one) for one in r) for r in rows])
         else:
             columns.append(_python_values(table.column(name)))
     return [record(*row) for row in zip(*columns, strict=True)]
 
 
-def _fields(record: Any) -> tuple[tuple[str, bool], ...]:
-    """(name, whether it is a span) of each field."""
+def _fields(record: Any) -> Iterator[tuple[str, type | None]]:
+    """(name, `Span` or the record that a list of structs holds; else None) of each field."""
     hints = get_type_hints(record)
-    spans = (Span, Span | None)
-    return tuple((f.name, hints[f.name] in spans) for f in fields(record))
+    for field in fields(record):
+        kinds = [hints[field.name], *get_args(hints[field.name])]
+        lists = (kind for kind in kinds if get_origin(kind) is Sequence)
+        inner: list[type] = [item for kind in lists for item in get_args(kind)]
+        in_lists = next((kind for kind in inner if is_dataclass(kind)), None)
+        yield field.name, Span if Span in kinds else in_lists
 
 
-def _as_dict(step: UpdateStep) -> dict[str, Any]:
-    return {column.name: getattr(step, column.name) for column in columns_of(UpdateStep)}
+def _as_struct(record: Any) -> dict[str, Any]:
+    kind: type = type(record)
+    return {column.name: getattr(record, column.name) for column in columns_of(kind)}
 
 
 def _array(spec: TableSpec, field: pa.Field, values: list[Any]) -> pa.Array:

@@ -16,7 +16,7 @@ from flows.cli import main
 from flows.evaluation.answers import Answers, of_policy
 from flows.evaluation.command import _show_comparison, _show_groups
 from flows.evaluation.groups import compare, groups, numbers
-from opd_core.spans.metrics import PER_EXAMPLE
+from opd_core.spans.metrics import per_example
 from opd_core.tinyworld.world import World
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
@@ -249,11 +249,11 @@ def test_answers_from_before_a_protocol_was_kept_have_no_number_there(
             "timelens_start": [0.0, None, None],
             "timelens_iou": [0.5, None, 0.0],
         }
-    ).with_columns(value.alias(name) for name, value in PER_EXAMPLE.items())
+    ).with_columns(value.alias(name) for name, value in per_example().items())
     answers = Answers("older", older)
     (every,) = groups(answers)
     unknown = {name for name, estimate in every.metrics.items() if estimate.value is None}
-    assert unknown == {name for name in PER_EXAMPLE if name.startswith("timelens")}
+    assert unknown == {name for name in per_example() if name.startswith("timelens")}
     assert (
         every.metrics["strict_miou"].value == 0.5 and every.metrics["strict_miou"].low is not None
     )

@@ -1,5 +1,5 @@
-"""A package of somebody else's adds an objective, a curriculum, a template and a format: a real
-round and a real import with it.
+"""A package of somebody else's adds an objective, a curriculum, a template, a format and an
+evaluation protocol: a real round and a real import with it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from tests.foreign_package import install
+from tests.storage.finished_run import rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''
@@ -80,6 +82,31 @@ POINTS = {
     "videoopd.templates": {"seconds": "their_parts:SECONDS"},
     "videoopd.formats": {"bars": "their_parts:BARS"},
 }
+PROTOCOLS = '''
+from opd_core.spans.protocols.protocol import Protocol
+from opd_core.types import Span
+
+
+def middle(text):
+    """A second about the number of letters that it holds."""
+    letters = sum(c.isalpha() for c in text) % 5
+    return Span(letters, letters + 1.0) if letters else None
+
+
+LETTERS = Protocol(
+    "letters counted, IoU > m", reader=middle, thresholds=(0.1, 0.5), comparison=">"
+)
+HALVES = Protocol(
+    "the share of the truth that is covered",
+    overlap=lambda a, b: max(0.0, min(a.end, b.end) - max(a.start, b.start)) / (b.end - b.start),
+    thresholds=(0.25,),
+)
+'''
+PROTOCOL_POINTS = {
+    "videoopd.protocols": {
+        "letters": "their_protocols:LETTERS", "halves": "their_protocols:HALVES"
+    },
+}  # fmt: skip
 # What a round's command does, without a server; then the audit of all that it wrote.
 ROUND = """
 import json, sys
@@ -89,6 +116,16 @@ from storage.runs.run import Run
 run_without_server(sys.argv[1], 1)
 verdicts = audit(Run.open(sys.argv[2]), Depth(1.0, 1.0, None, 0))
 print(json.dumps([str(v) for v in verdicts if v.broken is not None]))
+"""
+COMMANDS = """
+import contextlib, io, json, sys
+from flows.cli import main
+said = []
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(command)
+    said.append(out.getvalue())
+print(json.dumps(said))
 """
 SETTINGS = {
     "update.objective": "squared",
@@ -109,7 +146,8 @@ def config(write_config: Any, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_round_with_parts_of_another_package(config: Path, tmp_path: Path) -> None:
     theirs = install(tmp_path / "site", "their_parts", SOURCE, POINTS)
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "flows", theirs)))
+    protocols = install(tmp_path / "judges", "their_protocols", PROTOCOLS, PROTOCOL_POINTS)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "flows", theirs, protocols)))
     done = subprocess.run(
         [sys.executable, "-c", ROUND, str(config), str(tmp_path / "run")],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
@@ -135,6 +173,67 @@ def test_a_round_with_parts_of_another_package(config: Path, tmp_path: Path) -> 
     ]
     (step,) = update["steps"]
     assert step["loss"] == pytest.approx(sum(squares) / len(squares), rel=1e-4)
+    _judged_by_their_protocols(run, [ROOT, theirs], protocols)
+
+
+def _judged_by_their_protocols(run: Run, others: list[Path], protocols: Path) -> None:
+    """What they make of an answer stands in the table and in what commands say, and is audited."""
+
+    def said(*commands: list[str], path: Sequence[Path] = (*others, protocols)) -> list[str]:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+            cwd=ROOT, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return printed
+
+    examples = {e["example_id"]: e for e in run.examples().collect().to_dicts()}
+    rows = run.evaluations().collect().to_dicts()
+    ious = []
+    for row in rows:
+        halves, letters = row["judgements"]
+        assert (letters["protocol"], halves["protocol"]) == ("letters", "halves")
+        assert halves["start"] == row["predicted_start"]
+        start = sum(c.isalpha() for c in row["text"]) % 5
+        assert letters["start"] == (start or None)
+        truth = examples[row["example_id"]]
+        shared = min(start + 1, truth["span_end"]) - max(start, truth["span_start"])
+        whole = max(start + 1, truth["span_end"]) - min(start, truth["span_start"])
+        ious.append(max(0.0, shared / whole) if start else 0.0)
+        assert letters["iou"] == pytest.approx(ious[-1])
+    assert 0 < sum(ious) < len(ious)
+    where = str(run.path)
+    (status, table, words, asked, card, audited, diff) = said(
+        ["status", where, "--json"], ["status", where], ["evaluate", where],
+        ["evaluate", where, "--policy", "0", "--format", "json"],
+        ["export", where, "--to", "hub-folder", "--out", f"{where}-folder"],
+        ["audit", where], ["diff", f"{where}@1", where],
+    )  # fmt: skip
+    for policy in json.loads(status)["policies"]:
+        mine = [i for i, row in zip(ious, rows, strict=True)
+                if row["policy_version"] == policy["policy_version"]]  # fmt: skip
+        assert policy["metrics"]["letters_miou"] == pytest.approx(sum(mine) / len(mine))
+        assert policy["metrics"]["letters_r1_10"] == sum(i > 0.1 for i in mine) / len(mine)
+        assert "halves_r1_25" in policy["metrics"] and "halves_r1_50" not in policy["metrics"]
+    assert "letters" in table and "halves" in table
+    assert "letters: letters counted, IoU > m." in words and "R1@0.25" in words
+    assert "letters_parse_failures" in json.loads(asked)["groups"][0]["metrics"]
+    assert "| halves | R1@0.25 |" in Path(f"{where}-folder", "README.md").read_text(), card
+    assert "eval IoU, letters" in diff and "eval IoU, halves" in diff
+    assert "✗" not in audited and "not installed" not in audited
+    (without, table) = said(["audit", where], ["status", where], path=others)
+    assert "✗" not in without
+    assert f"{len(rows)} were judged by halves, which is not installed here" in without
+    assert "letters" not in table
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows[-1]["judgements"][-1]["iou"] = 0.123
+
+    rewrite(run.path, "evaluations", change)
+    (found, unseen) = *said(["audit", where]), *said(["audit", where], path=others)
+    assert "letters_iou is 0.123 and should be" in found and "0.123" not in unseen
 
 
 def test_without_the_package_its_names_are_unknown(config: Path, capsys: Any) -> None:

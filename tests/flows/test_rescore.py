@@ -99,7 +99,7 @@ def test_rescored_divergences_are_those_of_both_models_forwards(
     run = kept.with_name("run")
     assert main(["rescore", str(run), "--round", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "16 rollouts rescored" in printed and "reverse KL, sampled" in printed
+    assert "16 rollouts rescored" in printed and "reverse KL, k1" in printed
     assert main(["rescore", str(kept)]) == 0, "a config names its run"
     assert "16 rollouts rescored" in capsys.readouterr().out, "round 1 was done, round 2 was not"
     assert main(["rescore", str(run)]) == 0

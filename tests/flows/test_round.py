@@ -256,9 +256,9 @@ def test_the_summary_says_what_the_tables_say(
         ]
         assert found.rollouts == len(sampled) == 20
         assert found.tokens == sum(len(r.completion_token_ids) for r in sampled)
-        assert found.reverse_kl == pytest.approx(sum(gaps) / len(gaps), rel=1e-6)
+        assert found.sampling_k1 == pytest.approx(sum(gaps) / len(gaps), rel=1e-6)
         assert found.teacher_passes_saved == 20 - 12
-        assert f"{found.reverse_kl:.3f}" in two_rounds[1], "the command prints the same number"
+        assert f"{found.sampling_k1:.3f}" in two_rounds[1], "the command prints the same number"
 
 
 def test_run_again_it_goes_on_with_round_three(
@@ -317,7 +317,7 @@ def test_a_teacher_that_is_the_student_scores_what_was_sampled(
     sampled = {r.rollout_id: r.sampling_logprobs for r in rows(run, "rollouts")}
     for score in rows(run, "teacher_scores"):
         assert score.teacher_logprobs == pytest.approx(sampled[score.rollout_id], abs=1e-5)
-    assert abs(summary.rounds[-1].reverse_kl) < 1e-5
+    assert abs(summary.rounds[-1].sampling_k1) < 1e-5
     (update,) = rows(run, "updates")
     assert abs(update.steps[0].loss) < 1e-6 and update.steps[0].loss > -1e-7
     assert update.steps[0].grad_norm < 1e-4

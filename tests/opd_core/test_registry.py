@@ -16,6 +16,7 @@ from opd_core.config.load import load_config
 from opd_core.config.template import config_template
 from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective
 from opd_core.registry import Registry
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 from tests.foreign_package import install
 
@@ -82,7 +83,7 @@ def test_a_name_that_two_packages_give_is_refused(
         known["mine"]
 
 
-@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS])
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS, PROTOCOLS])
 def test_every_part_says_what_it_is(parts: Registry[Any]) -> None:
     assert list(parts) and all(parts[name].about for name in parts)
 
@@ -108,9 +109,9 @@ def test_what_each_objective_needs() -> None:
 
 
 def test_the_how_tos_name_them_all() -> None:
-    pages = ("objectives", "curricula")
+    pages = ("objectives", "curricula", "evaluate")
     text = "".join((ROOT / "docs" / "how-to" / f"{page}.md").read_text() for page in pages)
-    assert [n for n in (*OBJECTIVES, *CURRICULA) if f"| `{n}` |" not in text] == []
+    assert [n for n in (*OBJECTIVES, *CURRICULA, *PROTOCOLS) if f"| `{n}` |" not in text] == []
 
 
 def test_configs_are_read_without_torch() -> None:

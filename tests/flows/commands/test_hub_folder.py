@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from flows.cli import main
 from opd_core.model.tree_model import load_model
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.protocols.known import PROTOCOLS
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 
@@ -167,12 +167,10 @@ def test_the_card_says_what_the_tables_say(
     (strict,) = [r for r in card.data.eval_results if r.metric_name == "mIoU (strict)"]
     assert strict.metric_value == pytest.approx(ious.mean(), abs=1e-4)
     assert strict.metric_args == {"protocol": "strict", "examples": len(ious)}
-    assert {r.metric_args["protocol"] for r in card.data.eval_results} == {
-        p.name for p in PROTOCOLS
-    }
-    for protocol in PROTOCOLS:
-        assert f"{protocol.name}: {protocol.words}." in card.text
-        assert f"| {protocol.name} | answers without a span |" in card.text
+    assert {r.metric_args["protocol"] for r in card.data.eval_results} == set(PROTOCOLS)
+    for name in PROTOCOLS:
+        assert f"{name}: {PROTOCOLS[name].about}." in card.text
+        assert f"| {name} | answers without a span |" in card.text
     for text in ("2602.02994", "teacher", run.teacher_hash, "| 2 | sft | 4 |", '"learning_rate"',
                  "AutoModelForImageTextToText.from_pretrained", run.run_id):  # fmt: skip
         assert text in card.text, text
@@ -195,9 +193,9 @@ def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
     from flows.commands.model_card import Evaluated, _metrics, _results
     from flows.evaluation.groups import Group
     from opd_core.spans.bootstrap import Estimate
-    from opd_core.spans.metrics import PER_EXAMPLE
+    from opd_core.spans.metrics import per_example
 
-    absent = {name: name.startswith("timelens") for name in PER_EXAMPLE}
+    absent = {name: name.startswith("timelens") for name in per_example()}
     metrics = {n: Estimate(None if gone else 0.5, None, None) for n, gone in absent.items()}
     found = [Evaluated(1, Group("all", 3, 1, metrics))]
     config = {"data": {"eval": "eval.jsonl"}}

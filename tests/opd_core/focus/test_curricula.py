@@ -17,9 +17,9 @@ from opd_core.focus.drawing import gaussian, in_drawn_order, uniform_number
 from opd_core.focus.select import (
     candidates,
     known_unreliable,
-    mean_reverse_kls,
     needs_predictions,
     needs_scores,
+    sampling_k1s,
     select,
 )
 
@@ -153,7 +153,7 @@ def test_mean_reverse_kl_is_over_the_tokens() -> None:
         {"rollout_id": ["a", "c"], "teacher_logprobs": [[-1.5, -4.0], [-1.0]]},
         schema_overrides={"teacher_logprobs": pl.List(pl.Float32)},
     )
-    found = mean_reverse_kls(rollouts, scores).collect().sort("rollout_id")
+    found = sampling_k1s(rollouts, scores).collect().sort("rollout_id")
     assert found.to_dict(as_series=False) == {"rollout_id": ["a", "c"], "reverse_kl": [1.25, None]}
 
 
@@ -166,7 +166,7 @@ def test_by_reverse_kl_the_ious_do_not_rank() -> None:
     assert chosen["reason"].to_list()[3] == "no teacher score"
     assert chosen["disagreement"].to_list() == pytest.approx([1.0, 0.5, 0.1, 0.8])
     assert candidates(rollouts, predictions, focus) == ["a0", "b0", "c0", "d0"]
-    with pytest.raises(ValueError, match="takes the reverse KLs"):
+    with pytest.raises(ValueError, match="takes the k1 estimates"):
         select(rollouts, predictions, focus)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from opd_core.extensions import TEMPLATES
 from opd_core.spans.answer_reader import after_thoughts, parse_moment, parse_span
-from opd_core.spans.timelens_rule import parse_timelens
+from opd_core.spans.protocols.timelens import parse_timelens
 from opd_core.types import Span
 from tests.opd_core.spans.answers import ANSWERS
 

@@ -219,6 +219,8 @@ def test_an_edited_or_missing_config(copy: Path) -> None:
         ("evaluations", set_last(timelens_iou=0.123), ANSWERS, "timelens_iou is 0.123 and"),
         ("evaluations", set_last(timelens_end=99.5), ANSWERS, "timelens_end is 99.5 and"),
         ("evaluations", set_last(timelens_start=None), ANSWERS, "timelens_start is None and"),
+        ("evaluations", set_last(judgements=[{"protocol": "strict", "start": None, "end": None,
+         "iou": 0.123}]), ANSWERS, "strict_"),
         ("evaluations", set_last(policy_hash="x"), ROLLOUTS, "policy_hash is 'x' and should be"),
         ("teacher_scores", set_all(teacher_hash="x"), SCORES, "has no score by teacher"),
         ("teacher_scores", set_all(teacher_hash="x"), SELECTIONS, "selected is True and"),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opd_core.types import Span, UpdateStep, VideoOPDError
+from opd_core.types import Span, VideoOPDError
 from storage.tables.lance_tables import Tables
 from storage.tables.records import from_rows, to_table
 from storage.tables.schemas import TABLES, TableSpec
@@ -33,8 +33,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         inner = get_args(annotation)[0]
         simple = {int: st.integers(-(2**31), 2**31 - 1), float: LOGPROBS}
         return st.tuples(*[simple[inner] if inner in simple else values(inner)] * T)
-    if annotation is UpdateStep:
-        return records_of(UpdateStep)
+    if is_dataclass(annotation):
+        return records_of(annotation)
     return SIMPLE[annotation]
 
 
