@@ -19,20 +19,16 @@ from opd_core.model.file_modes import give_umask_modes
 from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, stored_tensors
 
 
-def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """As `engines.hf.end_token_ids`, from the folder's files."""
+def generation_config(folder: Path) -> Any:
+    """That of the folder, or what transformers makes of its model's config."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError:
-        generation = GenerationConfig.from_model_config(
+        return GenerationConfig.from_model_config(
             AutoConfig.from_pretrained(folder, local_files_only=True)
         )
-    ids = {tokenizer.eos_token_id}
-    configured = generation.eos_token_id
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(i for i in ids if i is not None)
 
 
 def published_form(folder: Path, target: Path) -> Path:

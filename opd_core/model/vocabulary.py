@@ -30,6 +30,14 @@ def excluded_token_ids(
     return tuple(sorted(placeholder_ids | untokenizable))
 
 
+def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of a model's generation config."""
+    ids = {tokenizer.eos_token_id}
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)
+
+
 def check_same_vocabulary(student: Path, teacher: Path) -> None:
     """Raise `VideoOPDError` unless both folders' tokenizers map the same tokens to the same ids."""
     ours, theirs = _vocabulary(student), _vocabulary(teacher)
