@@ -44,7 +44,7 @@ class ChoosingSection(Section):
             return kind
         raise VideoOPDError(
             f"the settings of {name!r} of {cls.parts.group} are {kind!r}; make them a class that "
-            "inherits from opd_core.config.sections.Section"
+            "inherits from opd_core.config.section.Section"
         )
 
     @classmethod
