@@ -270,9 +270,9 @@ class UpdateSection(ChoosingSection):
     """Truncated importance sampling: weights pi_v / mu of the trainer's policy (before its first
     step) over the engine's log-probs. `token`: a token's own ratio (`policy_gradient`, `grpo`);
     `prefix`: the product over the tokens before it (the objectives that are exact at their state);
-    `sequence`: the product over the rollout. `auto`: for rollouts of vLLM `token` or `prefix`, each
-    part of a weighted sum its own; off for those of hf. With weights, steps after the first cost a
-    forward pass more, before any weight moves."""
+    `sequence`: the product over the rollout. `auto`: `token` or `prefix`, each part of a
+    weighted sum its own, for rollouts of an engine that is not the trainer itself. With weights,
+    steps after the first cost a forward pass more, before any weight moves."""
     tis_cap: Annotated[float, Field(ge=1)] = 2.0
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""
