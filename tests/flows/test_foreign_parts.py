@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from opd_core.annotations.formats.found import Annotated, Format, left_out
 from opd_core.config.section import Section
@@ -36,6 +37,7 @@ from opd_core.types import Span
 class SquaredSection(Section):
     weight: float = 0.5
     """Of the square."""
+    file: Path | None = None
 
 
 class PositiveSection(Section):
@@ -248,7 +250,9 @@ def test_what_another_package_needs_and_takes(config: Path, tmp_path: Path) -> N
     other = ["update.squared.weight=3", "prompt.seconds.digits=3", "focus.last_names.top=2"]
     code = """
 import json, sys
+from pathlib import Path
 from opd_core.config.load import load_config
+from opd_core.config.paths import from_folder
 from opd_core.types import VideoOPDError
 def said(setting):
     try:
@@ -257,6 +261,10 @@ def said(setting):
         return str(error)
     assert type(config).model_validate_json(config.to_json()) == config
     return config.hash
+typed = from_folder(["update.squared.file=x"], Path("/typed"))
+assert load_config(sys.argv[1], typed).update.of("squared").file == Path("/typed/x")
+written = load_config(sys.argv[1], ["update.squared.file=x"]).update.of("squared").file
+assert written == Path(sys.argv[1]).parent / "x"
 assert load_config(sys.argv[1]).update.of("grpo").clip_low == 0.2
 print(json.dumps([said(setting) for setting in sys.argv[2:]]))
 """

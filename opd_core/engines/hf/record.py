@@ -31,12 +31,14 @@ def opened(
 
 
 def scorer() -> tuple[str, str]:
+    """Itself, and the attention of prefix trees."""
     from opd_core.model.tree_attention import NAME
 
     return f"hf, transformers {version('transformers')}", NAME
 
 
 def repeats() -> str:
+    """The version of the libraries that compute."""
     from opd_core.engines.hf.sampling import HFEngine
 
     return HFEngine.version

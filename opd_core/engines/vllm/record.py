@@ -58,6 +58,7 @@ def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
 
 
 def scorer() -> tuple[str, str]:
+    """Itself, and that the attention is not ours."""
     return f"vllm {ENGINE.installed()}", "its own attention"
 
 
