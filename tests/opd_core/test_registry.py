@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,20 +48,20 @@ def registry(group: str = "videoopd.objectives") -> Registry[Objective]:
     return Registry(group, Objective, OWN)
 
 
-def test_an_own_part_is_loaded_when_it_is_asked_for():
+def test_an_own_part_is_loaded_when_it_is_asked_for() -> None:
     known = registry("videoopd.nobody")
     assert list(known) == ["grpo"] and known.problem("grpo") is None
     assert known["grpo"] is OBJECTIVES["grpo"]
 
 
 @pytest.mark.parametrize("name", ["gpro", 3, ["grpo"], {}, "", None, True, "é"])
-def test_an_unknown_name_is_one_sentence_with_the_nearest(name):
+def test_an_unknown_name_is_one_sentence_with_the_nearest(name: object) -> None:
     problem = registry("videoopd.nobody").problem(name)
     assert problem is not None and repr(name) in problem and "grpo" in problem
     assert ("did you mean 'grpo'?" in problem) == (name in ("gpro", ["grpo"]))
 
 
-def test_a_part_of_another_package(tmp_path, monkeypatch):
+def test_a_part_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"videoopd.objectives": {"mine": "other_one:MINE"}}
     monkeypatch.syspath_prepend(install(tmp_path, "other_one", MINE, points))
     known = registry()
@@ -76,14 +77,18 @@ def test_a_part_of_another_package(tmp_path, monkeypatch):
     ("mine", "other_two:NO_OBJECTIVE", "is a int; make it a opd_core.extensions.Objective"),
     ("grpo", "other_two:MINE", "and by videoopd itself"),
 ])  # fmt: skip
-def test_what_cannot_be_used_names_its_entry_point(name, value, word, tmp_path, monkeypatch):
+def test_what_cannot_be_used_names_its_entry_point(
+    name: str, value: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     points = {"videoopd.objectives": {name: value}}
     monkeypatch.syspath_prepend(install(tmp_path, "other_two", MINE, points))
     with pytest.raises(VideoOPDError, match=f"{name} = {value} .*{word}"):
         registry()[name]
 
 
-def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
+def test_a_name_that_two_packages_give_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("other_three", "other_four"):
         points = {"videoopd.objectives": {"mine": f"{module}:MINE"}}
         monkeypatch.syspath_prepend(install(tmp_path / module, module, MINE, points))
@@ -94,17 +99,17 @@ def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, ENGINES, FORMATS])
-def test_every_part_says_what_it_is(parts):
+def test_every_part_says_what_it_is(parts: Registry[Any]) -> None:
     assert list(parts) and all(parts[name].about for name in parts)
 
 
 @pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, ENGINES])
-def test_a_new_config_explains_them_all(parts):
+def test_a_new_config_explains_them_all(parts: Registry[Any]) -> None:
     lines = " ".join(config_template().replace("#", "").split())
     assert [n for n in parts if f"{n}: {parts[n].about}" not in lines] == []
 
 
-def test_what_each_objective_needs():
+def test_what_each_objective_needs() -> None:
     assert [n for n in OBJECTIVES if not OBJECTIVES[n].needs_teacher] == ["grpo", "sft"]
     exact = ["exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl"]
     assert [n for n in OBJECTIVES if OBJECTIVES[n].needs_distribution] == exact
@@ -118,7 +123,7 @@ def test_what_each_objective_needs():
     }
 
 
-def test_what_each_engine_can_and_needs():
+def test_what_each_engine_can_and_needs() -> None:
     assert [n for n in ENGINES if ENGINES[n].scorer is None] == []
     assert [n for n in ENGINES if is_the_trainer(n)] == [TRAINER] == ["hf"]
     assert not is_the_trainer("truth"), "rows of no engine"
@@ -128,13 +133,13 @@ def test_what_each_engine_can_and_needs():
     assert served == ["bfloat16", "float32", "bfloat16"]
 
 
-def test_an_engine_that_needs_what_is_not_installed(monkeypatch):
+def test_an_engine_that_needs_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "ENGINES", {"x": replace(ENGINES["hf"], needs=("no-such-1", "b"))})
     with pytest.raises(VideoOPDError, match=r"'x', which is not .*\(no-such-1, or b\)"):
         choice.installed_engine("x")
 
 
-def test_an_engine_by_another_name_than_the_configs(monkeypatch):
+def test_an_engine_by_another_name_than_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = nullcontext(SimpleNamespace(name="hf"))
     monkeypatch.setattr(choice, "ENGINES", {"x": Engine(about="", opened=lambda *_: opened)})
     config = load_config(ROOT / "configs/tiny.toml")
@@ -145,33 +150,35 @@ def test_an_engine_by_another_name_than_the_configs(monkeypatch):
         pass
 
 
-def test_settings_that_are_no_section_are_refused(tmp_path, monkeypatch):
+def test_settings_that_are_no_section_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     points = {"videoopd.objectives": {"mine": "other_five:OF_A_DICT"}}
     monkeypatch.syspath_prepend(install(tmp_path, "other_five", MINE, points))
 
     class Choosing(ChoosingSection):
         parts = registry()
 
-        def chosen(self):
+        def chosen(self) -> list[str]:
             return []
 
     with pytest.raises(VideoOPDError, match="'mine' .*inherits from .*config.section.Section"):
         Choosing.model_validate({"mine": {}})
 
 
-def test_settings_of_our_own_are_found_like_those_of_others():
+def test_settings_of_our_own_are_found_like_those_of_others() -> None:
     config = load_config(ROOT / "configs/tiny.toml", ["update.grpo.clip_low=0.1"])
     assert config.update.of("grpo") is config.update.grpo and config.of("vllm") is config.vllm
     assert config.update.of("sft") is None and config.of("hf") is None
 
 
-def test_the_how_tos_name_them_all():
+def test_the_how_tos_name_them_all() -> None:
     pages = ("objectives", "curricula")
     text = "".join((ROOT / "docs" / "how-to" / f"{page}.md").read_text() for page in pages)
     assert [n for n in (*OBJECTIVES, *CURRICULA) if f"| `{n}` |" not in text] == []
 
 
-def test_configs_are_read_without_torch():
+def test_configs_are_read_without_torch() -> None:
     code = (
         "import json, sys\n"
         "from opd_core.config.load import load_config\n"
