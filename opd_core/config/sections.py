@@ -18,10 +18,10 @@ FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
 
 
-Engine = Annotated[str, ENGINES]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Annotated[str, ENGINES]
 
 
 class RunSection(Section):
@@ -45,7 +45,7 @@ class ModelSection(Section):
 
 
 class TeacherSection(ModelSection):
-    engine: Engine = "hf"
+    engine: EngineName = "hf"
     """For its predictions and its scores. Scoring by vLLM projects every prompt token onto the
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
@@ -115,7 +115,7 @@ class RolloutSection(Section):
     """Who gives the answers that are trained on. `student` is on-policy distillation; `teacher`
     (answers sampled from it) and `truth` (the annotation as an answer) are the baselines that it
     is compared with."""
-    engine: Engine = "hf"
+    engine: EngineName = "hf"
     max_engine_mismatch: Annotated[float, Field(gt=0)] | None = None
     """Nats. Once a stage some examples are also scored by the trainer's own forward, in another
     order and packing; a token on which the engine's log-prob is further off stops the stage. None:
@@ -304,7 +304,7 @@ class UpdateSection(ChoosingSection):
 
 
 class EvaluateSection(Section):
-    engine: Engine = "hf"
+    engine: EngineName = "hf"
     max_examples: Positive | None = None
     max_new_tokens: Positive = 512
     prompts_per_batch: Positive = 32
@@ -329,7 +329,7 @@ class VLLMSection(Section):
 
     tensor_parallel_size: Positive = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of each GPU. The rest is for the probe: the student once more, in the trainer."""
+    """Share of each GPU. The rest is for the gate: the student once more, in the trainer."""
     dtype: Dtype | None = None
     """None: that of the model."""
     max_model_len: Positive | None = None

@@ -173,7 +173,7 @@ def config(write_config: Any, tmp_path: Path) -> Path:
 def with_their_package(folder: Path, code: str, *arguments: object) -> str:
     """What `code` prints where their package is installed."""
     theirs = install(folder / "site", "their_parts", SOURCE, POINTS)
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "flows", theirs)))
+    path = os.pathsep.join(map(str, (ROOT, theirs)))
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
@@ -222,7 +222,8 @@ def test_without_the_package_its_names_are_unknown(
 ) -> None:
     with pytest.raises(VideoOPDError, match="unknown key '[a-z_.]+'; known are: "):
         load_config(config)
-    named, known = write_config(tmp_path / "named", THEIRS), []
+    named = write_config(tmp_path / "named", THEIRS)
+    known: list[str] = []
     for key, ours in OURS.items():
         with pytest.raises(VideoOPDError, match=f"{key} knows no '{THEIRS[key]}'; known are:"):
             load_config(named, known)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -145,7 +145,7 @@ def test_an_engine_by_another_name_than_the_configs(monkeypatch: pytest.MonkeyPa
     config = load_config(ROOT / "configs/tiny.toml")
     with (
         pytest.raises(VideoOPDError, match="the engine 'x' opens one that calls itself 'hf'"),
-        choice.opened_engine(config, "x", config.student.path, "float32", None),
+        choice.opened_engine(config, "x", config.student.path, "float32", cast(Any, None)),
     ):
         pass
 
