@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -74,4 +75,10 @@ class ChoosingSection(Section):
         if kind is None:
             unknown = InitErrorDetails(type="extra_forbidden", loc=(name,), input=given)
             raise ValidationError.from_exception_data(cls.__name__, [unknown])
-        return TypeAdapter(dict[str, kind]).validate_python({name: given})[name]  # type: ignore[valid-type]
+        return _sections(kind).validate_python({name: given})[name]
+
+
+@cache
+def _sections(kind: type[Section]) -> TypeAdapter[dict[str, Any]]:
+    """What checks {name: a section}, so that errors begin with the name."""
+    return TypeAdapter(dict[str, kind])  # type: ignore[valid-type]
