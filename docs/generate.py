@@ -31,7 +31,14 @@ from opd_core.config.template import (  # noqa: E402
     section_of,
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
-from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective  # noqa: E402
+from opd_core.extensions import (  # noqa: E402
+    CURRICULA,
+    ENGINES,
+    OBJECTIVES,
+    TEMPLATES,
+    Engine,
+    Objective,
+)
 from opd_core.spans.protocols.known import PROTOCOLS  # noqa: E402
 from opd_core.types import Judgement, UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
@@ -226,7 +233,7 @@ def _argument(action: argparse.Action) -> str:
 
 
 def objectives_page() -> str:
-    """Every objective, curriculum, prompt template and protocol, with what it says of itself."""
+    """Every objective, curriculum, engine, template and protocol, with what it says of itself."""
     objectives = (
         (f"`{name}`", one.about, _needs(one), ", ".join(one.importance_levels) or "none")
         for name, one in ((name, OBJECTIVES[name]) for name in OBJECTIVES)
@@ -240,10 +247,15 @@ def objectives_page() -> str:
         )
         for name, one in ((name, CURRICULA[name]) for name in CURRICULA)
     )
+    engines = (
+        (f"`{name}`", one.about, _can(one), ", or ".join(f"`{n}`" for n in one.needs) or "nothing")
+        for name, one in ((name, ENGINES[name]) for name in ENGINES)
+    )
     templates = ((f"`{name}`", TEMPLATES[name].about) for name in TEMPLATES)
     blocks = [
         "Another package adds one by an entry point of the groups `videoopd.objectives`, "
-        "`videoopd.curricula`, `videoopd.templates`, `videoopd.formats` and `videoopd.protocols`; "
+        "`videoopd.curricula`, `videoopd.engines`, `videoopd.templates`, `videoopd.formats` and "
+        "`videoopd.protocols`; "
         "`CONTRIBUTING.md` says how.",
         "## Objectives",
         "`update.objective`; which to use when is in "
@@ -260,6 +272,14 @@ def objectives_page() -> str:
     ]
     for name in CURRICULA:
         blocks += _with_its_module(name, CURRICULA[name].pick)
+    blocks += [
+        "## Engines",
+        "`rollout.engine`, `teacher.engine` and `evaluate.engine`; when to take vLLM is in "
+        "[Sample with vLLM](../how-to/vllm.md).",
+        _table(("engine", "", "beside sampling", "to install"), engines),
+    ]
+    for name in ENGINES:
+        blocks += _with_its_module(name, ENGINES[name].opened)
     blocks += ["## Prompt templates", "`prompt.template`.", _table(("template", ""), templates)]
     protocols = (
         (f"`{name}`", one.about, ", ".join(one.metrics.values()))
@@ -271,7 +291,7 @@ def objectives_page() -> str:
         "[Evaluate](../how-to/evaluate.md) tells how they differ.",
         _table(("protocol", "", "numbers"), protocols),
     ]
-    return _page("Objectives, curricula, templates, protocols", *blocks)
+    return _page("Objectives, curricula, engines, templates, protocols", *blocks)
 
 
 def _with_its_module(name: str, function: object) -> list[str]:
@@ -290,6 +310,17 @@ def _needs(objective: Objective) -> str:
         "the teacher's whole distribution": objective.of_teacher == "vocabulary",
     }
     return ", ".join(words for words, needed in needs.items() if needed) or "only the answers"
+
+
+def _can(engine: Engine) -> str:
+    can = {
+        "scores": engine.scorer is not None,
+        "gives entropies and hidden states": engine.whole_distribution,
+        "is the trainer itself": engine.is_the_trainer,
+        "is weighed by `update.tis`": not engine.is_the_trainer,
+        "can run in another precision than the model's": engine.dtype is not None,
+    }
+    return ", ".join(words for words, does in can.items() if does)
 
 
 def _quoted(docstring: str) -> str:

@@ -58,7 +58,7 @@ class RoundSummary:
     tokens: int | None = None
     """Completion tokens sampled."""
     engine_mismatch: float | None = None
-    """Largest |engine - trainer| log-prob on the rollout stage's probe, nats."""
+    """Largest |engine - trainer| log-prob of what the rollout stage's gate scored again, nats."""
     teacher_passes_saved: int | None = None
     eval_asked: int | None = None
     """Examples of the eval split that it was asked; `eval_examples` of them have an answer."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from opd_core.config.load import Config
-from opd_core.engines.hf import HFEngine
+from opd_core.extensions import ENGINES, TRAINER
 from opd_core.model.agreement import EXACT, Bound, bound_for, served_dtype
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import ExampleEncoder, cut_at_videos
@@ -103,7 +103,8 @@ def sampled_again(
     kept = {r.rollout_id: r for e, answers in rows if e.example_id in wanted for r in answers}
     versions = {r.engine_version for r in kept.values()}
     nobody = config.rollout.source == "truth"
-    same_engine = config.rollout.engine == "hf" and (nobody or versions <= {HFEngine.version})
+    repeats = ENGINES[config.rollout.engine].repeats
+    same_engine = repeats is not None and (nobody or versions <= {repeats()})
     if not (same_engine and _exact(config, config.student.dtype)):
         return _student_again(config, policy, [r for r in rows if r[0].example_id in wanted],
                               tolerance)  # fmt: skip
@@ -151,7 +152,9 @@ def scored_again(
     answers = {example.example_id: r for example, r in rows}
     batches = list(cut_at_videos([example for example, _ in rows], VIDEOS_PER_BATCH))
     chosen = _share(batches, share, generator)
-    exact = config.teacher.engine == "hf" and _exact(config, config.teacher.dtype)
+    exact = ENGINES[config.teacher.engine].repeats is not None and _exact(
+        config, config.teacher.dtype
+    )
     same = exact and not elsewhere
     bound = Bound(tolerance) if tolerance is not None else EXACT if same else _rounding(config)
     kept = {score.rollout_id: score for score in scores}
@@ -179,7 +182,7 @@ def _student_again(
     config: Config, policy: Policy, rows: Sequence[Scored], tolerance: float | None
 ) -> Comparison:
     """The kept tokens under the trainer's forward of the policy that sampled them."""
-    teacher = config.teacher.model_copy(update={"engine": "hf", "dtype": config.student.dtype})
+    teacher = config.teacher.model_copy(update={"engine": TRAINER, "dtype": config.student.dtype})
     score = config.score.model_copy(
         update={"teacher_topk": 0, "teacher_entropy": False, "hidden_states": False}
     )

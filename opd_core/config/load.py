@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from opd_core import registry
+from opd_core.config.section import ChoosingSection
 from opd_core.config.sections import (
     FRAMES_FOLDER,
     DataSection,
@@ -28,14 +30,13 @@ from opd_core.config.sections import (
     RolloutSection,
     RunSection,
     ScoreSection,
-    Section,
     StorageSection,
     TeacherSection,
     UpdateSection,
     VideoSection,
     VLLMSection,
 )
-from opd_core.extensions import OBJECTIVES
+from opd_core.extensions import ENGINES, OBJECTIVES
 from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, Any]]
@@ -44,7 +45,8 @@ Content = dict[str, dict[str, Any]]
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
 
 
-class Config(Section):
+class Config(ChoosingSection):
+    parts = ENGINES
     run: RunSection
     data: DataSection
     student: ModelSection
@@ -61,12 +63,14 @@ class Config(Section):
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
 
+    def chosen(self) -> Sequence[str]:
+        return [self.rollout.engine, self.teacher.engine, self.evaluate.engine]
+
     @property
     def objective_weights(self) -> dict[str, float]:
         """Objective -> its weight in the loss."""
         objective = self.update.objective
-        weights = {objective: 1.0} if isinstance(objective, str) else objective
-        return {str(name): weight for name, weight in weights.items()}
+        return {objective: 1.0} if isinstance(objective, str) else dict(objective)
 
     @property
     def objective_text(self) -> str:
@@ -96,8 +100,15 @@ class Config(Section):
                 "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
                 f"= {self.teacher.engine!r}"
             )
+        scorer = ENGINES[self.teacher.engine]
+        needs_scores = self.needs_teacher_scores or self.focus.disagreement == "reverse_kl"
+        if needs_scores and scorer.scorer is None:
+            raise ValueError(
+                f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
+                "teacher.engine = 'hf'"
+            )
         for name in ("teacher_entropy", "hidden_states"):
-            if getattr(self.score, name) and self.teacher.engine != "hf":
+            if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
                     f"score.{name} needs the teacher's own forward pass, which "
                     f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
@@ -277,6 +288,8 @@ def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
             return f"unknown key {location!r}; {hint}"
         case "missing":
             return f"the key {location!r} is missing; add it"
+        case registry.UNKNOWN:
+            return f"{location} {problem['msg']}"
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
@@ -288,11 +301,14 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:
-            continue  # the name of an entry, such as an arm of a study: the model is known already
+            of_a_part = issubclass(model, ChoosingSection) and model.settings_of(str(part))
+            # Else the name of an entry, such as an arm of a study: the model is known already.
+            model = of_a_part or model
+            continue
         annotation: Any = field.annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(model.model_fields)
+    return model.known_keys() if issubclass(model, ChoosingSection) else list(model.model_fields)
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:

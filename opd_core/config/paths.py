@@ -14,6 +14,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from opd_core.config.load import Config, parse_override
+from opd_core.config.section import ChoosingSection
 from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
 
@@ -57,7 +58,9 @@ def _kinds_at(names: Sequence[str]) -> tuple[Any, ...]:
     for name in names:
         models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         fields = [m.model_fields[name] for m in models if name in m.model_fields]
-        kinds = tuple(kind for field in fields for kind in _kinds(field.annotation))
+        parts = [m.settings_of(name) for m in models if issubclass(m, ChoosingSection)]
+        annotations = [*(field.annotation for field in fields), *filter(None, parts)]
+        kinds = tuple(kind for annotation in annotations for kind in _kinds(annotation))
     return kinds
 
 

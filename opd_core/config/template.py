@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from opd_core.config.load import Config
+from opd_core.config.section import ChoosingSection
 from opd_core.config.toml_text import toml_value
 from opd_core.registry import Registry
 
@@ -45,6 +46,7 @@ def config_template() -> str:
     lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
     for name, field in Config.model_fields.items():
         lines += ["", *_section((name,), section_of(field))]
+    lines += _of_other_packages((), Config)
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +71,16 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
             yield from _optional_section((*place, name), section_of(field))
         else:
             yield from _section((*place, name), section_of(field))
+    yield from _of_other_packages(place, model)
+
+
+def _of_other_packages(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+    """What their parts take, each in a section that is absent unless one writes it."""
+    if issubclass(model, ChoosingSection):
+        for name in model.parts.foreign:
+            if section := model.settings_of(name):
+                yield ""
+                yield from _optional_section((*place, name), section)
 
 
 def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:

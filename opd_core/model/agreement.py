@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opd_core.extensions import ENGINES
+
 if TYPE_CHECKING:
     from opd_core.config.load import Config
 
@@ -66,7 +68,8 @@ class Bound:
 
 def served_dtype(config: Config, engine: str, dtype: str) -> str:
     """The precision in which `engine` runs a model whose section of the config says `dtype`."""
-    return (engine == "vllm" and config.vllm.dtype) or dtype
+    own = ENGINES[engine].dtype if engine in ENGINES else None  # `truth` is no engine
+    return (own and own(config)) or dtype
 
 
 EXACT = Bound(0.0, reason="the same computation again")

@@ -159,19 +159,6 @@ class Pack:
                 ends_N[rows.start : rows.stop] = ends[s]
         return ends_N
 
-    def ancestor_mask(self) -> np.ndarray:
-        """[N, N] bool: row i may see column j, from the parents of segments. Dense: for tests."""
-        mask = np.zeros((self.tokens, self.tokens), dtype=bool)
-        for t, tree in enumerate(self.trees):
-            for s in range(len(tree.segments)):
-                rows = self.rows(t, s)
-                for ancestor in tree.path(s)[:-1]:
-                    above = self.rows(t, ancestor)
-                    mask[rows.start : rows.stop, above.start : above.stop] = True
-                n = len(rows)
-                mask[rows.start : rows.stop, rows.start : rows.stop] = np.tri(n, dtype=bool)
-        return mask
-
 
 def pack(trees: Sequence[PrefixTree]) -> Pack:
     """Lay out trees one after the other. Raises on a completion key that stands twice."""

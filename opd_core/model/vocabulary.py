@@ -30,6 +30,14 @@ def excluded_token_ids(
     return tuple(sorted(placeholder_ids | untokenizable))
 
 
+def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of a model's generation config."""
+    ids = {tokenizer.eos_token_id}
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)
+
+
 def check_same_vocabulary(student: Path, teacher: Path) -> None:
     """Raise `VideoOPDError` unless both folders' tokenizers map the same tokens to the same ids."""
     ours, theirs = _vocabulary(student), _vocabulary(teacher)
@@ -55,11 +63,3 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     vocabulary = dict(content["model"]["vocab"])
     vocabulary.update({t["content"]: t["id"] for t in content.get("added_tokens", [])})
     return vocabulary
-
-
-def end_token_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the generation config."""
-    configured = getattr(generation, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id}
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(i for i in ids if i is not None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_moment
@@ -42,13 +42,14 @@ class PromptSettings(Protocol):
     def reader(self) -> str | None: ...
     @property
     def answer(self) -> str | None: ...
+    def of(self, name: str) -> Any: ...
 
 
 @lru_cache(maxsize=32)
 def template_of(prompt: PromptSettings) -> PromptTemplate:
     """What a config's [prompt] says. Raises `ValueError` with the sentence that says what is wrong
     with it."""
-    named = TEMPLATES[prompt.template]
+    named = _configured(prompt, prompt.template)
     text, reader, answer = prompt.text, prompt.reader, prompt.answer
     if text is not None:
         if prompt.template != "timelens":
@@ -64,7 +65,7 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
         _check_fields("prompt.text", text, ("query",), plain=True)
     parse, key, write = named.parse_span, named.reader, named.format_answer
     if reader is not None and reader in TEMPLATES:
-        other = TEMPLATES[reader]
+        other = _configured(prompt, reader)
         parse, key, write = other.parse_span, other.reader, other.format_answer
     elif reader is not None:
         parse, key = _by_pattern(reader), f"{reader} {READERS_VERSION}"
@@ -79,6 +80,12 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
             "that span; let the two agree"
         )
     return made
+
+
+def _configured(prompt: PromptSettings, name: str) -> PromptTemplate:
+    """A template as its settings, [prompt.NAME], make it."""
+    template = TEMPLATES[name]
+    return template if template.configured is None else template.configured(prompt.of(name))
 
 
 def _names() -> str:

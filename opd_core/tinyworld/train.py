@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from opd_core import torchvision_guard
 from opd_core.engines.base import Request, SamplingParams
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack, grow, pack
 from opd_core.model.tree_attention import packed_attention

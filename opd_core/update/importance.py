@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
-from opd_core.extensions import OBJECTIVES
+from opd_core.extensions import OBJECTIVES, is_the_trainer
 from opd_core.types import Rollout
 from opd_core.update.chunk import Chunk
 from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
@@ -52,7 +52,7 @@ class Importance:
         """
         if rollout.answered_by != "student":
             return False
-        same = rollout.engine == "hf" and self._float32
+        same = is_the_trainer(rollout.engine) and self._float32
         clipped = any(OBJECTIVES[name].clips_ratio for name in self._shares) and not same
         return clipped or any(self._level(name, rollout) for name in self._shares)
 
@@ -81,7 +81,7 @@ class Importance:
             return None
         if level != "auto":
             return level
-        return None if rollout.engine == "hf" else fitting[0]
+        return None if is_the_trainer(rollout.engine) else fitting[0]
 
     def _truncated(
         self, chunk: Chunk, levels: Sequence[ImportanceLevel | None]

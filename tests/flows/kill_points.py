@@ -29,7 +29,7 @@ TARGETS = {
     "append": ("storage.runs.run", "Run", "append"),  # append:TABLE
     "create": ("storage.tables.lance_tables", "Tables", "create"),
     "write": ("lance", None, "write_dataset"),  # write:append
-    "sample": ("opd_core.engines.hf", "HFEngine", "sample"),
+    "sample": ("opd_core.engines.hf.sampling", "HFEngine", "sample"),
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
     "step": ("opd_core.update.student", "_Student", "step"),
     "save": ("opd_core.update.student", "_Student", "save"),
@@ -103,8 +103,9 @@ def _import_all() -> None:
 
     torchvision_guard.install()
     for name in (
-        "lance", "polars", "peft", "flows.round", "opd_core.update.student", "opd_core.engines.hf",
-        "opd_core.scoring.trees", "transformers.models.qwen3_vl.modeling_qwen3_vl",
+        "lance", "polars", "peft", "flows.round", "opd_core.update.student",
+        "opd_core.engines.hf.sampling", "opd_core.scoring.trees",
+        "transformers.models.qwen3_vl.modeling_qwen3_vl",
         "transformers.models.qwen3_vl.processing_qwen3_vl",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -174,8 +174,8 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
 ) -> None:
     pytest.importorskip("vllm")
     from opd_core.engines.base import Request, SamplingParams
-    from opd_core.engines.choice import opened_vllm
-    from opd_core.engines.gate import probe
+    from opd_core.engines.gate import asked_again
+    from opd_core.engines.vllm.record import opened_vllm
     from opd_core.prompts.batches import ExampleEncoder
 
     config = make_config(tmp_path, tiny_world, kind=MOE)
@@ -196,7 +196,9 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
         assert engine.weights_compared["language"] > 20
         answers = engine.sample([[Request("x", item.prompt, (1, 2))]], SamplingParams(8))
     trainer = TreeModel(load_model(theirs, "float32"), encoder.prompts.tokenizer)
-    assert max(token.difference for token in probe(trainer, item, answers["x"])) < 1e-4
+    samples = {item.example.example_id: answers["x"]}
+    tokens = asked_again(trainer, item, samples, [[item]])
+    assert max(token.difference for token in tokens) < 1e-4
     # Square matrices have no form that can be told: vLLM turns them round, and is found out.
     config_of_it = model.config
     config_of_it.text_config.moe_intermediate_size = config_of_it.text_config.hidden_size // 2

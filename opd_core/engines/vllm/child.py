@@ -17,19 +17,28 @@ import sys
 import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd_core import child_process
 from opd_core.child_process import Child, ChildCrash
-from opd_core.engines.base import Refused, Request, Sample, SamplingParams
-from opd_core.engines.vllm.engine import (
+from opd_core.engines.base import (
+    Refused,
+    Request,
+    Sample,
+    SamplingParams,
     Scored,
+    ScoreRequest,
+)
+from opd_core.engines.vllm.engine import (
     VLLMEngine,
     VLLMPrompt,
     VLLMSettings,
     prepare_environment,
 )
 from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from opd_core.config.sections import ScoreSection
 
 CLOSE_SECONDS = 20.0
 """For an orderly end (vLLM's workers, shared memory); then the child is killed."""
@@ -77,10 +86,22 @@ class ChildEngine(Child):
         return answers
 
     def score(
-        self, videos: Sequence[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored] | Refused]:
-        scores: dict[Hashable, list[Scored] | Refused] = self._ask("score", topk, videos)
-        return scores
+        self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
+    ) -> Iterator[tuple[Hashable, Scored | Refused]]:
+        prompts = [
+            [
+                VLLMPrompt(
+                    r.key,
+                    r.prompt.text,
+                    _clip(r),
+                    completions=tuple((key, tuple(ids)) for key, ids in r.answers.items()),
+                )
+                for r in video
+            ]
+            for video in videos
+        ]
+        scores: dict[Hashable, Scored | Refused] = self._ask("score", wanted.teacher_topk, prompts)
+        yield from scores.items()
 
     def _ask(self, what: str, how: Any, videos: Sequence[Sequence[VLLMPrompt]]) -> Any:
         self._open()
@@ -130,7 +151,7 @@ def _explained() -> Iterator[None]:
         ) from None
 
 
-def _clip(request: Request) -> Any:
+def _clip(request: Request | ScoreRequest) -> Any:
     if request.prompt.clip is None:
         raise ValueError(f"the prompt of {request.key!r} has no frames, which vLLM needs")
     return request.prompt.clip

@@ -11,8 +11,8 @@ import torch
 
 from opd_core.config.load import Config, load_config
 from opd_core.engines.base import Request, Sample, SamplingParams, SeenPrompt, pixel_sample
-from opd_core.engines.gate import Gate, probe, probe_engine
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.gate import Gate, asked_again, mismatches
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.agreement import bound_for
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.positions import PositionRule
@@ -159,16 +159,16 @@ def answers(engine: HFEngine, items: list[EncodedExample]) -> Answers:
     return engine.sample([[request]], SamplingParams(NEW_TOKENS))
 
 
-def test_the_probe_agrees_with_the_hf_engine(
+def test_the_comparison_agrees_with_the_hf_engine(
     engine: HFEngine, items: list[EncodedExample], answers: Answers
 ) -> None:
-    worst = probe(engine.model, items[0], answers[items[0].example.example_id])
-    assert [token.sample for token in worst] == [0, 1, 2]
-    assert max(token.difference for token in worst) < 1e-5
+    tokens = asked_again(engine.model, items[0], answers, [[items[0]]])
+    assert {token.sample for token in tokens} == {0, 1, 2}
+    assert max(token.difference for token in tokens) < 1e-5
 
 
 @pytest.mark.parametrize("wrong", [-9.0, float("nan")])
-def test_the_probe_names_example_token_and_both_values(
+def test_the_comparison_names_example_token_and_both_values(
     config: Config,
     encoder: ExampleEncoder,
     engine: HFEngine,
@@ -182,7 +182,7 @@ def test_the_probe_names_example_token_and_both_values(
     right, logprobs[2] = logprobs[2], wrong
     samples[1] = replace(samples[1], logprobs=tuple(logprobs))
     with pytest.raises(VideoOPDError) as error:
-        probe_engine(
+        mismatches(
             config, config.student.path, "float32", encoder, engine, items[0], {name: samples}
         )
     text = str(error.value)
@@ -217,15 +217,15 @@ def ask_engine(engine: HFEngine, videos: Videos) -> Answers:
     return engine.sample(asked, SamplingParams(NEW_TOKENS))
 
 
-def probe_batch(
+def compare_batch(
     config: Config, encoder: ExampleEncoder, engine: HFEngine, videos: Videos, answers: Answers
 ) -> dict[str, float]:
     items = [item for video in videos for item in video]
     folder = config.student.path
-    return probe_engine(config, folder, "float32", encoder, engine, items[0], answers, items)
+    return mismatches(config, folder, "float32", encoder, engine, items[0], answers, items)
 
 
-def test_the_probe_asks_in_another_order_and_packing(
+def test_the_comparison_asks_in_another_order_and_packing(
     config: Config,
     encoder: ExampleEncoder,
     engine: HFEngine,
@@ -240,7 +240,7 @@ def test_the_probe_asks_in_another_order_and_packing(
         "completion_distributions",
         lambda self, packed, layout=None: packs.append((self, packed)) or run(self, packed, layout),
     )
-    found = probe_batch(config, encoder, engine, batch, answers)
+    found = compare_batch(config, encoder, engine, batch, answers)
     first = batch[0][0].example.example_id
     assert set(found) == {(first, n) for n in range(3)} and max(found.values()) < 1e-5
     (model, together), (_, alone) = packs
@@ -257,16 +257,16 @@ def test_the_probe_asks_in_another_order_and_packing(
 def test_a_difference_of_5e_3_is_caught(
     config: Config, encoder: ExampleEncoder, engine: HFEngine, batch: Videos
 ) -> None:
-    """In any answer that the probe asks for again: of the example, its video, another video."""
+    """In any answer that the gate asks for again: of the example, its video, another video."""
     answers = ask_engine(engine, batch)
-    assert probe_batch(config, encoder, engine, batch, answers)
+    assert compare_batch(config, encoder, engine, batch, answers)
     for item in (batch[0][0], batch[0][-1], batch[-1][0]):
         name = item.example.example_id
         samples = list(answers[name])
         logprobs = [samples[2].logprobs[0] - 5e-3, *samples[2].logprobs[1:]]
         samples[2] = replace(samples[2], logprobs=tuple(logprobs))
         with pytest.raises(VideoOPDError, match=rf"of answer 2 to example {name} .* = 0\.001 "):
-            probe_batch(config, encoder, engine, batch, {**answers, name: samples})
+            compare_batch(config, encoder, engine, batch, {**answers, name: samples})
 
 
 def shifted_in_later_trees(self: Pack, prompt_positions: Any) -> torch.Tensor:
@@ -291,10 +291,10 @@ def test_a_fault_of_packing_is_caught_whoever_has_it(
     monkeypatch.setattr(Pack, "positions", shifted_in_later_trees)
     answers = ask_engine(engine, batch)
     with pytest.raises(VideoOPDError, match="further apart than rollout.max_engine_mismatch"):
-        probe_batch(config, encoder, engine, batch, answers)
+        compare_batch(config, encoder, engine, batch, answers)
 
 
-def test_positions_that_the_engine_kept_are_not_the_probes(
+def test_positions_that_the_engine_kept_are_not_the_trainers(
     config: Config, encoder: ExampleEncoder, engine: HFEngine, batch: Videos
 ) -> None:
     """A stale cache is in the sampler and nowhere else."""
@@ -305,7 +305,7 @@ def test_positions_that_the_engine_kept_are_not_the_probes(
     answers = ask_engine(engine, batch)
     kept.clear()
     with pytest.raises(VideoOPDError, match="further apart than rollout.max_engine_mismatch"):
-        probe_batch(config, encoder, engine, batch, answers)
+        compare_batch(config, encoder, engine, batch, answers)
 
 
 def test_in_bfloat16_the_mean_shows_a_fault(
@@ -325,7 +325,7 @@ def test_in_bfloat16_the_mean_shows_a_fault(
         return engine, engine.sample(asked, SamplingParams(24))
 
     def check(engine: HFEngine, answers: Answers) -> dict[str, float]:
-        return probe_engine(config, folder, "bfloat16", encoder, engine, items[0], answers, items)
+        return mismatches(config, folder, "bfloat16", encoder, engine, items[0], answers, items)
 
     assert max(check(*ask()).values()) > 1e-3
     right = PositionRule.positions
@@ -364,7 +364,7 @@ def test_engines_say_where_their_answer_stands(
     assert gate.check("hf", items, ask_engine(engine, batch)) == {}
 
 
-def test_rows_of_the_probe_carry_the_difference(config: Config) -> None:
+def test_rows_that_were_compared_carry_the_difference(config: Config) -> None:
     policy = Policy(0, config.student.path, "h")
     (batch,) = rollouts.sample_rollouts(config, policy, read_examples(config, 3), set())
     found = [row.engine_mismatch for row in batch.records]
@@ -372,7 +372,9 @@ def test_rows_of_the_probe_carry_the_difference(config: Config) -> None:
 
 
 def test_configs_name_their_engine(tmp_path: Path, tiny_world: World) -> None:
-    with pytest.raises(VideoOPDError, match=r"rollout.engine = 'sglang' is not valid"):
+    with pytest.raises(
+        VideoOPDError, match=r"rollout.engine knows no 'sglang'; known are: hf, vllm"
+    ):
         make_config(tmp_path, tiny_world, {"rollout.engine": "sglang"})
     path = make_config(tmp_path, tiny_world, {"update.tis": "sequence"}).run.path.parent
     assert load_config(path / "tiny.toml").update.tis == "sequence"

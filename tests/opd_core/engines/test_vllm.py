@@ -24,20 +24,20 @@ import pytest
 import torch
 
 from opd_core.config.load import Config
-from opd_core.engines.base import Refused, Request, SamplingParams
-from opd_core.engines.choice import opened_vllm
-from opd_core.engines.gate import Gate, probe
-from opd_core.engines.hf import HFEngine
+from opd_core.config.sections import ScoreSection
+from opd_core.engines.base import Refused, Request, SamplingParams, ScoreRequest
+from opd_core.engines.gate import Gate, asked_again
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.engines.vllm.child import ChildEngine
-from opd_core.engines.vllm.engine import VLLMPrompt, WorkerTools, tail_logprob
+from opd_core.engines.vllm.engine import WorkerTools
+from opd_core.engines.vllm.record import opened_vllm
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import grow, pack
 from opd_core.model.tree_attention import PackedAttention
 from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
-from opd_core.scoring.trees import score_rollouts
-from opd_core.scoring.vllm import score_with_vllm
+from opd_core.scoring.trees import score_rollouts, score_videos
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy, VideoOPDError
 from tests.opd_core.engines.vllm_fixtures import (
@@ -106,8 +106,8 @@ def test_rollouts_pass_the_gate_and_agree_with_the_trainer(
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(videos), answers) == {}
     for item in items(videos):
-        worst = probe(trainer, item, answers[item.example.example_id])
-        assert max(token.difference for token in worst) < 1e-4
+        tokens = asked_again(trainer, item, answers, [[item]])
+        assert max(token.difference for token in tokens) < 1e-4
 
 
 def test_a_batch_with_more_to_prefill_than_fits_a_step(
@@ -195,17 +195,22 @@ def test_prompt_logprobs_agree_with_the_trainer(
 ) -> None:
     asked = [
         [
-            VLLMPrompt(
+            ScoreRequest(
                 i.example.example_id,
-                i.prompt.text,
-                i.clip,
-                completions=tuple(s.token_ids for s in answers[i.example.example_id]),
+                i.prompt,
+                {
+                    (i.example.example_id, n): s.token_ids
+                    for n, s in enumerate(answers[i.example.example_id])
+                },
             )
             for i in video
         ]
         for video in videos
     ]
-    scored = engine.score(asked, 8)
+    by_answer = dict(engine.score(asked, ScoreSection(teacher_topk=8)))
+    scored = {
+        name: [by_answer[name, n] for n in range(len(samples))] for name, samples in answers.items()
+    }
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     for item in items(videos):
         name = item.example.example_id
@@ -223,7 +228,7 @@ def test_prompt_logprobs_agree_with_the_trainer(
         found = torch.tensor([row for s in scored[name] for row in s.topk_logprobs])
         assert torch.allclose(found, top, atol=1e-4)
         rest = logprobs_CV.scatter(1, logprobs_CV.topk(8, dim=1).indices, float("-inf"))
-        tails = [tail_logprob(row) for s in scored[name] for row in s.topk_logprobs]
+        tails = [tail for s in scored[name] for tail in s.tail_logprobs]
         assert tails == pytest.approx(rest.logsumexp(dim=1).tolist(), abs=1e-3)
         assert gate.prompt_fault(item, scored[name][0].prompt) is None
 
@@ -248,7 +253,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     (batch,) = score_rollouts(config, policy, work)
     theirs = {
         s.rollout_id: s
-        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example, "vllm", [])
+        for s in score_videos(engine, config, policy, encoder, videos, by_example, "vllm", [])
     }
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
@@ -263,9 +268,8 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     moved = replace(item, prompt=replace(item.prompt, token_ids=rest))
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
-        score_with_vllm(
-            engine, config, policy, encoder, [[moved]], {item.example.example_id: rows}, "vllm", []
-        )
+        moved_rows = {item.example.example_id: rows}
+        list(score_videos(engine, config, policy, encoder, [[moved]], moved_rows, "vllm", []))
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
@@ -299,11 +303,11 @@ def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     faults = gate.check("vllm", items(videos), found | {bad.key: refused})
     assert faults == {lost.example.example_id: refused.reason}
-    prompt = VLLMPrompt(bad.key, no_video, lost.clip, completions=((1, 2),))
-    good = items(videos)[-1]
-    other = VLLMPrompt("good", good.prompt.text, good.clip, completions=((1, 2),))
-    scored = engine.score([[prompt], [other]], 4)
-    assert isinstance(scored[bad.key], Refused) and len(scored["good"]) == 1
+    prompt = ScoreRequest(bad.key, replace(lost.prompt, text=no_video), {"bad": (1, 2)})
+    other = ScoreRequest("other", items(videos)[-1].prompt, {"good": (1, 2)})
+    scored = dict(engine.score([[prompt], [other]], ScoreSection(teacher_topk=4)))
+    assert scored.keys() == {bad.key, "good"}
+    assert isinstance(scored[bad.key], Refused) and len(scored["good"].logprobs) == 2
 
 
 def same_answers(found: Answers, expected: Answers) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from opd_core.engines.base import Request, SamplingParams, draw_tokens, uniforms
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model import tree_attention
 from opd_core.model.architectures import ARCHITECTURES
 from opd_core.model.prefix_tree import Pack, grow, pack
