@@ -14,21 +14,20 @@ the others go on.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flows.console.progress import progress
 from flows.study.curves import Result
 from flows.study.plan import Plan, StudyRun, load_study
-from flows.study.pool import ONE_THREAD, WorkerPool
 from flows.study.rows import is_complete, read_result
-from flows.study.worker import RunRequest, WorldRequest
+from flows.study.worker import RunRequest, Workers, WorldRequest, started_workers
 from opd_core.types import VideoOPDError
 from storage.files import make_folder, write_json
 
@@ -51,9 +50,19 @@ class StudyOptions:
 
 def study(options: StudyOptions) -> int:
     """Run what is missing, then write the report; the exit code, 1 where a run is missing."""
+    _check_installed()
     plan = load_study(options.file, options.runs, quick=options.quick)
     failed = {} if options.report else _run_all(plan, options)
     return _report(plan, options.out, failed)
+
+
+def _check_installed() -> None:
+    """Raises `VideoOPDError` before hours of runs, not after them."""
+    absent = [name for name in ("matplotlib", "pebble", "scipy") if find_spec(name) is None]
+    if absent:
+        raise VideoOPDError(
+            f"a study needs {', '.join(absent)}, not installed here; pip install 'videoopd[study]'"
+        )
 
 
 def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
@@ -65,20 +74,16 @@ def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
         return failed
     make_folder(plan.root)
     began = time.monotonic()
-    os.environ.update(ONE_THREAD)
     from flows.launch import quiet_server
 
     wait_for_server = quiet_server()
-    pool: WorkerPool[Any] = WorkerPool(options.jobs, plan.root)
-    try:
+    with started_workers(options.jobs, plan.root / "workers.log") as workers:
         _note_session(plan)
-        _make_worlds(plan, pool)
+        _make_worlds(plan, workers)
         wait_for_server()
-        _run(plan, pool, "tuning", todo, failed)
+        _run(plan, workers, "tuning", todo, failed)
         todo = _missing(plan, options, plan.runs(best_rates(plan)))
-        _run(plan, pool, "runs", todo, failed)
-    finally:
-        pool.close()
+        _run(plan, workers, "runs", todo, failed)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
@@ -91,7 +96,7 @@ def _missing(plan: Plan, options: StudyOptions, runs: list[StudyRun]) -> list[St
     return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
 
 
-def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:
+def _make_worlds(plan: Plan, workers: Workers) -> None:
     world = plan.study.world
     arm = next(iter(plan.study.arms))
     requests = {
@@ -113,12 +118,12 @@ def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:
                 raise VideoOPDError(f"the world of seed {seed} cannot be made: {error}")
             advance(1)
 
-        pool.run(requests, answered)
+        workers(requests, answered)
 
 
 def _run(
     plan: Plan,
-    pool: WorkerPool[Any],
+    workers: Workers,
     what: str,
     runs: list[StudyRun],
     failed: dict[StudyRun, str],
@@ -142,7 +147,7 @@ def _run(
                 flush=True,
             )
 
-        pool.run(requests, answered)
+        workers(requests, answered)
 
 
 def best_rates(plan: Plan) -> dict[str, float]:
@@ -215,5 +220,5 @@ def _sessions(plan: Plan) -> list[dict[str, Any]]:
     file = plan.root / SESSIONS_FILE
     if not file.exists():
         return []
-    found: list[dict[str, Any]] = json.loads(file.read_text())["sessions"]
-    return found
+    sessions: list[dict[str, Any]] = json.loads(file.read_text())["sessions"]
+    return sessions

@@ -83,6 +83,10 @@ class Study:
         return self.runs / "mine" / arm / "lr-0.0001" / "seed-3" / "costs.jsonl"
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    return "spawn_main" in " ".join(process.cmdline())
+
+
 @pytest.fixture(scope="module")
 def study(
     tmp_path_factory: pytest.TempPathFactory, write_config: Any, prefect_api: str,
@@ -100,7 +104,7 @@ def killed_and_continued(study: Study) -> dict[str, Any]:
     workers: list[psutil.Process] = []
     while "rollout" not in {c.stage for c in read_costs(study.costs("tvdf"))}:
         assert process.poll() is None, process.communicate()
-        workers = psutil.Process(process.pid).children() or workers
+        workers = [p for p in psutil.Process(process.pid).children() if _is_worker(p)] or workers
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
