@@ -63,5 +63,5 @@ def _panel(
     panel.set_ylim(min(seen) - margin, max(seen) + margin)
     panel.set_xlim(left=0)
     panel.set_xlabel(AXES[axis])
-    panel.set_ylabel(METRICS[metric])
+    panel.set_ylabel(f"eval {METRICS[metric]}")
     panel.grid(alpha=0.25)

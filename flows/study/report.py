@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from flows.study.claims import Claim, Comparison
-from flows.study.curves import Interval
+from flows.study.curves import Interval, tuning_means
 from flows.study.evidence import ArmRow, Evidence
 from flows.study.plot import plot
 
@@ -25,8 +26,8 @@ def write_report(evidence: Evidence, folder: Path) -> list[Path]:
         folder / f"{evidence.plan.name}.{kind}" for kind in ("md", "svg", "json")
     )
     plot(evidence.by_arm, picture)
-    content = json.dumps(as_numbers(evidence), indent=1, allow_nan=False)
-    numbers.write_text(content + "\n")
+    # JSON has no infinity: a bound that was never reached is null there.
+    numbers.write_bytes(to_json(as_numbers(evidence), indent=1, inf_nan_mode="null") + b"\n")
     table.write_text("\n".join(as_markdown(evidence, picture.name, numbers.name)) + "\n")
     return [table, picture, numbers]
 
@@ -40,8 +41,8 @@ def as_numbers(evidence: Evidence) -> dict[str, Any]:
         "sessions": list(evidence.sessions),
         "missing": dict(evidence.missing),
         "cpu_seconds": evidence.cpu_seconds,
-        "arms": [asdict(row) for row in evidence.rows],
-        "claims": [_finite(asdict(claim)) for claim in evidence.claims],
+        "arms": evidence.rows,
+        "claims": evidence.claims,
         "tuning": [_without_examples(asdict(r)) for r in evidence.tuning],
         "runs": [_without_examples(asdict(r)) for r in evidence.results],
     }
@@ -51,15 +52,6 @@ def _without_examples(result: dict[str, Any]) -> dict[str, Any]:
     for point in result["points"]:
         del point["examples"]  # they are in the run's `draws`
     return result
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a bound that was never reached is null there."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
@@ -161,8 +153,8 @@ def _definitions(evidence: Evidence) -> Iterator[str]:
         + ("." if same == compared else f" (the least alike shares {smallest:.0%}).")
         + " What an arm then leaves out (TRPV, DBTP) is its own, so its steps may be fewer. *Equal "
         "optimiser*: the same for all but the learning rate, chosen for each arm from one grid by "
-        f"the mIoU at the last round on the {study.world.tune_videos} tune videos of seed "
-        f"{study.tune_seed}, whose world is in no other number."
+        f"the mIoU at the last round on the {study.world.tune_videos} tune videos of the world of "
+        f"{_seeds(evidence)}, in no other number."
     )
 
 
@@ -174,7 +166,7 @@ def _claim(claim: Claim) -> Iterator[str]:
     for c in claim.comparisons:
         sign = "+" if c.kind == "difference" else ""
         measured = "never reached" if c.value is None else f"{c.value:{sign}.3f}"
-        wanted = "> 0" if c.kind == "difference" else f"<= {c.bound:.2f}"
+        wanted = f"> {c.bound:g}" if c.kind == "difference" else f"<= {c.bound:.2f}"
         yield f"| {c.what} | {measured} | {_bounds(c)} | {wanted} | {_verdict(c)} |"
     yield ""
 
@@ -201,18 +193,21 @@ def _rates(evidence: Evidence) -> Iterator[str]:
     if not evidence.tuning:
         yield f"One for all: {rates[0]:g}."
         return
-    found = {(r.arm, r.learning_rate): r.last.miou for r in evidence.tuning}
-    yield f"mIoU on the tune split at the last round, seed {evidence.plan.study.tune_seed}:"
+    means = tuning_means(evidence.tuning, evidence.plan.study.tune_seeds)
+    yield f"mIoU on the tune split at the last round, {_seeds(evidence)}:"
     yield ""
     yield "| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
     yield "|---" * (len(rates) + 1) + "|"
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        cells = []
-        for rate in rates:
-            value = found.get((arm, rate))
-            text = ABSENT if value is None else f"{value:.3f}"
-            cells.append(f"**{text}**" if evidence.tuned.get(arm) == rate else text)
-        yield f"| `{arm}` | " + " | ".join(cells) + " |"
+    for arm, mious in means.items():
+        texts = {rate: f"{mious[rate]:.3f}" if rate in mious else ABSENT for rate in rates}
+        texts[evidence.tuned[arm]] = f"**{texts[evidence.tuned[arm]]}**"
+        yield f"| `{arm}` | " + " | ".join(texts.values()) + " |"
+
+
+def _seeds(evidence: Evidence) -> str:
+    """The tune seeds in words."""
+    seeds = evidence.plan.study.tune_seeds
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
 def _interval(interval: Interval, sign: str = "") -> str:

@@ -17,6 +17,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -24,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.progress import progress
-from flows.study.curves import Result
+from flows.study.curves import Result, tuning_means
 from flows.study.plan import Plan, StudyRun, load_study
 from flows.study.rows import is_complete, read_result
 from flows.study.worker import RunRequest, Workers, WorldRequest, started_workers
 from opd_core.types import VideoOPDError
 from storage.files import make_folder, write_json
 
-SESSIONS_FILE = "sessions.json"
+SESSIONS_FILE, LOG_FILE = "sessions.json", "workers.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,12 @@ class StudyOptions:
 
 
 def study(options: StudyOptions) -> int:
-    """Run what is missing, then write the report; the exit code, 1 where a run is missing."""
+    """Run what is missing, then write the reports; the exit code, 1 where a run is missing."""
     _check_installed()
-    plan = load_study(options.file, options.runs, quick=options.quick)
-    failed = {} if options.report else _run_all(plan, options)
-    return _report(plan, options.out, failed)
+    plans = load_study(options.file, options.runs, quick=options.quick)
+    failed = {} if options.report else _run_all(plans, options)
+    codes = [_report(plan, options.out, failed.get(plan.name, {})) for plan in plans]
+    return max(codes)
 
 
 def _check_installed() -> None:
@@ -65,31 +67,38 @@ def _check_installed() -> None:
         )
 
 
-def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
-    """Everything that is missing; the runs that failed, with the reason."""
-    failed: dict[StudyRun, str] = {}
+def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[StudyRun, str]]:
+    """Everything that is missing; of each plan the runs that failed, with the reason."""
     # A wrong setting or a foreign folder is found before a server is started.
-    todo = _missing(plan, options, plan.tuning_runs())
-    if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
-        return failed
-    make_folder(plan.root)
+    unfinished = [
+        plan
+        for plan in plans
+        if _missing(plan, options, plan.tuning_runs())
+        or _missing(plan, options, plan.runs(best_rates(plan)))
+    ]
+    if not unfinished:
+        return {}
+    make_folder(options.runs)
     began = time.monotonic()
     from flows.launch import quiet_server
 
     wait_for_server = quiet_server()
-    with started_workers(options.jobs, plan.root / "workers.log") as workers:
-        _note_session(plan)
-        _make_worlds(plan, workers)
-        wait_for_server()
-        _run(plan, workers, "tuning", todo, failed)
-        todo = _missing(plan, options, plan.runs(best_rates(plan)))
-        _run(plan, workers, "runs", todo, failed)
+    failed: dict[str, dict[StudyRun, str]] = {}
+    with started_workers(options.jobs, (options.runs / LOG_FILE).resolve()) as workers:
+        for plan in unfinished:
+            make_folder(plan.root)
+            _note_session(plan)
+            _make_worlds(plan, workers)
+            wait_for_server()
+            tuning = _run(plan, workers, "tuning", _missing(plan, options, plan.tuning_runs()))
+            todo = _missing(plan, options, plan.runs(best_rates(plan)))
+            failed[plan.name] = tuning | _run(plan, workers, "runs", todo)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
 
-def _missing(plan: Plan, options: StudyOptions, runs: list[StudyRun]) -> list[StudyRun]:
-    """Those of the wanted arms that are not complete."""
+def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs of the wanted arms that are not complete."""
     for name in options.arms:
         plan.check_arm(name)
     wanted = options.arms or tuple(plan.study.arms)
@@ -125,9 +134,10 @@ def _run(
     plan: Plan,
     workers: Workers,
     what: str,
-    runs: list[StudyRun],
-    failed: dict[StudyRun, str],
-) -> None:
+    runs: Sequence[StudyRun],
+) -> dict[StudyRun, str]:
+    """Give out the runs; those that failed, with the reason."""
+    failed: dict[StudyRun, str] = {}
     requests = {
         run: RunRequest(str(plan.study.base), plan.overrides(run), run.rounds) for run in runs
     }
@@ -148,23 +158,23 @@ def _run(
             )
 
         workers(requests, answered)
+    return failed
 
 
 def best_rates(plan: Plan) -> dict[str, float]:
-    """The learning rate of each trained arm: the best mean IoU on the tune split, at the last
-    round; of two alike, the smaller. Arms without a complete tuning run have none."""
+    """The learning rate of each trained arm: the best mean over the tune seeds of the mean IoU on
+    the tune split, at the last round; of two alike, the smaller. A rate with which a run is missing
+    is not chosen; arms without any have none."""
     tuning = plan.tuning_runs()
     if not tuning:
         return plan.only_rate()
-    best: dict[str, tuple[float, float]] = {}
-    for result in _results(plan, tuning):
-        assert result.learning_rate is not None
-        key = (result.last.miou, -result.learning_rate)
-        best[result.arm] = max(best.get(result.arm, key), key)
-    return {arm: -rate for arm, (_, rate) in best.items()}
+    return {
+        arm: max(mious, key=lambda rate: (mious[rate], -rate))
+        for arm, mious in tuning_means(_results(plan, tuning), plan.study.tune_seeds).items()
+    }
 
 
-def _results(plan: Plan, runs: list[StudyRun]) -> list[Result]:
+def _results(plan: Plan, runs: Sequence[StudyRun]) -> list[Result]:
     return [read_result(plan, run) for run in runs if is_complete(plan, run)]
 
 
@@ -177,7 +187,7 @@ def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
     wanted = plan.runs(tuned)
     missing = {run: "not run yet" for run in (*tuning, *wanted) if not is_complete(plan, run)}
     missing |= failed
-    untuned = [arm for arm, s in plan.study.arms.items() if s.rounds != 0 and arm not in tuned]
+    untuned = [arm for arm in plan.study.trained() if arm not in tuned]
     results = _results(plan, wanted)
     if not results:
         raise VideoOPDError(

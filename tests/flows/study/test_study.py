@@ -27,7 +27,7 @@ STUDY = """
 base = "{base}"
 rounds = 1
 seeds = [3]
-tune_seed = 100
+tune_seeds = [100]
 learning_rates = [1e-4]
 [world]
 train_videos = 4
@@ -44,9 +44,11 @@ settings = {{ "focus.top_k" = {top_k} }}
 [arms.uniform]
 title = "all examples"
 settings = {{ "focus.curriculum" = "uniform" }}
-[claims]
-opd = "tvdf"
-without_tvdf = "uniform"
+[[claims]]
+name = "TVDF helps"
+statement = "it ends above all examples"
+arms = ["tvdf"]
+against = ["uniform"]
 """
 
 
@@ -141,7 +143,7 @@ def test_a_killed_study_goes_on_where_it_was(
 def test_the_cost_of_a_resumed_round_is_the_sum_and_is_marked(
     study: Study, killed_and_continued: dict[str, Any]
 ) -> None:
-    plan = load_study(study.file, study.runs)
+    (plan,) = load_study(study.file, study.runs)
     base, tvdf, uniform = (read_result(plan, r) for r in plan.runs({"tvdf": 1e-4, "uniform": 1e-4}))
     assert [len(r.points) for r in (base, tvdf, uniform)] == [1, 2, 2]
     assert tvdf.last.resumed and not uniform.last.resumed
