@@ -126,7 +126,7 @@ def judge_claims(
 
 
 def _pairs(ours: Sequence[Result], theirs: Sequence[Result], kind: Kind) -> Pairs:
-    """In the order of the seeds; what trained nothing has no cost, and is in no ratio."""
+    """Pairs in the order of the seeds; what trained nothing has no cost, and is in no ratio."""
     by_seed = {result.seed: result for result in theirs}
     both = [(r, by_seed[r.seed]) for r in sorted(ours, key=lambda r: r.seed) if r.seed in by_seed]
     return [pair for pair in both if kind == "difference" or all(r.last.steps for r in pair)]

@@ -128,7 +128,7 @@ def by_round(results: Sequence[Result], axis: Axis, metric: Metric) -> list[tupl
 
 
 def budget_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float | None:
-    """Where a polyline first reaches `level`; None where it never does."""
+    """Budget at which a polyline first reaches `level`; None where it never does."""
     x0, y0 = curve[0]
     if y0 >= level:
         return x0

@@ -48,7 +48,7 @@ class Evidence:
 
     @cached_property
     def by_arm(self) -> dict[str, list[Result]]:
-        """In the order of the file; arms without results are left out."""
+        """Results of each arm, in the order of the file; arms without any are left out."""
         groups = {arm: [r for r in self.results if r.arm == arm] for arm in self.plan.study.arms}
         return {arm: results for arm, results in groups.items() if results}
 
@@ -86,7 +86,7 @@ class Evidence:
 
     @cached_property
     def cpu_seconds(self) -> float:
-        """Of all runs that are there, tuning included."""
+        """CPU seconds of all runs that are there, tuning included."""
         return sum(r.last.cpu_seconds for r in (*self.tuning, *self.results))
 
     @cached_property

@@ -87,7 +87,7 @@ class StudySection(Section):
         return self
 
     def meant(self, arm: str) -> str:
-        """Which arm may have been meant by a name that is none's."""
+        """The arm that may have been meant by a name that is none's, as a hint."""
         near = difflib.get_close_matches(arm, self.arms, n=1)
         return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.arms)}"
 
@@ -114,7 +114,7 @@ class StudyRun:
 
     @property
     def folder(self) -> str:
-        """Of the run, relative to the study's."""
+        """Folder of the run, relative to the study's."""
         rate = "" if self.learning_rate is None else f"lr-{self.learning_rate:g}/"
         return f"{self.arm}/{rate}seed-{self.seed}"
 
@@ -142,7 +142,8 @@ class Plan:
         return self.root / run.folder
 
     def tuning_runs(self) -> list[StudyRun]:
-        """Each trained arm with each learning rate; none where there is nothing to choose."""
+        """Runs of each trained arm with each learning rate on each tune seed; none where there is
+        nothing to choose."""
         if len(self.study.learning_rates) == 1:
             return []
         most = self.study.tune_rounds or math.inf
@@ -154,7 +155,7 @@ class Plan:
         ]
 
     def runs(self, tuned: Mapping[str, float]) -> list[StudyRun]:
-        """Each seed with each arm, so that a study that is stopped has compared whole seeds.
+        """Runs of each arm, seed by seed, so that a study that is stopped has compared whole seeds.
 
         `tuned` is the learning rate of each trained arm (an arm that has none there, because all
         its tuning runs failed, is left out).
@@ -171,11 +172,11 @@ class Plan:
         return dict.fromkeys(self.study.trained(), self.study.learning_rates[0])
 
     def seeds(self) -> list[int]:
-        """Of the worlds that are needed; those to tune on first."""
+        """Seeds of the worlds that are needed; those to tune on first."""
         return list(dict.fromkeys(r.seed for r in self.tuning_runs())) + list(self.study.seeds)
 
     def overrides(self, run: StudyRun) -> list[str]:
-        """Of the base config, as for `videoopd run --set`; later ones win."""
+        """Overrides of the base config, as for `videoopd run --set`; later ones win."""
         world, arm = self.world(run.seed), self.study.arms[run.arm]
         values: dict[str, Any] = {
             **self.study.settings,

@@ -53,6 +53,9 @@ def study(options: StudyOptions) -> int:
     """Run what is missing, then write the reports; the exit code, 1 where a run is missing."""
     _check_installed()
     plans = load_study(options.file, options.runs, quick=options.quick)
+    for arm in options.arms:
+        if not any(arm in plan.study.arms for plan in plans):
+            plans[0].check_arm(arm)
     failed = {} if options.report else _run_all(plans, options)
     codes = [_report(plan, options.out, failed.get(plan.name, {})) for plan in plans]
     return max(codes)
@@ -78,15 +81,15 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
     ]
     if not unfinished:
         return {}
-    make_folder(options.runs)
     began = time.monotonic()
     from flows.launch import quiet_server
 
     wait_for_server = quiet_server()
     failed: dict[str, dict[StudyRun, str]] = {}
-    with started_workers(options.jobs, (options.runs / LOG_FILE).resolve()) as workers:
+    for plan in unfinished:
+        make_folder(plan.root)
+    with started_workers(options.jobs, unfinished[0].root / LOG_FILE) as workers:
         for plan in unfinished:
-            make_folder(plan.root)
             _note_session(plan)
             _make_worlds(plan, workers)
             wait_for_server()
@@ -99,8 +102,6 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
 
 def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The runs of the wanted arms that are not complete."""
-    for name in options.arms:
-        plan.check_arm(name)
     wanted = options.arms or tuple(plan.study.arms)
     return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
 
