@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from flows.study.claims import Claim, judge_claims
@@ -62,7 +63,7 @@ class Evidence:
 
     def _row(self, arm: str, results: Sequence[Result]) -> ArmRow:
         def mean(name: str) -> float:
-            return t_interval([float(getattr(r.last, name)) for r in results]).mean
+            return fmean(getattr(r.last, name) for r in results)
 
         def at_end(metric: Metric) -> Interval:
             return t_interval([getattr(r.last, metric) for r in results])
