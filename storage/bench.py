@@ -74,7 +74,7 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
     sizes = {name: _size(folder / f"{name}.lance") for name in makers}
     return {
         "rows": rows, "seconds": seconds, "bytes": kept, "bytes with what tags keep": sizes,
-        "batch": BATCH, **_memory(),
+        "batch": BATCH, **peak_memory(),
     }  # fmt: skip
 
 
@@ -94,12 +94,12 @@ def ask(folder: Path) -> dict[str, Any]:
     generator = random.Random(0)
     ids = [_rollout_id(generator.randrange(rows)) for _ in range(110)]
     frame = tables.scan("rollouts")  # held, as by whoever looks up more than one
-    found: dict[str, Any] = {"rows": rows, "opening": opening}
+    answer: dict[str, Any] = {"rows": rows, "opening": opening}
     for name, make in (
         ("lookups", lambda: frame),
         ("on a new scan", lambda: tables.scan("rollouts")),
     ):
-        found[name] = [_seconds(lambda i=i, m=make: _lookup(m(), i)) for i in ids][10:]  # type: ignore[misc]
+        answer[name] = [_seconds(lambda i=i, m=make: _lookup(m(), i)) for i in ids][10:]  # type: ignore[misc]
     queries = {
         "1 % by IoU, tokens and log-probs": (
             pl.col("student_iou") > 0.99,
@@ -120,7 +120,7 @@ def ask(folder: Path) -> dict[str, Any]:
             ),
         }
         assert ways["lance"]().height == ways["parquet"]().height > 0
-        found[name] = _interleaved(ways, 7)
+        answer[name] = _interleaved(ways, 7)
     dataset = tables._dataset("rollouts")
 
     def indices() -> list[int]:
@@ -136,9 +136,9 @@ def ask(folder: Path) -> dict[str, Any]:
             .collect()
         ),
     }  # fmt: skip
-    found["take"] = _interleaved(takes, 9)
-    found["parquet bytes"] = parquet.stat().st_size
-    return found | _memory()
+    answer["take"] = _interleaved(takes, 9)
+    answer["parquet bytes"] = parquet.stat().st_size
+    return answer | peak_memory()
 
 
 def _lookup(frame: pl.LazyFrame, rollout_id: str) -> None:
@@ -261,7 +261,8 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _memory() -> dict[str, float]:
+def peak_memory() -> dict[str, float]:
+    """Peak resident memory of this process in GiB, under the name that the rows have it."""
     return {"peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 

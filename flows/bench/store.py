@@ -19,7 +19,7 @@ from typing import Any
 
 from opd_core.bench.interleaved import Row, at_least, at_most
 from opd_core.types import VideoOPDError
-from storage.bench import TOKENS, limit_cores
+from storage.bench import TOKENS, limit_cores, peak_memory
 
 ROWS = 1_000_000
 GIB = 4.0
@@ -93,8 +93,6 @@ def _p95(seconds: list[float]) -> float:
 
 def tvdf(folder: Path) -> dict[str, Any]:
     """Focus over every rollout of the tables as if they were one round."""
-    import resource
-
     import polars as pl
 
     from opd_core.config.sections import FocusSection
@@ -114,10 +112,9 @@ def tvdf(folder: Path) -> dict[str, Any]:
         ).collect()
         seconds.append(time.perf_counter() - began)
     count = int(chosen.select(pl.col("selected").sum()).item())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "seconds": statistics.median(seconds), "each": seconds, "rows": chosen.height,
-        "selected": count, "peak GiB": peak,
+        "selected": count, **peak_memory(),
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ STUDY = """
 base = "{base}"
 rounds = 1
 seeds = [3]
-tune_seed = 100
+tune_seeds = [100]
 learning_rates = [1e-4]
 [world]
 train_videos = 4
@@ -45,9 +45,11 @@ settings = {{ "focus.top_k" = {top_k} }}
 [arms.uniform]
 title = "all examples"
 settings = {{ "focus.curriculum" = "uniform" }}
-[claims]
-opd = "tvdf"
-without_tvdf = "uniform"
+[[claims]]
+name = "TVDF helps"
+statement = "it ends above all examples"
+arms = ["tvdf"]
+against = ["uniform"]
 """
 
 
@@ -85,6 +87,10 @@ class Study:
         return self.runs / "mine" / arm / "lr-0.0001" / "seed-3" / "costs.jsonl"
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    return "spawn_main" in " ".join(process.cmdline())
+
+
 @pytest.fixture(scope="module")
 def study(
     tmp_path_factory: pytest.TempPathFactory, write_config: Any, prefect_api: str,
@@ -102,7 +108,7 @@ def killed_and_continued(study: Study) -> dict[str, Any]:
     workers: list[psutil.Process] = []
     while "rollout" not in {c.stage for c in read_costs(study.costs("tvdf"))}:
         assert process.poll() is None, process.communicate()
-        workers = psutil.Process(process.pid).children() or workers
+        workers = [p for p in psutil.Process(process.pid).children() if _is_worker(p)] or workers
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -138,7 +144,7 @@ def test_a_killed_study_goes_on_where_it_was(
 def test_the_cost_of_a_resumed_round_is_the_sum_and_is_marked(
     study: Study, killed_and_continued: dict[str, Any]
 ) -> None:
-    plan = load_study(study.file, study.runs)
+    (plan,) = load_study(study.file, study.runs)
     base, tvdf, uniform = (read_result(plan, r) for r in plan.runs({"tvdf": 1e-4, "uniform": 1e-4}))
     assert [len(r.points) for r in (base, tvdf, uniform)] == [1, 2, 2]
     assert tvdf.last.resumed and not uniform.last.resumed

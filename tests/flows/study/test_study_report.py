@@ -24,19 +24,27 @@ SESSION = {
 }
 
 
+CLAIM = """
+[[claims]]
+name = "Student beyond teacher"
+statement = "the student ends above its teacher"
+arms = ["opd", "long"]
+against = ["base"]
+rows = [{}, { measure = "cost_to_best", bound = 0.5 }]
+"""
+
+
 @pytest.fixture
 def evidence(tmp_path: Path) -> Evidence:
     file = tmp_path / "mine.toml"
-    file.write_text(
-        STUDY.replace('opd = "opd"', 'opd = "opd"\nopd_one = "long"\nteacher = "base"', 1)
-    )
+    file.write_text(STUDY.replace("[quick]", CLAIM + "[quick]", 1))
     curves = {
         "base": [[(0, 0.4)], [(0, 0.42)], [(0, 0.44)]],
         "opd": [[(0, 0.4), (10, 0.5)], [(0, 0.42), (12, 0.53)], [(0, 0.44), (11, 0.55)]],
         "long": [[(0, 0.4), (20, 0.4)]],
     }
     return Evidence(
-        plan=load_study(file, tmp_path / "runs"),
+        plan=load_study(file, tmp_path / "runs")[0],
         results=[result(a, s, *c) for a, seeds in curves.items() for s, c in enumerate(seeds)],
         tuning=[
             result("opd", 100, (0, 0.4), (9, 0.51), rate=1e-3),
