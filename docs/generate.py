@@ -234,7 +234,7 @@ def objectives_page() -> str:
         "## Curricula",
         "`focus.curriculum`; which to use when is in "
         "[Choose what to train on](../how-to/curricula.md).",
-        _table(("curriculum", "", "the teacher's own answers", "the student's IoU"), curricula),
+        _table(("curriculum", "", "teacher predictions", "the student's IoU"), curricula),
     ]
     for name in CURRICULA:
         blocks += _with_its_module(name, CURRICULA[name].pick)

@@ -49,7 +49,7 @@ def _alone(stage: Callable[..., StageSummary], about: str) -> Flow[..., Any]:
 draw = _alone(stages.draw, "Choose the round's examples, if it has none yet; by force, others.")
 validate = _alone(
     alone("validate"),
-    "Ask the teacher for its own answers to the round's examples that have none.",
+    "Make the teacher predictions of the round's examples that have none.",
 )
 rollout = _alone(
     alone("rollout"), "Sample the answers that are still missing of the round's policy."
