@@ -13,7 +13,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOME = tempfile.mkdtemp(prefix="videoopd-tests-")
 for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
@@ -39,6 +39,9 @@ import pytest  # noqa: E402
 
 from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
 
+if TYPE_CHECKING:
+    from opd_core.tinyworld.world import World
+
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
@@ -56,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A small tiny world: 24 + 8 videos, about 70 + 24 sentences."""
     from opd_core.tinyworld.world import make_world
 
@@ -64,7 +67,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path, tiny_world: Any) -> Callable[..., Path]:
+def tiny_config(tmp_path: Path, tiny_world: World) -> Callable[..., Path]:
     """Writes a config for a run that takes seconds: `tiny_config({"focus.top_k": 4}) -> path`."""
 
     def write(overrides: dict[str, Any] | None = None, name: str = "tiny.toml") -> Path:

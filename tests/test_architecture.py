@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ def within(name: str, allowed: set[str]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def linted(tmp_path_factory):
+def linted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[int, str]]:
     """What import-linter says of a copy of the packages after a line is added to a file."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -85,7 +85,7 @@ def linted(tmp_path_factory):
     return lint
 
 
-def test_the_contracts_hold(linted):
+def test_the_contracts_hold(linted: Callable[[str, str], tuple[int, str]]) -> None:
     code, told = linted("flows/round.py", "")
     assert code == 0, told
 
@@ -103,19 +103,23 @@ def test_the_contracts_hold(linted):
         ("opd_core/update/chunk.py", "import opd_core.update.training_loss", "no circles"),
     ],
 )
-def test_an_import_against_the_order_is_told(linted, file, line, broken):
+def test_an_import_against_the_order_is_told(
+    linted: Callable[[str, str], tuple[int, str]], file: str, line: str, broken: str
+) -> None:
     code, told = linted(file, line)
     assert code == 1
     assert any(broken in text and "BROKEN" in text for text in told.splitlines()), told
 
 
-def test_a_room_without_a_place_in_the_order_is_told(linted):
+def test_a_room_without_a_place_in_the_order_is_told(
+    linted: Callable[[str, str], tuple[int, str]],
+) -> None:
     code, told = linted("opd_core/new_room.py", "import opd_core.types")
     assert code == 1
     assert "new_room" in told
 
 
-def test_a_string_imports_only_from_its_own_package():
+def test_a_string_imports_only_from_its_own_package() -> None:
     """import-linter does not see `import_module("...")`."""
     outside = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
@@ -127,7 +131,7 @@ def test_a_string_imports_only_from_its_own_package():
     assert outside == []
 
 
-def test_storage_knows_only_the_types_and_its_own_libraries():
+def test_storage_knows_only_the_types_and_its_own_libraries() -> None:
     stdlib = set(sys.stdlib_module_names)
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
@@ -140,7 +144,7 @@ def test_storage_knows_only_the_types_and_its_own_libraries():
     assert wrong == []
 
 
-def test_vllm_is_imported_in_one_file():
+def test_vllm_is_imported_in_one_file() -> None:
     users = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -151,7 +155,7 @@ def test_vllm_is_imported_in_one_file():
     assert users <= {"opd_core/engines/vllm/engine.py"}
 
 
-def test_an_import_inside_a_function_counts(tmp_path):
+def test_an_import_inside_a_function_counts(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("def f():\n    from prefect import flow\n    return flow\n")
     assert ("prefect", 2) in list(imports(file))
@@ -169,13 +173,13 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "module", ["types", "config.load", "config.sections", "spans.grounding", "focus.select"]
 )
-def test_light_modules_stay_light(module):
+def test_light_modules_stay_light(module: str) -> None:
     path = ROOT / "opd_core" / f"{module.replace('.', '/')}.py"
     assert [n for n, _ in imports(path) if within(n, {"torch", "vllm", "transformers"})] == []
     assert not loaded_by(f"import opd_core.{module}") & {"torch", "vllm", "transformers", "av"}
 
 
-def test_help_is_instant():
+def test_help_is_instant() -> None:
     # By what it loads, not by the clock: a busy machine must not fail it.
     statement = (
         "import contextlib, io, flows.cli\n"
@@ -186,13 +190,13 @@ def test_help_is_instant():
     assert not loaded_by(statement) & slow
 
 
-def test_no_file_is_a_drawer_for_anything():
+def test_no_file_is_a_drawer_for_anything() -> None:
     drawers = re.compile(r"^_?(utils?|helpers?|common|misc|stuff)$")
     everything = [p for package in (*PACKAGES, "tests") for p in modules(package)]
     assert [p for p in everything if drawers.match(p.stem)] == []
 
 
-def test_every_module_says_why_it_exists():
+def test_every_module_says_why_it_exists() -> None:
     silent = [
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -203,11 +207,11 @@ def test_every_module_says_why_it_exists():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
-def test_every_config_loads(path):
+def test_every_config_loads(path: Path) -> None:
     assert load_config(path).hash
 
 
-def test_the_packages_are_all_named():
+def test_the_packages_are_all_named() -> None:
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
@@ -217,7 +221,7 @@ def test_the_packages_are_all_named():
     assert set(named) == found
 
 
-def test_every_requirement_is_pinned():
+def test_every_requirement_is_pinned() -> None:
     lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [p for p in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", p)] == []

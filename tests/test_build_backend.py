@@ -30,7 +30,7 @@ def plain(code: str) -> str:
     return done.stdout
 
 
-def test_looking_for_torchvision_imports_nothing():
+def test_looking_for_torchvision_imports_nothing() -> None:
     out = plain(
         "import importlib.util, sys\n"
         "assert importlib.util.find_spec('torchvision').origin\n"
@@ -39,7 +39,7 @@ def test_looking_for_torchvision_imports_nothing():
     assert out.split() == ["False", "False"]
 
 
-def test_torchvision_loads_and_its_transforms_work():
+def test_torchvision_loads_and_its_transforms_work() -> None:
     out = plain(
         "import torchvision, torch, sys\n"
         "from torchvision.transforms.v2 import functional as F\n"
@@ -66,7 +66,7 @@ def build(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["build_wheel", "build_editable"])
-def test_the_wheel_brings_it_along(tmp_path, kind):
+def test_the_wheel_brings_it_along(tmp_path: Path, kind: str) -> None:
     with zipfile.ZipFile(build(kind, tmp_path)) as wheel:
         assert wheel.testzip() is None
         names = wheel.namelist()

@@ -39,7 +39,7 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("wheel"))
 
 
@@ -49,7 +49,7 @@ def shipped() -> list[Path]:
     return [ROOT / name for name in named] + models
 
 
-def test_it_holds_the_demos_files_and_the_markers_of_types(installed):
+def test_it_holds_the_demos_files_and_the_markers_of_types(installed: Installed) -> None:
     assert len(shipped()) > 10
     for file in shipped():
         copy = installed.site / "flows" / "project" / file.relative_to(ROOT)
@@ -58,12 +58,14 @@ def test_it_holds_the_demos_files_and_the_markers_of_types(installed):
         assert (installed.site / package / "py.typed").is_file()
 
 
-def test_an_editable_install_uses_the_checkouts(tmp_path):
+def test_an_editable_install_uses_the_checkouts(tmp_path: Path) -> None:
     with zipfile.ZipFile(build("build_editable", tmp_path)) as wheel:
         assert [name for name in wheel.namelist() if name.startswith("flows/")] == []
 
 
-def test_a_wheel_without_a_model_is_not_built(tmp_path, monkeypatch):
+def test_a_wheel_without_a_model_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(ROOT / "build_backend")
     import videoopd_build
 
@@ -72,13 +74,15 @@ def test_a_wheel_without_a_model_is_not_built(tmp_path, monkeypatch):
         videoopd_build._shipped(tmp_path)
 
 
-def test_it_tells_the_version_of_the_project_and_no_commit(installed, tmp_path):
+def test_it_tells_the_version_of_the_project_and_no_commit(
+    installed: Installed, tmp_path: Path
+) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     lines = installed.python(tmp_path, "-m", "flows.cli", "--version").splitlines()
     assert lines[0] == f"videoopd {version}"
 
 
-def test_init_writes_a_config(installed, tmp_path):
+def test_init_writes_a_config(installed: Installed, tmp_path: Path) -> None:
     installed.python(tmp_path, "-m", "flows.cli", "init", "mine.toml")
     assert tomllib.loads((tmp_path / "mine.toml").read_text())["data"]
 
@@ -101,7 +105,7 @@ print(json.dumps({
 """
 
 
-def test_the_demo_brings_its_files_into_a_folder_here(installed, tmp_path):
+def test_the_demo_brings_its_files_into_a_folder_here(installed: Installed, tmp_path: Path) -> None:
     told = installed.python(tmp_path, "-c", DEMO_CONFIG).splitlines()
     assert told[0] == "configs, runs and worlds of the demo are in videoopd-demo"
     found = json.loads(told[1])
@@ -115,7 +119,7 @@ def test_the_demo_brings_its_files_into_a_folder_here(installed, tmp_path):
     assert not (installed.site / ".prefect").exists()
 
 
-def test_the_demos_models_open(installed, tmp_path):
+def test_the_demos_models_open(installed: Installed, tmp_path: Path) -> None:
     code = (
         "from flows.demo import config_file\n"
         "from opd_core.config.load import load_config\n"
@@ -128,7 +132,7 @@ def test_the_demos_models_open(installed, tmp_path):
     assert 100_000 < student < teacher
 
 
-def test_what_the_user_changed_in_the_demo_stays(installed, tmp_path):
+def test_what_the_user_changed_in_the_demo_stays(installed: Installed, tmp_path: Path) -> None:
     installed.python(tmp_path, "-c", DEMO_CONFIG)
     demo = tmp_path / "videoopd-demo"
     config = demo / "configs" / "tiny.toml"
@@ -141,7 +145,7 @@ def test_what_the_user_changed_in_the_demo_stays(installed, tmp_path):
     )
 
 
-def test_the_demos_folder_is_a_project(installed, tmp_path):
+def test_the_demos_folder_is_a_project(installed: Installed, tmp_path: Path) -> None:
     installed.python(tmp_path, "-c", DEMO_CONFIG)
     demo = tmp_path / "videoopd-demo"
     found = json.loads(installed.python(demo, "-c", DEMO_CONFIG))
@@ -149,7 +153,7 @@ def test_the_demos_folder_is_a_project(installed, tmp_path):
     assert Path(found["home"]) == demo / ".prefect"
 
 
-def test_the_users_own_place_for_data_is_taken(installed, tmp_path):
+def test_the_users_own_place_for_data_is_taken(installed: Installed, tmp_path: Path) -> None:
     code = "from flows.server import prefect_settings as s; print(s.working_folder())"
     data = tmp_path / "data"
     told = installed.python(tmp_path, "-c", code, XDG_DATA_HOME=str(data)).strip()

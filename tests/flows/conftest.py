@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from opd_core.tinyworld.world import World
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("student", "teacher")
 
@@ -39,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def write_config(tiny_world: Any, models: dict[str, Path]) -> WriteConfig:
+def write_config(tiny_world: World, models: dict[str, Path]) -> WriteConfig:
     """`write_config(folder, {"focus.top_k": 4})` is the path of a config with its run beside it."""
 
     def write(folder: Path, overrides: dict[str, Any] | None = None) -> Path:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ import yaml
 from flows.server import local as server
 from flows.server import prefect_settings as settings
 from flows.server import processes
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -39,7 +41,7 @@ def installed() -> bool:
     return True
 
 
-def test_prefect_yaml_describes_what_is_served():
+def test_prefect_yaml_describes_what_is_served() -> None:
     from flows import deployments
 
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -53,12 +55,12 @@ def test_prefect_yaml_describes_what_is_served():
         assert flow.name == "videoopd"
 
 
-def test_every_key_of_prefect_toml_is_a_setting_of_prefect():
+def test_every_key_of_prefect_toml_is_a_setting_of_prefect() -> None:
     import tomllib
 
     from prefect.settings.models.root import Settings
 
-    def check(table, model, path):
+    def check(table: dict[str, Any], model: Any, path: str) -> None:
         for key, value in table.items():
             assert key in model.model_fields, f"{path}{key}"
             if isinstance(value, dict):
@@ -67,7 +69,7 @@ def test_every_key_of_prefect_toml_is_a_setting_of_prefect():
     check(tomllib.loads((ROOT / "prefect.toml").read_text()), Settings, "")
 
 
-def test_the_settings_hold_in_any_folder(tmp_path, monkeypatch):
+def test_the_settings_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in [n for n in os.environ if n.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
@@ -126,7 +128,7 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_world) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_world: World) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("project").resolve()
     shutil.copy(ROOT / "prefect.toml", folder)
     (folder / "configs").mkdir()
@@ -139,7 +141,7 @@ def project(tmp_path_factory, tiny_world) -> Iterator[Project]:
 
 
 @pytest.fixture(scope="module")
-def up(project) -> Project:
+def up(project: Project) -> Project:
     started = project.videoopd("up")
     assert started.returncode == 0, started.stderr + started.stdout
     return project
@@ -155,33 +157,35 @@ def up(project) -> Project:
         ("python -m pytest", False),
     ],
 )
-def test_the_hook_speaks_up_for_deployment_runs_only(words, expected):
+def test_the_hook_speaks_up_for_deployment_runs_only(words: str, expected: bool) -> None:
     from flows.server.prefect_plugin import _runs_a_deployment
 
     assert _runs_a_deployment(words.split()) is expected
 
 
 @pytest.mark.skipif(not installed(), reason="Prefect finds the hook by the installed package")
-def test_without_a_server_prefect_says_what_to_run(project):
+def test_without_a_server_prefect_says_what_to_run(project: Project) -> None:
     told = project.deployment_run("videoopd/round", "config=configs/tiny.toml")
     assert told.returncode == 2
     assert "make up" in told.stderr
     assert "Traceback" not in told.stderr + told.stdout
 
 
-def test_down_when_nothing_is_up(project):
+def test_down_when_nothing_is_up(project: Project) -> None:
     done = project.videoopd("down")
     assert (done.returncode, done.stdout) == (0, "nothing was up\n")
 
 
 @pytest.fixture(scope="module")
-def round_run(up) -> subprocess.CompletedProcess[str]:
+def round_run(up: Project) -> subprocess.CompletedProcess[str]:
     overrides = 'overrides=["focus.top_k=3"]'
     return up.deployment_run("videoopd/round", "config=configs/tiny.toml", overrides)
 
 
 @pytest.mark.server
-def test_a_round_by_its_deployment(up, round_run):
+def test_a_round_by_its_deployment(
+    up: Project, round_run: subprocess.CompletedProcess[str]
+) -> None:
     assert round_run.returncode == 0, round_run.stdout + round_run.stderr
     assert "finished successfully" in round_run.stdout
     sql = "SELECT policy_version FROM updates"
@@ -190,13 +194,17 @@ def test_a_round_by_its_deployment(up, round_run):
 
 
 @pytest.mark.server
-def test_a_stage_by_its_deployment(up, round_run):
+def test_a_stage_by_its_deployment(
+    up: Project, round_run: subprocess.CompletedProcess[str]
+) -> None:
     done = up.deployment_run("videoopd/evaluate", "config=configs/tiny.toml", "round=0")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.server
-def test_from_any_folder_prefect_finds_the_server_that_is_up(up, round_run, tmp_path):
+def test_from_any_folder_prefect_finds_the_server_that_is_up(
+    up: Project, round_run: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
     named = ("deployment", "run", "videoopd/validate", "--watch", "--watch-timeout", "200")
     given = ("--param", "config=configs/tiny.toml", "--param", "round=1")
     found = up._run("prefect", *named, *given, folder=tmp_path)
@@ -205,14 +213,16 @@ def test_from_any_folder_prefect_finds_the_server_that_is_up(up, round_run, tmp_
 
 
 @pytest.mark.server
-def test_a_stage_with_nothing_to_force_says_so(up, round_run):
+def test_a_stage_with_nothing_to_force_says_so(
+    up: Project, round_run: subprocess.CompletedProcess[str]
+) -> None:
     done = up.deployment_run("videoopd/validate", "config=configs/tiny.toml", "force=true")
     assert done.returncode == 1
     assert "forcing it would give the same answers" in " ".join(done.stdout.split())
 
 
 @pytest.mark.server
-def test_a_failed_flow_is_an_exit_code_and_its_reason(up):
+def test_a_failed_flow_is_an_exit_code_and_its_reason(up: Project) -> None:
     done = up.deployment_run("videoopd/score", "config=configs/nothing.toml")
     assert done.returncode == 1
     assert "there is no config at" in " ".join(done.stdout.split())
@@ -220,7 +230,7 @@ def test_a_failed_flow_is_an_exit_code_and_its_reason(up):
 
 
 @pytest.mark.server
-def test_up_again_changes_nothing(up):
+def test_up_again_changes_nothing(up: Project) -> None:
     before = (up.folder / ".prefect" / "server.json").read_text()
     again = up.videoopd("up")
     assert again.returncode == 0
@@ -229,13 +239,15 @@ def test_up_again_changes_nothing(up):
 
 
 @pytest.mark.server
-def test_a_command_uses_the_server_that_is_up(up, round_run):
+def test_a_command_uses_the_server_that_is_up(
+    up: Project, round_run: subprocess.CompletedProcess[str]
+) -> None:
     assert up.videoopd("run", "configs/tiny.toml").returncode == 0
     assert not (up.folder / ".prefect" / "temporary-server.log").exists()
 
 
 @pytest.mark.server
-def test_up_repairs_what_was_killed(up):
+def test_up_repairs_what_was_killed(up: Project) -> None:
     state = json.loads((up.folder / ".prefect" / "server.json").read_text())
     os.kill(state["deployments"]["pid"], signal.SIGKILL)
     assert up.videoopd("up").returncode == 0
@@ -245,7 +257,7 @@ def test_up_repairs_what_was_killed(up):
 
 
 @pytest.mark.server
-def test_down_leaves_no_process(up):
+def test_down_leaves_no_process(up: Project) -> None:
     slow = 'overrides=["rollout.examples_per_round=64", "rollout.rollouts_per_example=64"]'
     up.prefect(
         "deployment", "run", "videoopd/round", "--param", "config=configs/tiny.toml",
@@ -264,7 +276,9 @@ def test_down_leaves_no_process(up):
     assert not (up.home / ".prefect" / "profiles.toml").exists()
 
 
-def test_a_profile_of_the_users_own_is_left_alone(tmp_path, monkeypatch):
+def test_a_profile_of_the_users_own_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the sentence says what to type instead."""
     monkeypatch.delenv("PREFECT_HOME")
     monkeypatch.delenv("PREFECT_PROFILES_PATH")
@@ -308,14 +322,14 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_stopping_takes_the_children_along(tmp_path):
+def test_stopping_takes_the_children_along(tmp_path: Path) -> None:
     started, child = start_sleeper(tmp_path, "family")
     assert processes.stop([started], "family") >= 2
     assert gone(child)
     assert started.find() is None
 
 
-def test_children_are_found_after_their_parent_was_killed(tmp_path):
+def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> None:
     started, child = start_sleeper(tmp_path, "orphans")
     os.kill(started.pid, signal.SIGKILL)
     os.waitpid(started.pid, 0)
@@ -323,7 +337,7 @@ def test_children_are_found_after_their_parent_was_killed(tmp_path):
     assert gone(child)
 
 
-def test_what_ends_with_us_ends_however_we_do(tmp_path):
+def test_what_ends_with_us_ends_however_we_do(tmp_path: Path) -> None:
     """Killed outright, a command leaves no server behind, also when it holds Lance."""
     code = (
         "import os, signal, sys, lance\n"
@@ -351,13 +365,13 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path):
         time.sleep(0.05)
 
 
-def test_a_number_that_was_used_again_is_another_process():
+def test_a_number_that_was_used_again_is_another_process() -> None:
     other = processes.ProcessId(os.getpid(), psutil.Process().create_time() - 60)
     assert other.find() is None
     assert processes.stop([other], "nobody's") == 0
 
 
-def test_a_taken_port_is_told(monkeypatch):
+def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(server, "_is_free", lambda port: False)
     port, note = server._choose_port()
@@ -368,13 +382,13 @@ def test_a_taken_port_is_told(monkeypatch):
         server._choose_port()
 
 
-def test_up_is_for_this_machine(monkeypatch):
+def test_up_is_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api")
     with pytest.raises(VideoOPDError, match="on this machine"):
         server._choose_port()
 
 
-def test_a_damaged_state_file_is_told(tmp_path, monkeypatch):
+def test_a_damaged_state_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     (tmp_path / "server.json").write_text("{")
     with pytest.raises(VideoOPDError, match="cannot be read"):

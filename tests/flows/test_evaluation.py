@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from flows.cli import main
@@ -24,7 +23,9 @@ from flows.evaluation import (
     of_policy,
 )
 from opd_core.spans.metrics import PER_EXAMPLE
+from opd_core.tinyworld.world import World
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
 
@@ -33,7 +34,7 @@ STUDENT = ROOT / "configs" / "tiny" / "student"
 
 
 @pytest.fixture(scope="module")
-def config(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one round; 12 eval sentences by the config of the run, 20 by the one returned."""
     folder = tmp_path_factory.mktemp("evaluated")
     settings = tiny_settings(folder / "run", tiny_world)
@@ -177,7 +178,7 @@ def test_the_table_names_protocols_and_intervals(
 
 
 def test_mistakes_are_one_sentence(
-    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: Any
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: World
 ) -> None:
     run = config.with_name("run")
     assert "has no policy 9; give one from 0 to 1" in refused(capsys, run, "--policy", 9)
@@ -199,7 +200,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_two_that_share_no_example(
-    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: Any
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_world: World
 ) -> None:
     swapped = {"data.train": str(tiny_world.eval), "data.eval": str(tiny_world.train)}
     settings = tiny_settings(tmp_path / "run", tiny_world) | swapped
@@ -211,7 +212,7 @@ def test_two_that_share_no_example(
 
 
 def test_what_cannot_be_read_is_set_aside_and_asked_again(
-    tiny_config: Any, tiny_world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: Any, tiny_world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = Path(shutil.copytree(tiny_world.videos, tmp_path / "videos"))
     path = tiny_config({"data.videos": str(videos), "evaluate.max_examples": 6})

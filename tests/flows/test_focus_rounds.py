@@ -9,12 +9,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from opd_core.rollout import answers as asking
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
 
@@ -42,12 +43,12 @@ def broken(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all cases, side by side; the first has the teacher's answers for the others."""
     return tmp_path_factory.mktemp("curricula")
 
 
-def run_of(shared: Path, tiny_world: Any, case: str) -> Run:
+def run_of(shared: Path, tiny_world: World, case: str) -> Run:
     folder = shared / case.replace(" ", "-")
     if not folder.exists():
         first = run_of(shared, tiny_world, "stride").path if case != "stride" else None
@@ -60,7 +61,7 @@ def run_of(shared: Path, tiny_world: Any, case: str) -> Run:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_round_and_its_audit(shared: Path, tiny_world: Any, case: str) -> None:
+def test_a_round_and_its_audit(shared: Path, tiny_world: World, case: str) -> None:
     run = run_of(shared, tiny_world, case)
     rows = run.selections().sort("rollout_id").collect()
     scored = set(run.teacher_scores().collect()["rollout_id"])
@@ -115,7 +116,7 @@ def test_a_round_and_its_audit(shared: Path, tiny_world: Any, case: str) -> None
     ],
 )
 def test_an_audit_finds_what_was_tampered_with(
-    shared: Path, tiny_world: Any, tmp_path: Path, case: str, column: str, value: Any
+    shared: Path, tiny_world: World, tmp_path: Path, case: str, column: str, value: Any
 ) -> None:
     run = run_of(shared, tiny_world, case)
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
@@ -124,7 +125,7 @@ def test_an_audit_finds_what_was_tampered_with(
 
 
 def test_an_audit_ranks_the_stored_scores_again(
-    shared: Path, tiny_world: Any, tmp_path: Path
+    shared: Path, tiny_world: World, tmp_path: Path
 ) -> None:
     run = run_of(shared, tiny_world, "reverse_kl")
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))

@@ -15,6 +15,7 @@ import pytest
 
 from flows.cli import main as videoopd
 from opd_core.config.load import load_config
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from tests.foreign_package import install
@@ -82,7 +83,7 @@ POINTS = {
 # What a round's command does, without a server; then the audit of all that it wrote.
 ROUND = """
 import json, sys
-from kill_points import run_without_server
+from tests.flows.kill_points import run_without_server
 from flows.audit.walk import Depth, audit
 from storage.runs.run import Run
 run_without_server(sys.argv[1], 1)
@@ -169,7 +170,7 @@ def test_what_another_package_needs_is_asked_for(config: Path, tmp_path: Path) -
         assert word in done.stderr.splitlines()[-1]
 
 
-def test_an_import_of_a_format_of_another_package(tiny_world: Any, tmp_path: Path) -> None:
+def test_an_import_of_a_format_of_another_package(tiny_world: World, tmp_path: Path) -> None:
     theirs = install(tmp_path / "site", "their_parts", SOURCE, POINTS)
     videos = Path(tiny_world.videos)
     (video, *_) = sorted(p.relative_to(videos) for p in videos.rglob("*.mp4"))

@@ -17,9 +17,10 @@ from flows.stage.prepare import opened
 from opd_core.model.architectures import QWEN3_VL_MOE, architecture_in
 from opd_core.model.checkpoint import check_checkpoint, save_checkpoint
 from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
-from tests.opd_core.vllm_fixtures import make_config, make_model, read_examples
+from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -65,7 +66,7 @@ def moved(before: Path, after: Path) -> dict[str, bool]:
     return {name: not tensor.equal(new[name]) for name, tensor in old.items()}
 
 
-def test_lora_rounds_adapt_the_attention(tmp_path: Path, tiny_world: Any) -> None:
+def test_lora_rounds_adapt_the_attention(tmp_path: Path, tiny_world: World) -> None:
     run = play(tmp_path, tiny_world, {"update.lora.rank": 4}, MOE, rounds=2)
     assert_evidence(run, 2)
     for version in (1, 2):
@@ -80,7 +81,7 @@ def test_lora_rounds_adapt_the_attention(tmp_path: Path, tiny_world: Any) -> Non
 
 
 def test_a_module_of_the_experts_is_refused_before_anything_is_sampled(
-    tmp_path: Path, tiny_world: Any
+    tmp_path: Path, tiny_world: World
 ) -> None:
     settings = {"update.lora.rank": 4}
     for name in ("gate_proj", "down_proj", "gate_up_proj", "experts", "gate"):
@@ -95,7 +96,7 @@ def test_a_module_of_the_experts_is_refused_before_anything_is_sampled(
         assert not list((tmp_path / "run").rglob("rollouts.lance/data/*"))
 
 
-def test_all_weights_are_trained_and_saved_as_published(tmp_path: Path, tiny_world: Any) -> None:
+def test_all_weights_are_trained_and_saved_as_published(tmp_path: Path, tiny_world: World) -> None:
     run = play(tmp_path, tiny_world, {}, MOE, rounds=2)
     assert_evidence(run, 2)
     base, policy = (run.policy(v).path for v in (0, 2))
@@ -113,7 +114,7 @@ def test_all_weights_are_trained_and_saved_as_published(tmp_path: Path, tiny_wor
     assert shapes[0] == shapes[1]
 
 
-def test_a_dense_student_of_a_teacher_with_experts(tmp_path: Path, tiny_world: Any) -> None:
+def test_a_dense_student_of_a_teacher_with_experts(tmp_path: Path, tiny_world: World) -> None:
     teacher = make_model(tmp_path / "moe", "teacher", 1, MOE)
     settings = {"teacher.path": str(teacher), "score.hidden_states": True,
                 "update.teacher_distribution": "hidden_states"}  # fmt: skip
@@ -126,7 +127,7 @@ def test_a_dense_student_of_a_teacher_with_experts(tmp_path: Path, tiny_world: A
     assert update["steps"][0]["reverse_kl"] > 0
 
 
-def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: Any) -> None:
+def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: World) -> None:
     """Rounding sends a token to other experts now and then; the trainer rounds otherwise."""
     with_bounds_of_the_precision = {k: v for k, v in SETTINGS.items() if "mismatch" not in k}
     low = {"student.dtype": "bfloat16", "teacher.dtype": "bfloat16"}
@@ -145,7 +146,7 @@ def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: Any) -
     [{}, {"update.lora.rank": 4}],
     ids=["full", "merged"],
 )
-def test_rounds_with_vllm(tmp_path: Path, tiny_world: Any, settings: dict[str, Any]) -> None:
+def test_rounds_with_vllm(tmp_path: Path, tiny_world: World, settings: dict[str, Any]) -> None:
     """The second round samples from weights that the first has written."""
     pytest.importorskip("vllm")
     engines = {"rollout.engine": "vllm"}
@@ -156,7 +157,7 @@ def test_rounds_with_vllm(tmp_path: Path, tiny_world: Any, settings: dict[str, A
 
 @pytest.mark.slow
 def test_an_adapter_beside_experts_is_refused_where_vllm_has_no_kernel(
-    tmp_path: Path, tiny_world: Any
+    tmp_path: Path, tiny_world: World
 ) -> None:
     platforms = pytest.importorskip("vllm.platforms")
     if not platforms.current_platform.is_cpu():
@@ -168,7 +169,7 @@ def test_an_adapter_beside_experts_is_refused_where_vllm_has_no_kernel(
 
 @pytest.mark.slow
 def test_vllm_is_given_the_published_form_and_notices_other_experts(
-    tmp_path: Path, tiny_world: Any
+    tmp_path: Path, tiny_world: World
 ) -> None:
     pytest.importorskip("vllm")
     from opd_core.engines.base import Request, SamplingParams

@@ -14,15 +14,16 @@ from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.choice import opened_engine
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import describe_scorer, score_rollouts
+from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
-from tests.opd_core.vllm_fixtures import make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
-def test_a_whole_round(engine: str, tmp_path: Any, tiny_world: Any) -> None:
+def test_a_whole_round(engine: str, tmp_path: Any, tiny_world: World) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm")
     settings = {
@@ -56,7 +57,9 @@ def test_a_whole_round(engine: str, tmp_path: Any, tiny_world: Any) -> None:
         assert run.quarantine().collect().is_empty()
 
 
-def test_rollouts_of_other_seconds_per_grid_are_not_scored(tmp_path: Any, tiny_world: Any) -> None:
+def test_rollouts_of_other_seconds_per_grid_are_not_scored(
+    tmp_path: Any, tiny_world: World
+) -> None:
     config = make_config(tmp_path, tiny_world, kind="qwen2_5_vl")
     from dataclasses import replace
 
@@ -78,7 +81,7 @@ def test_rollouts_of_other_seconds_per_grid_are_not_scored(tmp_path: Any, tiny_w
         list(score_rollouts(config, policy, [(examples[0], [other])]))
 
 
-def test_two_videos_of_one_grid_in_one_batch(tmp_path: Any, tiny_world: Any) -> None:
+def test_two_videos_of_one_grid_in_one_batch(tmp_path: Any, tiny_world: World) -> None:
     """Equal tokens and grids, unlike lengths: each is answered as if it were alone."""
     from dataclasses import replace
 
@@ -101,7 +104,7 @@ def test_two_videos_of_one_grid_in_one_batch(tmp_path: Any, tiny_world: Any) -> 
 
 
 @pytest.mark.slow
-def test_vllm_tells_two_lengths_of_the_same_frames_apart(tmp_path: Any, tiny_world: Any) -> None:
+def test_vllm_tells_two_lengths_of_the_same_frames_apart(tmp_path: Any, tiny_world: World) -> None:
     """Its prefix cache knows a video by what is said of its times, too."""
     pytest.importorskip("vllm")
     from dataclasses import replace

@@ -14,7 +14,6 @@ from typing import Any
 import lance
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows import stages
 from flows.audit.walk import Depth, audit
@@ -22,10 +21,12 @@ from flows.commands.status import print_status
 from flows.rescore import rescore_run
 from flows.stage.prepare import opened
 from flows.stage.rerun import command as command_of
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.kill_points import run_without_server
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = ("draw", "validate", "rollout", "score", "focus")
@@ -163,7 +164,7 @@ def verdicts_at(run: Path, round: int) -> dict[str, str]:
 
 KILLED = """
 import sys
-from kill_points import arm
+from tests.flows.kill_points import arm
 from flows import stages
 from flows.stage.prepare import opened
 config, name, point, n = sys.argv[1:]
@@ -271,7 +272,7 @@ def test_a_forced_score_is_computed_and_not_copied(write_config: Any, tmp_path: 
 
 
 def test_a_draw_of_unusable_examples_is_drawn_again(
-    write_config: Any, tiny_world: Any, tmp_path: Path
+    write_config: Any, tiny_world: World, tmp_path: Path
 ) -> None:
     settings = {"rollout.examples_per_round": 3, "focus.curriculum": "uniform"}
     videos = Path(shutil.copytree(tiny_world.videos, tmp_path / "videos"))

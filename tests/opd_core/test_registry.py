@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,20 +32,20 @@ def registry(group: str = "videoopd.objectives") -> Registry[Objective]:
     return Registry(group, Objective, OWN)
 
 
-def test_an_own_part_is_loaded_when_it_is_asked_for():
+def test_an_own_part_is_loaded_when_it_is_asked_for() -> None:
     known = registry("videoopd.nobody")
     assert list(known) == ["grpo"] and known.problem("grpo") is None
     assert known["grpo"] is OBJECTIVES["grpo"]
 
 
 @pytest.mark.parametrize("name", ["gpro", 3, ["grpo"], {}, "", None, True, "é"])
-def test_an_unknown_name_is_one_sentence_with_the_nearest(name):
+def test_an_unknown_name_is_one_sentence_with_the_nearest(name: object) -> None:
     problem = registry("videoopd.nobody").problem(name)
     assert problem is not None and repr(name) in problem and "grpo" in problem
     assert ("did you mean 'grpo'?" in problem) == (name in ("gpro", ["grpo"]))
 
 
-def test_a_part_of_another_package(tmp_path, monkeypatch):
+def test_a_part_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"videoopd.objectives": {"mine": "other_one:MINE"}}
     monkeypatch.syspath_prepend(install(tmp_path, "other_one", MINE, points))
     known = registry()
@@ -60,14 +61,18 @@ def test_a_part_of_another_package(tmp_path, monkeypatch):
     ("mine", "other_two:NO_OBJECTIVE", "is a int; make it a opd_core.extensions.Objective"),
     ("grpo", "other_two:MINE", "and by videoopd itself"),
 ])  # fmt: skip
-def test_what_cannot_be_used_names_its_entry_point(name, value, word, tmp_path, monkeypatch):
+def test_what_cannot_be_used_names_its_entry_point(
+    name: str, value: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     points = {"videoopd.objectives": {name: value}}
     monkeypatch.syspath_prepend(install(tmp_path, "other_two", MINE, points))
     with pytest.raises(VideoOPDError, match=f"{name} = {value} .*{word}"):
         registry()[name]
 
 
-def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
+def test_a_name_that_two_packages_give_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("other_three", "other_four"):
         points = {"videoopd.objectives": {"mine": f"{module}:MINE"}}
         monkeypatch.syspath_prepend(install(tmp_path / module, module, MINE, points))
@@ -78,17 +83,17 @@ def test_a_name_that_two_packages_give_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS])
-def test_every_part_says_what_it_is(parts):
+def test_every_part_says_what_it_is(parts: Registry[Any]) -> None:
     assert list(parts) and all(parts[name].about for name in parts)
 
 
 @pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES])
-def test_a_new_config_explains_them_all(parts):
+def test_a_new_config_explains_them_all(parts: Registry[Any]) -> None:
     lines = " ".join(config_template().replace("#", "").split())
     assert [n for n in parts if f"{n}: {parts[n].about}" not in lines] == []
 
 
-def test_what_each_objective_needs():
+def test_what_each_objective_needs() -> None:
     assert [n for n in OBJECTIVES if not OBJECTIVES[n].needs_teacher] == ["grpo", "sft"]
     exact = ["exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl"]
     assert [n for n in OBJECTIVES if OBJECTIVES[n].needs_distribution] == exact
@@ -102,13 +107,13 @@ def test_what_each_objective_needs():
     }
 
 
-def test_the_how_tos_name_them_all():
+def test_the_how_tos_name_them_all() -> None:
     pages = ("objectives", "curricula")
     text = "".join((ROOT / "docs" / "how-to" / f"{page}.md").read_text() for page in pages)
     assert [n for n in (*OBJECTIVES, *CURRICULA) if f"| `{n}` |" not in text] == []
 
 
-def test_configs_are_read_without_torch():
+def test_configs_are_read_without_torch() -> None:
     code = (
         "import json, sys\n"
         "from opd_core.config.load import load_config\n"

@@ -39,7 +39,7 @@ def provenance(table: str) -> Provenance:
     return Provenance("run-1", TABLES[table].writer or "score", 0, "c0ffee", None, "attempt-1")
 
 
-def rollout(index: int = 0, version: int = 0, **changes) -> Rollout:
+def rollout(index: int = 0, version: int = 0, **changes: Any) -> Rollout:
     example_id = f"{index:016x}"
     content = {
         "rollout_id": make_rollout_id(version, example_id, 0),
@@ -69,7 +69,7 @@ def rollout(index: int = 0, version: int = 0, **changes) -> Rollout:
     return Rollout(**{**content, **changes})
 
 
-def score(index: int = 0, **changes) -> TeacherScore:
+def score(index: int = 0, **changes: Any) -> TeacherScore:
     content = {
         "rollout_id": rollout(index).rollout_id,
         "policy_version": 0,
@@ -89,7 +89,7 @@ def score(index: int = 0, **changes) -> TeacherScore:
     return TeacherScore(**{**content, **changes})
 
 
-def update(version: int = 1, digest: str = "n" * 64, **changes) -> Update:
+def update(version: int = 1, digest: str = "n" * 64, **changes: Any) -> Update:
     step = UpdateStep(0, 0.1, 1e-6, 1.0, 20, 2, 0.3, 0.0, 0.9, 1.1, 1.0, None, None, 0.5)
     content = {
         "policy_version": version,

@@ -7,11 +7,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-from storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
+from typing import Any
 
 from storage import locks
 from storage.tables.lance_tables import Tables
+from tests.storage.storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
 
 
 def append(folder: str, first: str, last: str, batch: str) -> None:
@@ -78,7 +78,7 @@ def _kill_at(patch: str, call: int) -> None:
     original = getattr(owner, name)
     calls = 0
 
-    def patched(*args, **kwargs):
+    def patched(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
