@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.console.progress import is_quiet
-from flows.console.report import ABSENT, console, table
+from flows.console.report import console, number, table
 from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.audit.links import base_path
@@ -45,8 +45,8 @@ def print_diff(a: Run, b: Run, format: str) -> None:
     difference = diff(a, b)
     if format == "json":
         content = asdict(difference)
-        for number, written in zip(difference.numbers, content["numbers"], strict=True):
-            written["difference"] = number.difference
+        for row, written in zip(difference.numbers, content["numbers"], strict=True):
+            written["difference"] = row.difference
         _print_json(content)
         return
     out = console()
@@ -68,7 +68,7 @@ def _numbers(difference: Diff) -> Table:
     made = table("on what both have", numbers=("", "A", "B", "B - A", "largest"))
     for row in difference.numbers:
         values = (row.a, row.b, row.difference, row.largest)
-        cells = [ABSENT if value is None else f"{value:.4g}" for value in values]
+        cells = [number(value, ".4g") for value in values]
         made.add_row(row.name, f"{row.count:,} {row.of}", *cells)
     return made
 

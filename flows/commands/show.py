@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from rich.text import Text
 
-from flows.console.report import ABSENT, console, printable, table
+from flows.console.report import ABSENT, console, number, printable, table
 from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.tables.present import latest
@@ -93,8 +93,8 @@ def _tokens(run: Run, rollout: dict[str, Any]) -> Table:
     for text, token_id, pi_v, pi, q in zip(texts, ids, sampling, student, teacher, strict=True):
         advantage = None if q is None or pi_v is None else q - pi_v
         style = "" if advantage is None else ("red" if advantage < 0 else "green")
-        numbers = [Text(_logprob(value)) for value in (pi_v, pi, q)]
-        shown = Text(ABSENT if advantage is None else f"{advantage:+.4f}", style)
+        numbers = [Text(number(value, ".4f")) for value in (pi_v, pi, q)]
+        shown = Text(number(advantage, "+.4f"), style)
         made.add_row(Text(repr(text)), str(token_id), *numbers, shown)
     return made
 
@@ -162,7 +162,3 @@ def _one_line(text: str) -> str:
 
 def _iou(value: float) -> str:
     return f"IoU {value:.2f}"
-
-
-def _logprob(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.4f}"

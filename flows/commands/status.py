@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.commands.run_state import Status, status_of
 from flows.console.progress import is_quiet
-from flows.console.report import ABSENT, console, table
+from flows.console.report import console, number, table
 from opd_core.spans.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -79,11 +79,9 @@ def _policies_table(status: Status) -> Table:
     headings = ("policy", "examples", *shown, "rollouts trained on", "objective")
     made = table(numbers=headings, title="policies")
     for policy in status.policies:
-        values = [policy.metrics.get(metric) for metric in shown.values()]
-        cells = [ABSENT if value is None else f"{value:.3f}" for value in values]
-        trained = "" if policy.rollouts is None else str(policy.rollouts)
-        asked = policy.metrics.get("examples")
-        examples = ABSENT if asked is None else f"{int(asked):,}"
+        cells = [number(policy.metrics.get(metric)) for metric in shown.values()]
+        trained = number(policy.rollouts, "", absent="")
+        examples = number(policy.metrics.get("examples"), ",.0f")
         made.add_row(str(policy.policy_version), examples, *cells, trained, policy.objective or "")
     return made
 

@@ -48,7 +48,7 @@ def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary], last: boo
     if is_quiet():
         if last:
             final = made[-1]
-            print(f"round {final.policy_version}: eval mIoU {_number(final.miou)}; {run_path}")
+            print(f"round {final.policy_version}: eval mIoU {number(final.miou)}; {run_path}")
         return
     first = made[0].policy_version - 1
     before = accuracy(Run.open(run_path)).get(first, {})
@@ -73,15 +73,15 @@ def rounds_table(
     begun_with = "base" if first == 0 else f"policy {first}"
     made = table("", numbers=[begun_with, *(f"round {r.policy_version}" for r in rounds)])
     asked = (f"{r.eval_examples:,}" for r in rounds)
-    made.add_row("eval examples", _count(_whole(before.get("examples"))), *asked)
+    made.add_row("eval examples", number(before.get("examples"), ",.0f"), *asked)
     for name, metric in (("mIoU", "miou"), ("R1@0.3", "r1_30"), ("R1@0.5", "r1_50"),
                          ("R1@0.7", "r1_70")):  # fmt: skip
-        start = _number(before.get(f"strict_{metric}"))
-        made.add_row(f"eval {name}", start, *(_number(getattr(r, metric)) for r in rounds))
-    no_span = _number(before.get("parse_failures"))
-    made.add_row("eval answers without a span", no_span, *(_number(r.no_span) for r in rounds))
-    made.add_row("reverse KL, nats a token", "", *(_number(r.reverse_kl) for r in rounds))
-    mismatch = ("" if r.engine_mismatch is None else f"{r.engine_mismatch:.1e}" for r in rounds)
+        start = number(before.get(f"strict_{metric}"))
+        made.add_row(f"eval {name}", start, *(number(getattr(r, metric)) for r in rounds))
+    no_span = number(before.get("parse_failures"))
+    made.add_row("eval answers without a span", no_span, *(number(r.no_span) for r in rounds))
+    made.add_row("reverse KL, nats a token", "", *(number(r.reverse_kl) for r in rounds))
+    mismatch = (number(r.engine_mismatch, ".1e", absent="") for r in rounds)
     made.add_row("engine against trainer, nats", "", *mismatch)
     for name, field in (("rollouts", "rollouts"),
                         ("rollouts without a span", "rollouts_without_span"),
@@ -89,12 +89,12 @@ def rounds_table(
                         ("teacher passes saved", "teacher_passes_saved"),
                         ("left out in the round", "left_out"),
                         ("annotations left out", "annotations_left_out")):  # fmt: skip
-        made.add_row(name, "", *(_count(getattr(r, field)) for r in rounds))
+        made.add_row(name, "", *(number(getattr(r, field), ",") for r in rounds))
     made.add_section()
     for stage in STAGES:
         seconds = [r.stage_seconds.get(stage) for r in rounds]
-        made.add_row(f"{stage}, s", "", *(_number(s, 1) for s in seconds))
-    made.add_row("round, s", "", *(_number(sum(r.stage_seconds.values()), 1) for r in rounds))
+        made.add_row(f"{stage}, s", "", *(number(s, ".1f") for s in seconds))
+    made.add_row("round, s", "", *(number(sum(r.stage_seconds.values()), ".1f") for r in rounds))
     return made
 
 
@@ -103,13 +103,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}"
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _count(value: int | None) -> str:
-    return ABSENT if value is None else f"{value:,}"
+def number(value: float | None, style: str = ".3f", absent: str = ABSENT) -> str:
+    """Format a number; `absent` stands for none."""
+    return absent if value is None else f"{value:{style}}"
