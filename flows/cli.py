@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refusal(error: click.UsageError) -> str:
-    """What click says against the arguments, as one sentence with what to do."""
+    """Say what click has against the arguments, as one sentence with what to do."""
     said = " ".join(error.format_message().split()).rstrip(".")
     parts = re.sub(r"\. (Did|Choose)", lambda second: f"; {second[1].lower()}", said)
     of = error.ctx.command_path if error.ctx else "videoopd"
@@ -98,7 +98,7 @@ _OF_THE_USERS_DISK = {
 
 
 def _told(error: OSError) -> str | None:
-    """A sentence about a file that nobody has said more about; None for any other error."""
+    """Say what is wrong with a file that nobody has said more about; None for any other error."""
     if error.errno not in _OF_THE_USERS_DISK:
         return None
     if error.filename is None:  # what is printed may go into a file on a full disk
@@ -107,13 +107,13 @@ def _told(error: OSError) -> str | None:
 
 
 def _forget_output() -> None:
-    """What is still in Python's buffer must not raise again at exit."""
+    """Drop what is still in Python's buffer: it must not raise again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises `KeyboardInterrupt` as ever, and is noted in the list."""
+    """Note in the list each Ctrl-C, which raises `KeyboardInterrupt` as ever."""
     pressed: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ class Group(click.Group):
 
 
 class Command(click.Command):
-    """Whatever is wrong with its arguments is told as a mistake of this command."""
+    """A command; whatever is wrong with its arguments is told as a mistake of this one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -48,7 +48,7 @@ class Choice(click.Choice[str]):
 
 
 def number(kind: type[float], holds: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """The type of an argument: `what` says which numbers are taken, `holds` knows them."""
+    """Make a type of argument: `what` says which numbers are taken, `holds` knows them."""
 
     def read(text: str) -> float:
         try:

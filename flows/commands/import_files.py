@@ -104,10 +104,12 @@ class ImportSummary:
 
 
 def report_path(out: Path) -> Path:
+    """Name the file with a decision a line, beside the file that is made."""
     return out.with_name(f"{out.name}.report.jsonl")
 
 
 def cache_path(out: Path) -> Path:
+    """Name the file of what was seen in the videos, beside the file that is made."""
     return out.with_name(f"{out.name}.probes.jsonl")
 
 

@@ -32,7 +32,7 @@ class RoundState:
     """Items given up in this round."""
 
     def missing(self) -> str:
-        """The next thing to be done, in a few words."""
+        """Say the next thing to be done, in a few words."""
         if self.drawn == 0:
             return "nothing drawn yet"
         if self.selected is None:

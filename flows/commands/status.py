@@ -52,7 +52,7 @@ def _now(status: Status) -> Iterator[str]:
 
 
 def _reruns(status: Status) -> Iterator[str]:
-    """What is stale, with the command that runs it again, and which takes superseded what."""
+    """Say what is stale, with the command that runs it again, and which takes superseded what."""
     for stale in status.stale:
         yield f"stale     {stale.why}; run again: {stale.command}"
     if status.stale_rounds:
