@@ -15,6 +15,7 @@ from flows.console.progress import quietly
 Function = Callable[..., int | None]
 """What a command does with its arguments; returns an exit code, None for 0."""
 PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 RUN = "a run's folder, or the config that made it"
 RUN_AT = f"{RUN}; RUN@3 is the run as of round 3"
 

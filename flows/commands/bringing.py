@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from flows.commands.arguments import PATH, Choice, at_least_one, command, group, seconds
+from flows.commands.arguments import FOLDER, PATH, Choice, at_least_one, command, group, seconds
 from opd_core.annotations.formats.readers import FORMATS
 
 
@@ -25,7 +25,7 @@ def init(file: Path) -> None:
 @command("import", "bring annotations of other data sets into our form")
 @click.argument("format", type=Choice(tuple(FORMATS)), metavar="FORMAT", help=", ".join(FORMATS))
 @click.argument("files", type=PATH, nargs=-1, required=True, metavar="FILE...", help="in that form")
-@click.option("--videos", type=PATH, required=True, metavar="FOLDER", help="where the videos are")
+@click.option("--videos", type=FOLDER, required=True, metavar="FOLDER", help="where the videos are")
 @click.option(
     "--out", type=PATH, required=True, metavar="FILE.jsonl", help="for data.train or data.eval"
 )
@@ -59,7 +59,7 @@ def import_annotations(
 
 
 @command("make", "synthetic videos with annotations")
-@click.option("--out", type=PATH, default="worlds/tiny", metavar="FOLDER")
+@click.option("--out", type=FOLDER, default="worlds/tiny", metavar="FOLDER")
 @click.option("--seed", type=int, default=0, metavar="N")
 @click.option("--train-videos", type=at_least_one, metavar="N", help="default: as the demo's")
 @click.option("--eval-videos", type=at_least_one, metavar="N", help="default: as the demo's")
@@ -72,7 +72,7 @@ def make_world(out: Path, seed: int, train_videos: int | None, eval_videos: int 
 @command("train", "a tiny teacher or student, from nothing")
 @click.argument("role", type=Choice(("teacher", "student")), metavar="ROLE",
                 help="teacher or student")  # fmt: skip
-@click.option("--out", type=PATH, metavar="FOLDER", help="default: configs/tiny/ROLE")
+@click.option("--out", type=FOLDER, metavar="FOLDER", help="default: configs/tiny/ROLE")
 @click.option("--steps", type=at_least_one, metavar="N", help="default: as the shipped model's")
 @click.option("--seed", type=int, metavar="N", help="default: as the shipped model's")
 @click.option("--lr", type=float, metavar="RATE", help="default: as the shipped model's")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.arguments import PATH, Choice, command, run, run_at
+from flows.commands.arguments import FOLDER, PATH, Choice, command, run, run_at
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 
@@ -85,7 +85,7 @@ def diff(a: str, b: str, format: str) -> None:
     help="hf: a folder that datasets.load_dataset opens; hub-folder: the policy (of RUN@3 the"
     " third) with a model card",
 )  # fmt: skip
-@click.option("--out", type=PATH, required=True, metavar="FOLDER", help="a new folder")
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="a new folder")
 @click.option(
     "--table", "tables", multiple=True, metavar="NAME",
     help="a table or view; may be repeated (default: trajectories)",

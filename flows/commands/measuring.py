@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.arguments import PATH, Choice, at_least_one, command, overrides
+from flows.commands.arguments import FOLDER, PATH, Choice, at_least_one, command, overrides
 
 
 @command("evaluate", "how well a policy or a model does, with intervals")
@@ -15,9 +15,9 @@ from flows.commands.arguments import PATH, Choice, at_least_one, command, overri
     help="RUN@3 is the run as of round 3; a config asks what is missing",
 )  # fmt: skip
 @click.option("--policy", type=int, metavar="N", help="a policy of the run (default: the newest)")
-@click.option("--model", type=PATH, metavar="FOLDER", help="instead, any Hugging Face checkpoint")
+@click.option("--model", type=FOLDER, metavar="FOLDER", help="instead, any Hugging Face checkpoint")
 @click.option(
-    "--against", metavar="B",
+    "--against", type=click.Path(), metavar="B",
     help="compare with another run or policy (RUN@0: the base), or with a model's folder",
 )  # fmt: skip
 @click.option("--by", type=Choice(("source", "duration")), help="also in groups")
@@ -43,8 +43,8 @@ def evaluate(
 @click.option("--jobs", type=at_least_one, default=2, metavar="N", help="runs at once")
 @click.option("--report", is_flag=True, help="write the report again, running nothing")
 @click.option("--arms", multiple=True, metavar="NAME", help="run these only, the others later")
-@click.option("--runs", type=PATH, default="runs/studies", metavar="FOLDER", help="of the runs")
-@click.option("--out", type=PATH, default="docs/studies", metavar="FOLDER", help="of the report")
+@click.option("--runs", type=FOLDER, default="runs/studies", metavar="FOLDER", help="of the runs")
+@click.option("--out", type=FOLDER, default="docs/studies", metavar="FOLDER", help="of the report")
 def study(
     file: Path, names: tuple[str, ...], quick: bool, jobs: int, report: bool,
     arms: tuple[str, ...], runs: Path, out: Path,
