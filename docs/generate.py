@@ -7,7 +7,6 @@ A page is a function here; tests/test_docs.py holds that what is written is what
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import sys
@@ -15,13 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flows.cli import make_parser  # noqa: E402
+from flows.cli import program  # noqa: E402
 from opd_core.config import sections  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
@@ -192,41 +192,22 @@ def _arrow(kind: Any) -> str:
 
 def commands_page() -> str:
     """Every command with what it takes."""
-    parser = make_parser()
-    blocks = [parser.epilog or "", *_command(parser, 2)]
-    return _page("Commands", *blocks)
+    blocks = _command(click.Context(program, info_name="videoopd", **program.context_settings), 2)
+    return _page("Commands", program.epilog or "", *blocks)
 
 
-def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    yield f"{'#' * level} `{parser.prog}`"
-    yield parser.description or ""
-    formatter = parser._get_formatter()
-    below: list[argparse.ArgumentParser] = []
-    rows: list[tuple[str, ...]] = []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            below += action.choices.values()
-        elif not isinstance(action, argparse._HelpAction):
-            text = formatter._expand_help(action) if action.help else ""
-            if action.option_strings and action.required:
-                text = f"{text} (required)".strip()
-            rows.append((f"`{_argument(action)}`", text))
+def _command(context: click.Context, level: int) -> Iterator[str]:
+    command = context.command
+    yield f"{'#' * level} `{context.command_path}`"
+    yield command.help or ""
+    known = (one.get_help_record(context) for one in command.params)
+    rows = [(f"`{names}`", text) for names, text in filter(None, known)]
     if rows:
         yield _table(("argument", "meaning"), rows)
-    for command in below:
-        yield from _command(command, min(level + 1, 4))
-
-
-def _argument(action: argparse.Action) -> str:
-    value = action.metavar or (
-        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
-    )
-    if isinstance(value, tuple):
-        value = " ".join(value)
-    if not action.option_strings:
-        return f"[{value}]" if action.nargs in ("?", "*") else str(value)
-    names = ", ".join(action.option_strings)
-    return names if action.nargs == 0 else f"{names} {value}"
+    if isinstance(command, click.Group):
+        for name, one in command.commands.items():
+            below = click.Context(one, context, info_name=name)
+            yield from _command(below, min(level + 1, 4))
 
 
 # --- parts that are registered by name -----------------------------------------------------------
@@ -268,7 +249,7 @@ def objectives_page() -> str:
         "## Curricula",
         "`focus.curriculum`; which to use when is in "
         "[Choose what to train on](../how-to/curricula.md).",
-        _table(("curriculum", "", "the teacher's own answers", "the student's IoU"), curricula),
+        _table(("curriculum", "", "teacher predictions", "the student's IoU"), curricula),
     ]
     for name in CURRICULA:
         blocks += _with_its_module(name, CURRICULA[name].pick)

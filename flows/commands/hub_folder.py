@@ -22,7 +22,7 @@ _OF_THE_RUN = (MANIFEST_FILE, OPTIMIZER_FILE)
 
 
 def write_hub_folder(run: Run, out: Path) -> int:
-    """Writes the newest policy, of RUN@k policy k, into the new folder `out`; its version.
+    """Write the newest policy, of RUN@k policy k, into the new folder `out`; returns its version.
 
     Raises `VideoOPDError` before the first round, and where `out` holds something.
     """

@@ -26,7 +26,7 @@ QUIET = "VIDEOOPD_QUIET"
 
 @contextmanager
 def quietly(wanted: bool) -> Iterator[None]:
-    """Meanwhile nothing is shown on the way, if that is wanted."""
+    """Show nothing on the way meanwhile, if that is wanted."""
     before = os.environ.get(QUIET)
     if wanted:
         os.environ[QUIET] = "1"
@@ -56,7 +56,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A sign of life on a terminal, for a wait whose length is not known."""
+    """Show a sign of life on a terminal, for a wait whose length is not known."""
     if is_quiet() or not sys.stderr.isatty():
         yield
         return
@@ -96,7 +96,9 @@ def _lines(what: str, total: int) -> Advance:
         now = time.monotonic()
         if now - last >= SECONDS_PER_LINE:
             last = now
-            left = (now - begun) / done * (total - done) if done else float("nan")
-            print(f"{what}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            seconds = (now - begun) / done * (total - done) if done else float("nan")
+            print(
+                f"{what}: {done}/{total}, about {seconds:.0f} s left", file=sys.stderr, flush=True
+            )
 
     return advance

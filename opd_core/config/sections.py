@@ -49,9 +49,9 @@ class TeacherSection(ModelSection):
     """For its predictions and its scores. Scoring by vLLM projects every prompt token onto the
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
-    """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
+    """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
     cache: Path | None = None
-    """Folder of another run, whose teacher's answers to the same question are copied."""
+    """Folder of another run, whose teacher predictions to the same question are copied."""
 
 
 class PromptSection(ChoosingSection):
@@ -166,8 +166,8 @@ class FocusSection(ChoosingSection):
     curriculum: Annotated[str, CURRICULA] = "tvdf"
     """Which rollouts are trained on (`opd_core/focus/`)."""
     min_teacher_iou: Fraction = 0.3
-    """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
-    curriculum = "scc"."""
+    """The mean IoU of an example's teacher predictions must reach it (TRPV). Where it is not given,
+    0.7 with curriculum = "scc"."""
     unit: Literal["example", "rollout"] = "example"
     """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
     disagreement: Literal["iou", "reverse_kl"] = "iou"

@@ -221,8 +221,7 @@ def test_the_command_cuts_what_ends_late_where_that_is_asked_for(
     assert reversed_one["kind"] == "reversed span"
     assert rows(out)[0]["events"] == [{"query": "a dog runs", "span": [[1, 6]]}]
     for wrong in ("-1", "nan", "inf", "much"):
-        with pytest.raises(SystemExit, match="2"):
-            cli.main([*words, "--clamp", wrong])
+        assert cli.main([*words, "--clamp", wrong]) == 2
 
 
 def test_spans_that_look_like_fractions_are_told(
