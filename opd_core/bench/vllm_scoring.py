@@ -11,7 +11,7 @@ from opd_core.focus.select import draw_examples
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.rollout.answers import sample_rollouts
 from opd_core.scoring.trees import opened_scorer
-from opd_core.types import GroundingExample, Policy
+from opd_core.types import GroundingExample, Policy, Rollout
 
 PROMPTS, ROLLOUTS = 16, 8
 
@@ -27,7 +27,7 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
         seed=0,
     )
     policy = Policy(0, config.student.path, "student")
-    rollouts: dict[str, list] = {}
+    rollouts: dict[str, list[Rollout]] = {}
     for batch in sample_rollouts(config, policy, drawn, set()):
         for rollout in batch.records:
             rollouts.setdefault(rollout.example_id, []).append(rollout)

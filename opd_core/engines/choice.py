@@ -104,5 +104,5 @@ def _longest(config: Config, encoder: ExampleEncoder, new_tokens: int) -> int:
     video = config.video
     frames = -(-video.max_frames // encoder.prompts.processor.video_processor.temporal_patch_size)
     words = frames * encoder.prompts.architecture.words_per_frame_pair + TOKENS_OF_TEXT
-    needed = video.max_video_tokens + words + new_tokens
+    needed: int = video.max_video_tokens + words + new_tokens
     return min(needed, encoder.prompts.max_positions)

@@ -71,7 +71,8 @@ class TreeModel:
                 ),
             },
         )
-        return output.last_hidden_state[0]
+        hidden_ND: Tensor = output.last_hidden_state[0]
+        return hidden_ND
 
     def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: Any) -> Tensor:
         """Last hidden states, [B, D], of one new text token a row."""
@@ -83,13 +84,13 @@ class TreeModel:
             tree_layout=layout,
             use_cache=False,
         )
-        return output.last_hidden_state[:, 0]
+        hidden_BD: Tensor = output.last_hidden_state[:, 0]
+        return hidden_BD
 
     def log_softmax(self, hidden_CD: Tensor) -> Tensor:
         """Log-probabilities [C, V] in float32, -inf at the excluded ids."""
-        logits = self._lm_head(hidden_CD).float()
-        logits = logits.index_fill(1, self._excluded, float("-inf"))
-        return logits.log_softmax(dim=1)
+        logits_CV: Tensor = self._lm_head(hidden_CD).float()
+        return logits_CV.index_fill(1, self._excluded, float("-inf")).log_softmax(dim=1)
 
     def completion_distributions(
         self, pack: Pack, layout: Any | None = None

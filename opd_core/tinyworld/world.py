@@ -222,14 +222,17 @@ def _draw_shape(frames: np.ndarray, shape: Shape) -> None:
 def _covers(form: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Which pixels belong to a form, from their distance to its middle."""
     ax, ay = np.abs(dx), np.abs(dy)
+    covered: np.ndarray
     if form == "circle":
-        return ax**2 + ay**2 <= radius**2
-    if form == "square":
-        return (ax <= 0.85 * radius) & (ay <= 0.85 * radius)
-    if form == "triangle":
-        return (ay <= radius) & (ax <= (dy + radius) / 2)
-    arm = 0.3 * radius
-    return ((ax <= arm) & (ay <= radius)) | ((ay <= arm) & (ax <= radius))
+        covered = ax**2 + ay**2 <= radius**2
+    elif form == "square":
+        covered = (ax <= 0.85 * radius) & (ay <= 0.85 * radius)
+    elif form == "triangle":
+        covered = (ay <= radius) & (ax <= (dy + radius) / 2)
+    else:
+        arm = 0.3 * radius
+        covered = ((ax <= arm) & (ay <= radius)) | ((ay <= arm) & (ax <= radius))
+    return covered
 
 
 def encode_mp4(frames: np.ndarray, path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from opd_core.video.frame_times import UnusableVideo
@@ -91,7 +92,7 @@ def read_packets(path: str) -> Packets:
     return found
 
 
-def _read_packet(found: Packets, packet: Packet, codec: str) -> None:
+def _read_packet(found: Packets, packet: Packet[Stream], codec: str) -> None:
     stamp = packet.dts if packet.pts is None else packet.pts
     length = packet.duration or 0
     if stamp is not None and packet.time_base:
@@ -159,6 +160,6 @@ def threads(pixels: int) -> int:
 def reason(error: BaseException) -> str:
     """One line, without the paths and the numbers of the libraries."""
     if isinstance(error, av.FFmpegError) and error.strerror:
-        return error.strerror
+        return str(error.strerror)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |\[/[^\]]*\] ", "", lines[0]).rstrip(".")

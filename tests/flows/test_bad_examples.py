@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_files import annotate, reasons, row, write_videos
-from kill_points import run_without_server
 
 from flows import stages
 from flows.stage.prepare import opened
@@ -16,6 +14,8 @@ from opd_core.prompts import batches as encoding
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests.flows.annotation_files import annotate, reasons, row, write_videos
+from tests.flows.kill_points import run_without_server
 
 UNIFORM = {"focus.curriculum": "uniform", "rollout.examples_per_round": 20}
 GOOD = [("a red ball", 0, 2), ("a blue ball", 1, 4)]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from kill_points import run_without_server
 from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 
 Q_PROJ = "model.language_model.layers.1.self_attn.q_proj.weight"
 QUICK = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from kill_points import run_without_server
 from safetensors.torch import load_file
 
 from flows import stages
@@ -18,6 +17,7 @@ from flows.stage.prepare import opened
 from opd_core.config.load import load_config
 from opd_core.types import Update, VideoOPDError
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 
 FULL = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,
         "rollout.examples_per_round": 4, "focus.curriculum": "uniform", "evaluate.max_examples": 2,

@@ -15,7 +15,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows import cli
 from flows.commands import about
@@ -27,6 +26,7 @@ from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 from storage.runs.run import Run
 from tests.flows.conftest import WriteConfig
+from tests.flows.kill_points import run_without_server
 
 Told = Callable[..., tuple[int, str, str]]
 
@@ -444,7 +444,7 @@ def test_a_truncated_table_is_a_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     table: str,
-    words: tuple[object, ...],
+    words: tuple[str, ...],
 ) -> None:
     config, run = finished
     copy = tmp_path / "copy"

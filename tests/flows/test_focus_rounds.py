@@ -9,13 +9,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from opd_core.rollout import answers as asking
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from kill_points import run_without_server
 from safetensors.torch import load_file
 
 from flows.cli import main
 from opd_core.model.tree_model import load_model
 from opd_core.spans.protocols import PROTOCOLS
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 
 QUICK = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,
          "rollout.examples_per_round": 4, "focus.curriculum": "uniform"}  # fmt: skip
@@ -67,7 +67,8 @@ def loaded_by_anybody(folder: Path) -> str:
 
 def exported(run: str, out: Path) -> ModelCard:
     assert main(["export", run, "--to", "hub-folder", "--out", str(out)]) == 0
-    return ModelCard.load(out / "README.md")
+    card: ModelCard = ModelCard.load(out / "README.md")
+    return card
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -156,7 +157,8 @@ def test_the_card_says_what_the_tables_say(
     runs: dict[str, Path], tmp_path: Path, models: dict[str, Path]
 ) -> None:
     card = exported(str(runs["full"]), tmp_path / "out")
-    data = card.data.to_dict()
+    described: Any = card.data  # its fields are those of the file
+    data = described.to_dict()
     assert data["base_model"] == models["student"].name
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "video-text-to-text"
     assert {"arxiv:2602.02994", "on-policy-distillation"} <= set(data["tags"])
@@ -164,10 +166,10 @@ def test_the_card_says_what_the_tables_say(
     run = Run.open(runs["full"])
     answers = run.evaluations().collect()
     ious = answers.filter(answers["policy_version"] == 2)["iou"]
-    (strict,) = [r for r in card.data.eval_results if r.metric_name == "mIoU (strict)"]
+    (strict,) = [r for r in described.eval_results if r.metric_name == "mIoU (strict)"]
     assert strict.metric_value == pytest.approx(ious.mean(), abs=1e-4)
     assert strict.metric_args == {"protocol": "strict", "examples": len(ious)}
-    assert {r.metric_args["protocol"] for r in card.data.eval_results} == {
+    assert {r.metric_args["protocol"] for r in described.eval_results} == {
         p.name for p in PROTOCOLS
     }
     for protocol in PROTOCOLS:

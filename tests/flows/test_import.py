@@ -43,7 +43,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(path: Path) -> list[dict]:
+def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -52,7 +52,7 @@ def write_lines(path: Path, *lines: object) -> Path:
     return path
 
 
-def plain(video: str, start: float, end: float, query: str = "a dog runs") -> dict:
+def plain(video: str, start: float, end: float, query: str = "a dog runs") -> dict[str, Any]:
     return {"video": video, "start": start, "end": end, "query": query}
 
 

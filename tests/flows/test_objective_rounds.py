@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows.audit.walk import Depth, audit
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests.flows.kill_points import run_without_server
 
 EVERYTHING = {"focus.curriculum": "uniform", "rollout.examples_per_round": 6}
 WHOLE = {"score.hidden_states": True, "update.teacher_distribution": "hidden_states"}

@@ -14,7 +14,6 @@ from typing import Any
 import lance
 import polars as pl
 import pytest
-from kill_points import run_without_server
 
 from flows import stages
 from flows.audit.walk import Depth, audit
@@ -27,6 +26,7 @@ from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.kill_points import run_without_server
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = ("draw", "validate", "rollout", "score", "focus")

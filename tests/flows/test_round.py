@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_points import STAGES, run_without_server
 
 from flows import stages
 from flows.stage.prepare import Work, opened
@@ -35,6 +34,7 @@ from opd_core.types import (
 from storage.runs.policies import read_manifest, weights_hash
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.kill_points import STAGES, run_without_server
 
 FULL = {"update.objective": "exact_reverse_kl", "focus.top_k": 6}
 RECORDS = {

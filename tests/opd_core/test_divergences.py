@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opd_core.model.divergences import divergences
-from opd_core.scoring.rescoring import teacher_distribution
+from opd_core.model.lm_head import teacher_distribution
 from opd_core.scoring.trees import entropies
 
 INF = float("inf")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from storage_factories import new_run
 
 from storage.runs.run import Run
 from storage.tables.lance_tables import Tables
+from tests.storage.storage_factories import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 

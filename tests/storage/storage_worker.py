@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
-
 from storage import locks
 from storage.tables.lance_tables import Tables
+from tests.storage.storage_factories import PROVENANCE, checkpoint, new_run, provenance, rollout
 
 
 def append(folder: str, first: str, last: str, batch: str) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage_factories import rollout
 
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from storage.tables import damage
+from tests.storage.storage_factories import rollout
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from typing import Any
 import polars as pl
 import pytest
 from finished_run import Finished, finished_run
-from storage_factories import new_run
 
 from flows.cli import main
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.export import DEFAULT, NAMES, export
 from storage.runs.run import Run
+from tests.storage.storage_factories import new_run
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 import pytest
-from storage_factories import PROVENANCE, new_run, one_of_each, rollout
 
 from flows.cli import main
 from opd_core.types import Rollout, Update, VideoOPDError
@@ -19,6 +18,7 @@ from storage.runs.run import Run
 from storage.tables import history
 from storage.tables.lance_tables import Tables
 from storage.tables.schemas import RETIRED, SCHEMA_VERSION, TABLES
+from tests.storage.storage_factories import PROVENANCE, new_run, one_of_each, rollout
 
 OLDER = SCHEMA_VERSION - 1
 LATER = {"rollouts": ["engine_mismatch"], "updates": ["max_logprob_mismatch", "stopped_early"]}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from storage_factories import new_run
 
 from opd_core.types import DataChange, Draw, Evaluation, GroundingExample, Span
 from storage.audit import data as audit_data
 from storage.audit.links import BrokenLink
 from storage.runs.run import Run
+from tests.storage.storage_factories import new_run
 
 
 @pytest.fixture

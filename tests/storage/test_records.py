@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -8,12 +8,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from storage_factories import one_of_each, rollout, score, update
 
-from opd_core.types import Span, UpdateStep, VideoOPDError
+from opd_core.types import Rollout, Span, TeacherScore, UpdateStep, VideoOPDError
 from storage.tables.lance_tables import Tables
 from storage.tables.records import from_rows, to_table
 from storage.tables.schemas import TABLES, TableSpec
+from tests.storage.storage_factories import one_of_each, rollout, score, update
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 LOGPROBS = st.floats(max_value=0, allow_nan=False, allow_infinity=False, width=32)
@@ -63,7 +63,7 @@ def test_roundtrip(spec: TableSpec, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_absent_stays_absent(name: str, tables: Tables) -> None:
-    from storage_factories import provenance
+    from tests.storage.storage_factories import provenance
 
     record = one_of_each()[name]
     assert tables.append(name, [record], provenance(name)) == 1
@@ -109,9 +109,10 @@ NAN, INF = float("nan"), float("inf")
     ],
     ids=str,
 )
-def test_a_broken_row_is_refused_with_its_id(changes: dict[str, object], sentence: str) -> None:
+def test_a_broken_row_is_refused_with_its_id(changes: dict[str, Any], sentence: str) -> None:
     is_rollout = hasattr(rollout(), next(iter(changes)))
-    make, table = (rollout, "rollouts") if is_rollout else (score, "teacher_scores")
+    make: Callable[..., Rollout | TeacherScore] = rollout if is_rollout else score
+    table = "rollouts" if is_rollout else "teacher_scores"
     with pytest.raises(VideoOPDError) as caught:
         to_table(TABLES[table], [make(1), make(7, **changes)])
     assert sentence in str(caught.value)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from storage_factories import rollout, score
 
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
 from storage.tables.views import VIEWS
+from tests.storage.storage_factories import rollout, score
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 from finished_run import finished_run
-from storage_factories import new_run, one_of_each, rollout, score, update
-from storage_factories import selection as a_selection
 
 from flows.cli import main
 from flows.commands.ask import texts_of
@@ -25,6 +23,8 @@ from storage.runs.run import Run
 from storage.tables import upkeep
 from storage.tables.history import commits
 from storage.tables.schemas import TABLES
+from tests.storage.storage_factories import new_run, one_of_each, rollout, score, update
+from tests.storage.storage_factories import selection as a_selection
 
 TEACHER = "t" * 64
 
