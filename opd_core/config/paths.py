@@ -31,8 +31,8 @@ def _from_folder(override: str, folder: Path) -> str:
     kinds = _kinds_at(names)
     if Path in kinds and not isinstance(value, str | dict):
         value = text  # `--set run.path=2026-11-27`: a folder, and no date
-    whole = _whole(kinds, value, folder, override)
-    return override if whole == value else f"{'.'.join(names)}={toml_value(whole)}"
+    absolute = _whole(kinds, value, folder, override)
+    return override if absolute == value else f"{'.'.join(names)}={toml_value(absolute)}"
 
 
 def _whole(kinds: tuple[Any, ...], value: Any, folder: Path, override: str) -> Any:

@@ -20,7 +20,7 @@ from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, stored_tens
 
 
 def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """As `engines.hf.end_token_ids`, from the folder's files."""
+    """The ids that end an answer, as `engines.hf.end_token_ids`, from the folder's files."""
     from transformers import AutoConfig, GenerationConfig
 
     try:

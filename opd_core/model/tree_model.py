@@ -105,7 +105,8 @@ class TreeModel:
     def completion_hidden(
         self, pack: Pack, layout: Any | None = None
     ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
-        """As `completion_distributions`, before lm_head: (keys, token_ids_C, hidden_CD)."""
+        """Hidden states before lm_head: (keys, token_ids_C, hidden_CD), in the order and the chunks
+        of `completion_distributions`."""
         from opd_core.model.tree_attention import packed_attention
 
         hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))

@@ -22,7 +22,7 @@ PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"
 
 
 def prediction_question(config: Config, processor: str) -> str:
-    """Of the teacher's own k answers; `processor` is the hash of the teacher's processor."""
+    """The key of the teacher's own k answers; `processor`: the hash of the teacher's processor."""
     return _hash(
         config,
         config.teacher.engine,
@@ -35,7 +35,7 @@ def prediction_question(config: Config, processor: str) -> str:
 
 
 def evaluation_question(config: Config, processor: str) -> str:
-    """Of a greedy answer on the eval split; `processor` is the hash of the model's processor."""
+    """The key of a greedy answer on the eval split; `processor`: the hash of the model's own."""
     return _hash(
         config,
         config.evaluate.engine,

@@ -131,16 +131,16 @@ def describe_scorer(config: Config, processor: str) -> str:
     is within float32 rounding.
     """
     teacher, score = config.teacher, config.score
-    kept = [f"top-k {score.teacher_topk}"]
-    kept += ["entropy"] if score.teacher_entropy else []
-    kept += ["hidden states"] if score.hidden_states else []
+    stored = [f"top-k {score.teacher_topk}"]
+    stored += ["entropy"] if score.teacher_entropy else []
+    stored += ["hidden states"] if score.hidden_states else []
     device = choose_device(config.machine.device).type
     if teacher.engine == "hf":
         attention = ATTENTION
         engine = f"hf, transformers {installed('transformers')}"
     else:
         attention, engine = "its own attention", f"vllm {_vllm_version()}"
-    parts = (engine, f"torch {torch.__version__}", device, teacher.dtype, attention, *kept)
+    parts = (engine, f"torch {torch.__version__}", device, teacher.dtype, attention, *stored)
     return "; ".join((*parts, f"processor {processor}"))
 
 
@@ -209,16 +209,16 @@ def _score_trees(
                 )
         seconds = (time.perf_counter() - began) / max(len(rows), 1)
         for row in rows:
-            rollout, kept, hidden = rollouts[row.rollout_id], row.top, row.hidden_TD
+            rollout, topk, hidden = rollouts[row.rollout_id], row.top, row.hidden_TD
             yield TeacherScore(
                 rollout_id=row.rollout_id,
                 policy_version=rollout.policy_version,
                 teacher_id=teacher.path.name,
                 teacher_hash=teacher.weights_hash,
                 teacher_logprobs=row.logprobs_T.tolist(),
-                topk_token_ids=None if kept is None else kept[0].tolist(),
-                topk_logprobs=None if kept is None else kept[1].tolist(),
-                tail_logprobs=None if kept is None else kept[2].tolist(),
+                topk_token_ids=None if topk is None else topk[0].tolist(),
+                topk_logprobs=None if topk is None else topk[1].tolist(),
+                tail_logprobs=None if topk is None else topk[2].tolist(),
                 teacher_entropies=None if row.entropy_T is None else row.entropy_T.tolist(),
                 # Arrays, not lists: a row of a 32B teacher is 100,000 numbers.
                 hidden_states=None if hidden is None else tuple(hidden.numpy()),

@@ -59,16 +59,16 @@ def score_with_vllm(
             key = item.example.example_id
             asked.append(VLLMPrompt(key, item.prompt.text, item.clip, completions=answers))
         prompts.append(asked)
-    found = engine.score(prompts, config.score.teacher_topk)
-    reasons = [one.reason for one in found.values() if isinstance(one, Refused)]
-    if len(reasons) == len(found) > 1:
+    scores = engine.score(prompts, config.score.teacher_topk)
+    reasons = [answer.reason for answer in scores.values() if isinstance(answer, Refused)]
+    if len(reasons) == len(scores) > 1:
         raise VideoOPDError(
-            f"vLLM would take none of {len(found)} prompts to score ({reasons[0]}); correct the "
+            f"vLLM would take none of {len(scores)} prompts to score ({reasons[0]}); correct the "
             "[vllm] section, or set teacher.engine = 'hf'"
         )
     pairs: list[tuple[Rollout, Scored]] = []
     for item in (item for video in videos for item in video):
-        scored = found[item.example.example_id]
+        scored = scores[item.example.example_id]
         if isinstance(scored, Refused):
             example = item.example
             refused.append(
@@ -82,30 +82,30 @@ def score_with_vllm(
                 )
             )
             continue
-        for rollout, one in zip(rollouts[item.example.example_id], scored, strict=True):
-            if fault := gate.prompt_fault(item, one.prompt):
+        for rollout, answer in zip(rollouts[item.example.example_id], scored, strict=True):
+            if fault := gate.prompt_fault(item, answer.prompt):
                 raise VideoOPDError(
                     f"vLLM scored rollout {rollout.rollout_id} on another prompt than ours "
                     f"({fault}); set teacher.engine = 'hf'"
                 )
-            pairs.append((rollout, one))
+            pairs.append((rollout, answer))
     seconds = (time.perf_counter() - began) / max(len(pairs), 1)
-    return [_score(teacher, rollout, one, scorer, seconds) for rollout, one in pairs]
+    return [_score(teacher, rollout, answer, scorer, seconds) for rollout, answer in pairs]
 
 
 def _score(
-    teacher: Policy, rollout: Rollout, one: Scored, scorer: str, seconds: float
+    teacher: Policy, rollout: Rollout, scored: Scored, scorer: str, seconds: float
 ) -> TeacherScore:
-    kept = bool(one.topk_token_ids[0])
+    with_topk = bool(scored.topk_token_ids[0])
     return TeacherScore(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
         teacher_id=teacher.path.name,
         teacher_hash=teacher.weights_hash,
-        teacher_logprobs=one.logprobs,
-        topk_token_ids=one.topk_token_ids if kept else None,
-        topk_logprobs=one.topk_logprobs if kept else None,
-        tail_logprobs=[tail_logprob(row) for row in one.topk_logprobs] if kept else None,
+        teacher_logprobs=scored.logprobs,
+        topk_token_ids=scored.topk_token_ids if with_topk else None,
+        topk_logprobs=scored.topk_logprobs if with_topk else None,
+        tail_logprobs=[tail_logprob(row) for row in scored.topk_logprobs] if with_topk else None,
         teacher_entropies=None,
         hidden_states=None,
         scorer=scorer,

@@ -36,7 +36,7 @@ class Estimate:
     low: float | None
     high: float | None
     share_not_above_zero: float | None = None
-    """Of a difference: the share of resamples in which it is at or below 0. Read it as a one-sided
+    """The share of resamples in which a difference is at or below 0. Read it as a one-sided
     p-value, with a resolution of one resample."""
 
 

@@ -37,11 +37,11 @@ _ENDS = re.compile(
 
 
 def parse_json(text: str) -> Span | None:
-    """Of the first JSON object with a start and an end, whatever stands around it."""
+    """The span of the first JSON object with a start and an end, whatever stands around it."""
     text = after_thoughts(text)
     decoder = json.JSONDecoder()
-    for found in _OPEN.finditer(text):
-        part = text[found.start() : found.start() + LONGEST_OBJECT]
+    for brace in _OPEN.finditer(text):
+        part = text[brace.start() : brace.start() + LONGEST_OBJECT]
         try:
             entries, _ = decoder.raw_decode(part)
         except (ValueError, RecursionError):

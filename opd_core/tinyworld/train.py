@@ -126,8 +126,8 @@ def train(
     torch.set_num_threads(threads)
     say = report or (lambda _: None)
     chosen = settings or SETTINGS[role]
-    given: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
-    chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
+    overrides: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
+    chosen = replace(chosen, **{k: v for k, v in overrides.items() if v is not None})
     began = time.monotonic()
     out = Path(out)
     processor = build_processor()

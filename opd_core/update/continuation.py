@@ -80,14 +80,14 @@ def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> No
     names = [name for name in stored_tensors(policy) if ".lora_" in name]
     wanted_modules = lora.target_modules or architecture_in(base_folder(policy)).lora_modules
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
-    for key, found, wanted in (
+    for key, trained, wanted in (
         ("rank", described.get("r"), lora.rank),
         ("alpha", described.get("lora_alpha"), lora.alpha),
         ("target_modules", modules, sorted(set(wanted_modules))),
     ):
-        if found != wanted:
+        if trained != wanted:
             raise VideoOPDError(
-                f"policy {version} in {policy} is a LoRA adapter with {key} = {found}, and "
+                f"policy {version} in {policy} is a LoRA adapter with {key} = {trained}, and "
                 f"update.lora.{key} is {wanted}; put that back, or {_start_anew(version)}"
             )
 
@@ -99,7 +99,8 @@ def _start_anew(version: int) -> str:
 
 
 def _refuse_unknown_modules(base: Path, lora: LoraSection) -> None:
-    """By the names of the base's matrices; the vision tower and the head are never adapted."""
+    """Refuses `target_modules` that name no matrix of the base, or one of the vision tower or the
+    head, which are never adapted."""
     family = architecture_in(base)
     known = {
         name.removesuffix(".weight").rsplit(".", 1)[-1]

@@ -41,7 +41,7 @@ class LossInputs:
         return self._join([s.teacher_logprobs for s in self._scores(chunk)])
 
     def advantages(self, chunk: Chunk) -> Tensor:
-        """That of each token's answer among those to its example, [C]."""
+        """The advantage of each token's answer among those to its example, [C]."""
         return self._join(
             [[f.advantage] * len(f.rollout.completion_token_ids) for f in chunk.facts]
         )

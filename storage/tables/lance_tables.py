@@ -165,7 +165,7 @@ class Tables:
         return int(fresh.num_rows)
 
     def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
-        """Those of `keys` that have no row, in order. A key of several columns is a tuple."""
+        """The keys, of `keys`, that have no row, in order. A key of several columns is a tuple."""
         columns = _spec(name).key
         known = self._dataset(name).to_table(columns=list(columns))
         values = [known.column(column).to_pylist() for column in columns]

@@ -111,16 +111,16 @@ def migrate(folder: Path) -> dict[str, list[str]]:
     import lance
 
     version = format_of(folder)
-    given: dict[str, list[str]] = {}
+    added: dict[str, list[str]] = {}
     if version == SCHEMA_VERSION:
-        return given
+        return added
     rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     for name, spec in TABLES.items():
         lock = locks.held(folder / ".locks" / f"{name}.lock", "migrate", 120.0)
         with disk_troubles(folder), lock:
             if not (folder / f"{name}.lance").exists():
                 _create(folder, spec, rounds)
-                given[name] = [column.name for column in spec.columns]
+                added[name] = [column.name for column in spec.columns]
                 continue
             dataset = lance.dataset(folder / f"{name}.lance")
             missing = absent(spec, dataset.schema)
@@ -138,14 +138,14 @@ def migrate(folder: Path) -> dict[str, list[str]]:
             if missing:
                 dataset.add_columns([column.field for column in missing])
                 dataset = lance.dataset(folder / f"{name}.lance")
-                given[name] = [column.name for column in missing]
+                added[name] = [column.name for column in missing]
             _tag(dataset, f"format-{SCHEMA_VERSION}")
     content = json.loads((folder / FORMAT_FILE).read_text())
     step = {"from": version, "at": datetime.now(UTC).isoformat()}
     content["migrations"] = [*content.get("migrations", []), step]
     with disk_troubles(folder):
         write_json(folder / FORMAT_FILE, {**content, "schema_version": SCHEMA_VERSION})
-    return given
+    return added
 
 
 def _create(folder: Path, spec: TableSpec, rounds: list[str]) -> None:

@@ -151,14 +151,14 @@ def _check_lengths(spec: TableSpec, table: pa.Table, names: Sequence[str]) -> No
     for name in others:
         row = pc.index(pc.equal(pc.list_value_length(table.column(name)), expected), False).as_py()
         if row >= 0:
-            got = len(table.column(name)[row])
-            problem = f"{name} has {got} entries and {first} has {expected[row].as_py()}"
+            count = len(table.column(name)[row])
+            problem = f"{name} has {count} entries and {first} has {expected[row].as_py()}"
             raise _refused(spec, table, row, problem, "give both one entry a position")
     nested = [n for n in names if pa.types.is_list(table.column(n).type.value_type)]
     for name in nested[1:]:
-        left, right = table.column(nested[0]), table.column(name)
-        if _lengths(left) != _lengths(right):
-            rows = zip(left.to_pylist(), right.to_pylist(), strict=True)
+        first_lists, lists = table.column(nested[0]), table.column(name)
+        if _lengths(first_lists) != _lengths(lists):
+            rows = zip(first_lists.to_pylist(), lists.to_pylist(), strict=True)
             row = next(i for i, (a, b) in enumerate(rows) if _shape(a) != _shape(b))
             problem = f"{name} and {nested[0]} differ in shape"
             raise _refused(spec, table, row, problem, "give both the same shape")
