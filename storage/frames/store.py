@@ -53,6 +53,17 @@ class Usage(NamedTuple):
     """What its folder takes on the disk."""
 
 
+def _ours(folder: Path) -> bool:
+    """Whether it is empty, or holds only what another process, perhaps killed, began a store with.
+
+    Ask before whether there is a `format.json`: it may appear meanwhile.
+    """
+    return folder.is_dir() and all(
+        entry.name == CLIPS or entry.name.startswith(f".{FORMAT_FILE}.")
+        for entry in folder.iterdir()
+    )
+
+
 class FrameStore:
     """Clips as bytes, by (content of the video file, frame spec). May be used from many threads."""
 
@@ -75,7 +86,7 @@ class FrameStore:
         Raises `VideoOPDError` when the folder holds something else or cannot be written.
         """
         file = folder / FORMAT_FILE
-        if not file.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _ours(folder) and not file.exists():
             raise VideoOPDError(
                 f"{folder} is there already and no frame store; set frames.path to a new or empty"
                 " folder"

@@ -83,7 +83,7 @@ POINTS = {
 # What a round's command does, without a server; then the audit of all that it wrote.
 ROUND = """
 import json, sys
-from kill_points import run_without_server
+from tests.flows.kill_points import run_without_server
 from flows.audit.walk import Depth, audit
 from storage.runs.run import Run
 run_without_server(sys.argv[1], 1)

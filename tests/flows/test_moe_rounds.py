@@ -21,7 +21,13 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from tests.known import largest
-from tests.opd_core.vllm_fixtures import Kind, answered, make_config, make_model, read_examples
+from tests.opd_core.engines.vllm_fixtures import (
+    Kind,
+    answered,
+    make_config,
+    make_model,
+    read_examples,
+)
 
 pytestmark = pytest.mark.timeout(300)
 

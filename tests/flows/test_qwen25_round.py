@@ -17,7 +17,7 @@ from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
 from tests.known import largest
-from tests.opd_core.vllm_fixtures import answered, make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import answered, make_config, read_examples
 
 pytestmark = pytest.mark.timeout(300)
 

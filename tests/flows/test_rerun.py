@@ -164,7 +164,7 @@ def verdicts_at(run: Path, round: int) -> dict[str, str]:
 
 KILLED = """
 import sys
-from kill_points import arm
+from tests.flows.kill_points import arm
 from flows import stages
 from flows.stage.prepare import opened
 config, name, point, n = sys.argv[1:]

@@ -1,0 +1,171 @@
+"""A study's TOML: what runs it makes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.study.plan import Plan, StudyRun, load_study
+from opd_core.types import VideoOPDError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+STUDY = f"""
+base = "{CONFIGS / "tiny.toml"}"
+rounds = 2
+seeds = [0, 1, 2]
+tune_seed = 100
+learning_rates = [1e-4, 1e-3]
+[world]
+train_videos = 10
+tune_videos = 4
+eval_videos = 5
+[settings]
+"rollout.examples_per_round" = 8
+[arms.base]
+title = "the student"
+rounds = 0
+[arms.opd]
+title = "Video-OPD"
+settings = {{ "rollout.rollouts_per_example" = 8 }}
+[arms.long]
+title = "longer"
+rounds = 5
+[claims]
+opd = "opd"
+[quick]
+seeds = [7]
+[quick.world]
+eval_videos = 2
+[quick.arms.opd.settings]
+"rollout.rollouts_per_example" = 2
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Plan]:
+    def load(text: str = STUDY, quick: bool = False) -> Plan:
+        file = tmp_path / "mine.toml"
+        file.write_text(text)
+        return load_study(file, tmp_path / "studies", quick=quick)
+
+    return load
+
+
+def test_every_trained_arm_is_tuned_with_every_learning_rate(load: Callable[..., Plan]) -> None:
+    runs = load().tuning_runs()
+    assert [(r.arm, r.learning_rate, r.rounds) for r in runs] == [
+        ("opd", 1e-4, 2), ("opd", 1e-3, 2), ("long", 1e-4, 5), ("long", 1e-3, 5),
+    ]  # fmt: skip
+    assert all(r.seed == 100 and r.tuning for r in runs)
+
+
+def test_an_arm_that_is_not_there_is_named_with_its_fix(load: Callable[..., Plan]) -> None:
+    load().check_arm("opd")
+    with pytest.raises(VideoOPDError, match="no arm 'odp'; did you mean 'opd'"):
+        load().check_arm("odp")
+
+
+def test_tuning_may_be_shorter(load: Callable[..., Plan]) -> None:
+    short = load(STUDY.replace("tune_seed = 100", "tune_seed = 100\ntune_rounds = 3"))
+    assert [r.rounds for r in short.tuning_runs()] == [2, 2, 3, 3]
+
+
+def test_one_learning_rate_needs_no_tuning(load: Callable[..., Plan]) -> None:
+    plan = load(STUDY.replace("[1e-4, 1e-3]", "[1e-4]"))
+    assert plan.tuning_runs() == []
+    assert plan.only_rate() == {"opd": 1e-4, "long": 1e-4}
+    assert plan.seeds() == [0, 1, 2]
+
+
+def test_every_arm_runs_on_every_seed_with_its_own_learning_rate(
+    load: Callable[..., Plan],
+) -> None:
+    runs = load().runs({"opd": 1e-3})  # all tuning runs of `long` failed
+    assert [(r.arm, r.learning_rate, r.seed) for r in runs] == [
+        (arm, rate, seed) for seed in (0, 1, 2) for arm, rate in (("base", None), ("opd", 1e-3))
+    ], "whole seeds, one after the other"
+    assert [runs[0].folder, runs[1].folder] == ["base/seed-0", "opd/lr-0.001/seed-0"]
+    assert len({r.folder for r in (*runs, *load().tuning_runs())}) == 10
+
+
+def test_runs_differ_from_the_base_in_what_the_study_says_only(
+    load: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = load()
+    config = plan.config(StudyRun("opd", 1e-3, 2, 2, tuning=False))
+    assert config.rollout.examples_per_round == 8 and config.rollout.rollouts_per_example == 8
+    assert config.update.learning_rate == 1e-3 and config.run.seed == 2
+    root = tmp_path / "studies" / "mine"
+    assert config.run.path == root / "opd" / "lr-0.001" / "seed-2"
+    assert config.frames.path == root / "frames"
+    assert config.data.eval == root / "worlds" / "seed-2" / "eval.jsonl"
+
+
+def test_tuning_is_evaluated_on_the_tune_split_of_a_world_of_its_own(
+    load: Callable[..., Plan],
+) -> None:
+    plan = load()
+    tuning = plan.config(plan.tuning_runs()[0]).data
+    assert tuning.eval.name == "tune.jsonl" and tuning.eval.parent.name == "seed-100"
+    for run in plan.runs({"opd": 1e-3}):
+        data = plan.config(run).data
+        assert data.eval.name == "eval.jsonl" and data.train.name == "train-without-tune.jsonl"
+        assert data.eval.parent != tuning.eval.parent
+
+
+def test_quick_changes_what_it_names_and_nothing_else(load: Callable[..., Plan]) -> None:
+    plan, whole = load(quick=True), load()
+    assert plan.name == "mine-quick" and plan.root != whole.root
+    assert plan.study.seeds == (7,)
+    assert plan.study.world.eval_videos == 2 and plan.study.world.train_videos == 10
+    assert plan.study.arms["opd"].title == "Video-OPD"
+    assert plan.study.arms["opd"].settings == {"rollout.rollouts_per_example": 2}
+    assert plan.study.rounds == whole.study.rounds
+
+
+MISTAKES = [
+    ("rounds = 2", "round = 2", "unknown key 'round'; did you mean 'rounds'?"),
+    ("tune_videos", "tuned_videos", "unknown key 'world.tuned_videos'; did you mean 'tune_videos'"),
+    ('title = "Video-OPD"', 'titel = "x"', "unknown key 'arms.opd.titel'; did you mean 'title'?"),
+    ("rounds = 5", "round = 5", "unknown key 'arms.long.round'; did you mean 'rounds'?"),
+    ("tune_seed = 100", "tune_seed = 1", "tune_seed = 1 is one of the seeds"),
+    ('opd = "opd"', 'opd = "odp"', "claims.opd = 'odp' is no arm of the study; did you mean 'opd'"),
+    ("rollouts_per_example", "rollout_per_example", "arm 'opd': .*did you mean 'rollouts_per_ex"),
+    ("seeds = [0, 1, 2]", "seeds = []", "seeds = .* is not valid"),
+    ("[quick]", "[fast]", "unknown key 'fast'"),
+    ("[world]", "[world", "cannot be read as TOML"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES)
+def test_a_mistake_is_named_with_its_fix(
+    load: Callable[..., Plan], right: str, wrong: str, message: str
+) -> None:
+    with pytest.raises(VideoOPDError, match=message) as caught:
+        load(STUDY.replace(right, wrong, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_quick_must_be_there(load: Callable[..., Plan]) -> None:
+    with pytest.raises(VideoOPDError, match=r"has no \[quick\]; add it"):
+        load(STUDY[: STUDY.index("[quick]")], quick=True)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VideoOPDError, match="there is no study at .*nowhere.toml"):
+        load_study(tmp_path / "nowhere.toml", tmp_path)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("file", sorted((CONFIGS / "studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_projects_studies_load(tmp_path: Path, file: Path, quick: bool) -> None:
+    plan = load_study(file, tmp_path, quick=quick)
+    for run in (*plan.tuning_runs(), *plan.runs(dict.fromkeys(plan.study.arms, 1e-4))):
+        config = plan.config(run)
+        # Equal data, equal optimiser: what may not differ between arms.
+        assert config.rollout.examples_per_round == (256 if quick else 512)
+        assert config.update.epochs == 3 and config.update.examples_per_step == 32
+        # No round needs an example twice: about 2.9 sentences a video.
+        assert run.rounds * config.rollout.examples_per_round < 2.9 * plan.study.world.train_videos
