@@ -41,6 +41,7 @@ def versions() -> str:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
+    from flows import shipped
     from storage.tables.provenance import git_commit
 
     def known(name: str) -> str | None:
@@ -51,7 +52,7 @@ def versions() -> str:
 
     commit = git_commit()
     of_commit = f" (commit {commit})" if commit else ""
-    lines = [f"videoopd {known('videoopd') or 'not installed'}{of_commit}"]
+    lines = [f"videoopd {shipped.version() or 'not installed'}{of_commit}"]
     lines.append(f"python {platform.python_version()}")
     lines += [f"{name} {found}" for name in LIBRARIES if (found := known(name))]
     return "\n".join(lines)
