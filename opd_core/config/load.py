@@ -38,7 +38,7 @@ from opd_core.config.sections import (
 from opd_core.extensions import OBJECTIVES
 from opd_core.types import VideoOPDError
 
-Content = dict[str, dict[str, Any]]
+Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
@@ -249,7 +249,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def parse_override(override: str) -> tuple[list[str], Any, str]:
+def parse_override(override: str) -> tuple[list[str], object, str]:
     """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
     name, separator, text = override.partition("=")
     names = [part.strip() for part in name.split(".")]
@@ -290,7 +290,7 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # the name of an entry, such as an arm of a study: the model is known already
-        annotation: Any = field.annotation
+        annotation: object = field.annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(model.model_fields)
@@ -300,9 +300,9 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=_absolute(config, folder))
 
 
-def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
+def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
     """The values of a section that hold a path, in the sections inside it too; made absolute."""
-    absolute: dict[str, Any] = {}
+    absolute: dict[str, object] = {}
     for name, value in section:
         if isinstance(value, Path):
             absolute[name] = (folder / value.expanduser()).resolve()

@@ -6,7 +6,7 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -72,7 +72,7 @@ class PromptSection(Section):
 
     @field_validator("template", mode="before")
     @classmethod
-    def _template_is_known(cls, value: Any) -> Any:
+    def _template_is_known(cls, value: object) -> object:
         if problem := TEMPLATES.problem(value):
             raise ValueError(f"prompt.template {problem}")
         return value
@@ -197,7 +197,7 @@ class FocusSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
+    def _reliable_for_its_curriculum(cls, data: object) -> object:
         if not isinstance(data, dict) or "curriculum" not in data:
             return data
         if problem := CURRICULA.problem(data["curriculum"]):
@@ -296,7 +296,7 @@ class UpdateSection(Section):
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _objectives_are_known(cls, value: Any) -> Any:
+    def _objectives_are_known(cls, value: object) -> object:
         for name in value if isinstance(value, dict) else [value]:
             if problem := OBJECTIVES.problem(name):
                 raise ValueError(f"update.objective {problem}")

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -95,7 +95,7 @@ def choices(field: FieldInfo) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
 
 
-def _least(field: FieldInfo) -> Any:
+def _least(field: FieldInfo) -> object:
     """A value that passes, for a required number inside an optional section."""
     return 8 if int in (field.annotation, *get_args(field.annotation)) else ""
 
@@ -115,7 +115,7 @@ def section_of(field: FieldInfo) -> type[BaseModel]:
     return next(k for k in kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
 
 
-def kinds(field: FieldInfo) -> tuple[Any, ...]:
+def kinds(field: FieldInfo) -> tuple[object, ...]:
     """The types that a field may have."""
     return (field.annotation, *get_args(field.annotation))
 

@@ -143,7 +143,7 @@ class Architecture:
     def vision_settings(self, config: Any) -> Any:
         return getattr(config, self.vision_config)
 
-    def vllm_overrides(self) -> dict[str, Any]:
+    def vllm_overrides(self) -> dict[str, object]:
         """Settings of config.json for vLLM, so that it computes what transformers does."""
         settings = {} if self.experts is None else dict(self.experts.vllm_settings)
         return {self.text_config: settings} if settings else {}

@@ -78,7 +78,7 @@ class PromptEncoder:
         return PositionRule.of(self._model_config)
 
     @cached_property
-    def _model_config(self) -> Any:
+    def _model_config(self) -> object:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from opd_core.config.load import Config
 from opd_core.config.sections import EngineName
@@ -46,7 +45,7 @@ def evaluation_question(config: Config, processor: str) -> str:
     )
 
 
-def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest: Any) -> str:
+def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest: object) -> str:
     """16 hex digits; of [video], only what changes pixels. The number rises when the model is asked
     otherwise under the same settings: 2, sentences without their full stops, and positions of
     Qwen2.5-VL."""

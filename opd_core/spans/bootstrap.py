@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +75,7 @@ def _known(mean: float, *rest: float | None) -> Estimate:
     return Estimate(float(mean), *(None if number is None else float(number) for number in rest))
 
 
-def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: npt.NDArray[Any]) -> Floats:
+def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: Floats) -> Floats:
     """[R, M] means of the resamples in which cluster c was drawn `drawn_RC[:, c]` times."""
     return (drawn_RC @ total_CM) / (drawn_RC @ size_C)[:, None]
 

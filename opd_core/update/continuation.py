@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from opd_core.config.load import Config
 from opd_core.config.sections import LoraSection, UpdateSection
@@ -28,7 +27,7 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 
 def continuation(
-    config: Config, policy: Path, version: int, earlier: Mapping[str, Any] | None
+    config: Config, policy: Path, version: int, earlier: Mapping[str, object] | None
 ) -> str | None:
     """Why the optimiser begins anew after policy `version`, whose folder is `policy`; None: it goes
     on, or there was none, as for the base.
@@ -62,7 +61,7 @@ def continuation(
     return None
 
 
-def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
+def _changed(now: UpdateSection, earlier: Mapping[str, object]) -> str | None:
     names = ["adam_betas"] if now.lora else ["freeze_vision", "adam_betas"]
     for name in names:
         value = now.model_dump(mode="json")[name]

@@ -7,7 +7,6 @@ the teacher's hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,5 +88,5 @@ class LossInputs:
                 )
         return [score for score in scores if score is not None]
 
-    def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+    def _join(self, columns: Sequence[object], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)

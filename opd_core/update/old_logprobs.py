@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class OldLogprobs:
         self,
         model: TreeModel,
         importance: Importance,
-        precision: Callable[[], AbstractContextManager[Any]],
+        precision: Callable[[], AbstractContextManager[object]],
         max_tokens_per_pack: int,
     ) -> None:
         self._model, self._importance = model, importance

@@ -325,7 +325,7 @@ class _Student:
         self._steps_done += 1
         return rate, float(norm)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -29,8 +29,8 @@ class Input:
     """Something that the two sides were made from, and that is not the same."""
 
     name: str
-    a: Any
-    b: Any
+    a: object
+    b: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _versions(run: Run) -> tuple[int, int]:
     return newest, max(newest - 1, 0)
 
 
-def _inputs(run: Run) -> Iterator[tuple[str, Any]]:
+def _inputs(run: Run) -> Iterator[tuple[str, object]]:
     """name -> value: weights, config, engine, processor, code."""
     content = run_folder.read(run.path)
     newest, parent = _versions(run)
@@ -115,12 +115,12 @@ def _values(frame: pl.LazyFrame, column: str) -> str:
     return ", ".join(sorted(distinct.to_list())) or ABSENT
 
 
-def _config(run: Run, digest: str) -> dict[str, Any]:
+def _config(run: Run, digest: str) -> dict[str, object]:
     if digest == ABSENT:
         digest = str(run_folder.read(run.path)["config_hash"])
     file = run.path / "configs" / f"{digest}.json"
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, object] = json.loads(file.read_text())
     except (OSError, ValueError):
         raise VideoOPDError(
             f"{file} cannot be read, and rows name it; restore it from a copy of the run"
@@ -128,8 +128,8 @@ def _config(run: Run, digest: str) -> dict[str, Any]:
     return content
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
