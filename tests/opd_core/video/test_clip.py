@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opd_core.config.sections import VideoSection
-from opd_core.video.clip import Codec, VideoClip, frame_spec, pack, unpack
+from opd_core.video.clip import Codec, VideoClip, frame_spec, from_bytes, to_bytes
 from opd_core.video.frame_size import SizeRule
 from opd_core.video.reader import VideoError, VideoReader
 from storage.frames import video_hashes
@@ -71,32 +71,32 @@ def same(a: VideoClip, b: VideoClip) -> bool:
 
 
 def test_bytes_give_the_clip_back(clip: VideoClip) -> None:
-    again = unpack(pack(clip, "raw"))
+    again = from_bytes(to_bytes(clip, "raw"))
     assert same(again, clip)
     assert again.frames.flags.writeable and again.frames.flags.c_contiguous, "for torch"
 
 
 def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip: VideoClip) -> None:
-    payload = pack(clip, "jpeg")
-    again = unpack(payload)
-    assert len(payload) < len(pack(clip, "raw")) / 2
+    payload = to_bytes(clip, "jpeg")
+    again = from_bytes(payload)
+    assert len(payload) < len(to_bytes(clip, "raw")) / 2
     assert again.pixel_hash != clip.pixel_hash
-    assert again.pixel_hash == unpack(payload).pixel_hash
+    assert again.pixel_hash == from_bytes(payload).pixel_hash
     assert np.abs(again.frames.astype(int) - clip.frames.astype(int)).mean() < 3
     assert (again.frame_indices, again.timestamps) == (clip.frame_indices, clip.timestamps)
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
 def test_spoilt_bytes_are_noticed(clip: VideoClip, codec: Codec) -> None:
-    payload = pack(clip, codec)
+    payload = to_bytes(clip, codec)
     for position in [*range(0, 60, 7), len(payload) // 2, len(payload) // 3]:
         spoilt = bytearray(payload)
         spoilt[position] ^= 0x40
         with pytest.raises(ValueError):
-            unpack(bytes(spoilt))
+            from_bytes(bytes(spoilt))
     for wrong in (b"", payload[:10], payload[:100], payload[: len(payload) // 2]):
         with pytest.raises(ValueError):
-            unpack(wrong)
+            from_bytes(wrong)
 
 
 def test_the_spec_names_all_that_frames_depend_on() -> None:
