@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows.cli import program  # noqa: E402
-from opd_core.config import sections  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
+from opd_core.config.section import Section  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
     choices,
     holds_a_section,
@@ -92,7 +92,7 @@ def _section(place: str, section: type[BaseModel], optional: bool = False) -> It
     yield f"## `[{place}]`"
     if optional:
         yield "Absent, unless you write this section."
-    if section.__doc__ and section.__doc__ != sections.Section.__doc__:
+    if section.__doc__ and section.__doc__ != Section.__doc__:
         yield inspect.cleandoc(section.__doc__)
     plain = {n: f for n, f in section.model_fields.items() if not holds_a_section(f)}
     rows = (

@@ -33,6 +33,7 @@ def versions() -> str:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
+    from flows import shipped
     from storage.tables.provenance import git_commit
 
     def known(name: str) -> str | None:
@@ -43,7 +44,7 @@ def versions() -> str:
 
     commit = git_commit()
     of_commit = f" (commit {commit})" if commit else ""
-    lines = [f"videoopd {known('videoopd') or 'not installed'}{of_commit}"]
+    lines = [f"videoopd {shipped.version() or 'not installed'}{of_commit}"]
     lines.append(f"python {platform.python_version()}")
     lines += [f"{name} {number}" for name in LIBRARIES if (number := known(name))]
     return "\n".join(lines)

@@ -34,7 +34,7 @@ from flows.study.curves import (
     t_interval,
     value_at,
 )
-from opd_core.config.sections import Section
+from opd_core.config.section import Section
 
 HOLDS = "holds here"
 FAILS = "does not hold here"

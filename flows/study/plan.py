@@ -32,7 +32,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from flows.study.claims import ClaimSection
 from opd_core.config.load import Config, first_problem, load_config, read_toml
-from opd_core.config.sections import Positive, Section
+from opd_core.config.section import Section
+from opd_core.config.sections import Positive
 from opd_core.types import VideoOPDError
 
 Count = Annotated[int, Field(ge=0)]

@@ -57,7 +57,7 @@ def as_text(value: Any, what: str) -> str:
     """Stripped, not empty, and encodable."""
     if not isinstance(value, str):
         raise BadAnnotationError(f"{what} is not text")
-    text = value.strip()
+    text: str = value.strip()
     if not text:
         raise BadAnnotationError(f"{what} is empty")
     if _NO_TEXT.search(text):

@@ -39,7 +39,7 @@ from opd_core.config.sections import (
 from opd_core.extensions import ENGINES, OBJECTIVES
 from opd_core.types import VideoOPDError
 
-Content = dict[str, dict[str, Any]]
+Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
@@ -74,7 +74,8 @@ class Config(ChoosingSection):
 
     @property
     def objective_text(self) -> str:
-        """As the table `updates` names it: `policy_gradient`, or `1 policy_gradient + 0.5 grpo`."""
+        """The objective as the table `updates` names it: `policy_gradient`, or
+        `1 policy_gradient + 0.5 grpo`."""
         objective = self.update.objective
         if isinstance(objective, str):
             return objective
@@ -118,22 +119,22 @@ class Config(ChoosingSection):
 
     def _has_inputs_of(self, name: str) -> None:
         objective = OBJECTIVES[name]
-        whole = self.update.teacher_distribution == "hidden_states"
+        exact = self.update.teacher_distribution == "hidden_states"
         if objective.on_policy_only and self.rollout.source != "student":
             raise ValueError(
                 f"update.objective = {name!r} is a gradient on the student's own answers only; "
                 "set rollout.source = 'student', or another objective"
             )
-        if objective.of_teacher == "vocabulary" and not whole:
+        if objective.of_teacher == "vocabulary" and not exact:
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's log-prob of any token; set "
                 "update.teacher_distribution = 'hidden_states' and score.hidden_states = true"
             )
-        if objective.needs_distribution and whole and not self.score.hidden_states:
+        if objective.needs_distribution and exact and not self.score.hidden_states:
             raise ValueError(
                 "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
             )
-        if objective.needs_distribution and not whole and self.score.teacher_topk == 0:
+        if objective.needs_distribution and not exact and self.score.teacher_topk == 0:
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
@@ -206,14 +207,14 @@ class Config(ChoosingSection):
 
 
 def config_hash(content: Content) -> str:
-    """Of a stored config, as it was written: a key that has come since is not in it."""
+    """The hash of a stored config as it was written: a key that has come since is not in it."""
     counts = json.dumps(_what_counts(content), sort_keys=True)
     return hashlib.sha256(counts.encode()).hexdigest()[:16]
 
 
 def _what_counts(content: Content) -> Content:
-    """Without the run's path (a copy of a run is the same), where and whether frames are kept, and
-    how often rows are appended: these change no number."""
+    """A config without the run's path (a copy of a run is the same), where and whether frames are
+    kept, and how often rows are appended: these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()
@@ -259,7 +260,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def parse_override(override: str) -> tuple[list[str], Any, str]:
+def parse_override(override: str) -> tuple[list[str], object, str]:
     """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
     name, separator, text = override.partition("=")
     names = [part.strip() for part in name.split(".")]
@@ -315,12 +316,12 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=_absolute(config, folder))
 
 
-def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
-    """Those of its values, sections inside it too, that hold a path; made absolute."""
-    found: dict[str, Any] = {}
+def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
+    """The values of a section that hold a path, in the sections inside it too; made absolute."""
+    absolute: dict[str, object] = {}
     for name, value in section:
         if isinstance(value, Path):
-            found[name] = (folder / value.expanduser()).resolve()
+            absolute[name] = (folder / value.expanduser()).resolve()
         elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
-            found[name] = value.model_copy(update=inside)
-    return found
+            absolute[name] = value.model_copy(update=inside)
+    return absolute

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -85,11 +85,11 @@ class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
     max_video_tokens: Positive = 8192
-    """After merging; frames are resized so that a video stays below it, as its processor counts:
-    very wide pictures and odd numbers of frames may cost a little more."""
+    """The tokens of a video, after merging; frames are resized so that it stays below them, as its
+    processor counts: very wide pictures and odd numbers of frames may cost a little more."""
     max_frame_tokens: Positive | None = None
-    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
-    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
+    """The tokens of one frame at most: a short video would spend all of its own on few frames. The
+    paper's is 768. None: no such cap, as the checkpoints' processors do it unless they are told."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""
@@ -180,7 +180,7 @@ class FocusSection(ChoosingSection):
     buckets: Positive = 5
     gaussian_center: float = 0.9
     gaussian_sigma: Annotated[float, Field(gt=0)] = 0.2
-    """Of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
+    """The width of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
     max_student_iou: Fraction = 0.7
     """scc: a student that reaches it has the example; the teacher need not score it."""
     frontier: Positive = 900
@@ -196,7 +196,7 @@ class FocusSection(ChoosingSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
+    def _reliable_for_its_curriculum(cls, data: object) -> object:
         if not isinstance(data, dict) or data.get("curriculum") not in CURRICULA:
             return data
         reliable = CURRICULA[data["curriculum"]].min_teacher_iou
@@ -213,7 +213,7 @@ class LoraSection(Section):
 
 
 class GRPOSection(Section):
-    """Of the objective `grpo`, whose reward is the answer's temporal IoU."""
+    """Settings of the objective `grpo`, whose reward is the answer's temporal IoU."""
 
     scale_by_std: bool = True
     """Divide a group's advantages by the standard deviation of its rewards."""
@@ -233,8 +233,8 @@ class UpdateSection(ChoosingSection):
     """What is minimised; docs/how-to/objectives.md has which to use when. Or a weighted sum, as a
     table: `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
     teacher_distribution: Literal["topk", "hidden_states"] = "topk"
-    """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
-    distribution from kept hidden states (score.hidden_states) and its lm_head."""
+    """What the exact objectives compare with: the teacher's kept top-k and one bucket for the rest,
+    or its whole distribution from kept hidden states (score.hidden_states) and its lm_head."""
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     student_topk: Positive = 32
     """K of `student_topk_reverse_kl`."""
@@ -297,7 +297,7 @@ class UpdateSection(ChoosingSection):
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _objective_is_there(cls, value: Any) -> Any:
+    def _objective_is_there(cls, value: object) -> object:
         if value == {}:
             raise ValueError("update.objective = {} names no objective; give it at least one")
         return value
@@ -325,7 +325,7 @@ class MachineSection(Section):
 
 
 class VLLMSection(Section):
-    """Of every stage whose engine is vLLM."""
+    """Settings of every stage whose engine is vLLM."""
 
     tensor_parallel_size: Positive = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7

@@ -89,7 +89,7 @@ def select(
     if chosen.ranked is not None and by_kl:
         unscored = chosen.ranked(settings) & ~_is_number("reverse_kl")
         faults.append((unscored, NO_SCORE))
-    first = (pl.when(found).then(pl.lit(name)) for found, name in faults)
+    first = (pl.when(at_fault).then(pl.lit(name)) for at_fault, name in faults)
     scored = scored.with_columns(fault=pl.coalesce(*first, pl.lit(None, pl.String)))
     units = (
         scored.filter(pl.col("fault").is_null())
@@ -192,7 +192,7 @@ def known_unreliable(predictions: pl.LazyFrame, settings: FocusSection) -> list[
 
 
 def by_video(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
-    """In order of video and id: sentences of one video are neighbours."""
+    """The examples in order of video and id: sentences of one video are neighbours."""
     return sorted(examples, key=lambda e: (e.video_path, e.example_id))
 
 

@@ -44,9 +44,9 @@ class Bound:
     """What differences of log-probs may be, nats."""
 
     largest: float
-    """Of any token."""
+    """The largest difference of any token."""
     mean: float | None = None
-    """Of many tokens; None: only the largest counts."""
+    """The mean difference of many tokens; None: only the largest counts."""
     spread: float = 0.0
     """Four times the root mean square of a difference: what the mean of few tokens may be more."""
     reason: str = "as the config says"
@@ -75,12 +75,13 @@ def served_dtype(config: Config, engine: str, dtype: str) -> str:
 EXACT = Bound(0.0, reason="the same computation again")
 
 
-def bound_for(given: float | None, dtypes: Sequence[str], device: str) -> Bound:
-    """`given` where the config gives one; else what rounding makes of these `dtypes` (of sampler
-    and trainer) on a `cpu` or `cuda` device, with room. The engine makes no difference: see above.
+def bound_for(configured: float | None, dtypes: Sequence[str], device: str) -> Bound:
+    """The bound that the config gives, where it does (`configured`); else what rounding makes of
+    these `dtypes` (of sampler and trainer) on a `cpu` or `cuda` device, with room. The engine makes
+    no difference: see above.
     """
-    if given is not None:
-        return Bound(given)
+    if configured is not None:
+        return Bound(configured)
     coarse = next((dtype for dtype in dtypes if dtype != FINE), None)
     if coarse is not None:
         return Bound(4.0, 0.02, 0.35, f"more than rounding in {coarse} does")

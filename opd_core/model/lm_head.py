@@ -74,7 +74,7 @@ def teacher_distribution(
 
 
 def weight_names(family: Architecture) -> tuple[str, str]:
-    """Of the head and of the embedding, without what a checkpoint of another age puts before."""
+    """Names of the head and of the embedding, without what older checkpoints put before them."""
     head, embedding = (path.rsplit(".", 1)[-1] for path in (family.lm_head, family.embedding))
     return f"{head}.weight", f"{embedding}.weight"
 
@@ -94,7 +94,8 @@ def two_heads(folder: Path, family: Architecture) -> VideoOPDError:
 
 
 def _is_tied(folder: Path) -> bool:
-    """As transformers reads it, which knows where older checkpoints of each family say it."""
+    """Whether the head is the embedding, by transformers, which knows where older checkpoints of
+    each family say it."""
     from transformers import AutoConfig
 
     try:

@@ -11,13 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from opd_core.types import VideoOPDError
 
 
+class HasVocabulary(Protocol):
+    """What is asked here of a Hugging Face tokenizer."""
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+
 def excluded_token_ids(
-    tokenizer: Any, vocab_size: int, placeholders: Sequence[str]
+    tokenizer: HasVocabulary, vocab_size: int, placeholders: Sequence[str]
 ) -> tuple[int, ...]:
     """Ids in [0, vocab_size) that no engine may sample, ascending.
 

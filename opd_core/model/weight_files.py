@@ -37,16 +37,16 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     if not folder.is_dir():
         raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
-    found: dict[str, StoredTensor] = {}
+    stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        found |= header(file)
+        stored |= header(file)
     for name, shard in _index(folder).items():
-        if name not in found or found[name].file.name != shard:
+        if name not in stored or stored[name].file.name != shard:
             raise VideoOPDError(
                 f"{folder / INDEX} names a weight {name} in {shard}, which does not hold it; copy "
                 "or download the checkpoint again"
             )
-    return found
+    return stored
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -107,7 +107,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("its header ends too early")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = {n: StoredTensor(path, e["dtype"], tuple(e["shape"])) for n, e in header.items()}
+        tensors = {n: StoredTensor(path, e["dtype"], tuple(e["shape"])) for n, e in header.items()}
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it has {size:,} bytes and should have {8 + length + end:,}")
@@ -119,7 +119,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise VideoOPDError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from None
-    return found
+    return tensors
 
 
 def _some(names: list[str], what: str) -> str:

@@ -69,16 +69,16 @@ class PromptEncoder:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """Of the checkpoint's model. Raises `VideoOPDError` for a family without a record."""
+        """The family of the checkpoint's model. Raises `VideoOPDError` for one without a record."""
         return architecture_in(self._model_folder)
 
     @property
     def positions(self) -> PositionRule:
-        """Where the checkpoint's model puts the tokens of a prompt."""
+        """The rule by which the checkpoint's model places the tokens of a prompt."""
         return PositionRule.of(self._model_config)
 
     @cached_property
-    def _model_config(self) -> Any:
+    def _model_config(self) -> object:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)
@@ -105,8 +105,8 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
-            given = batch.get(family.second_per_grid)
-            seconds = None if given is None else float(torch.as_tensor(given)[0])
+            stated = batch.get(family.second_per_grid)
+            seconds = None if stated is None else float(torch.as_tensor(stated)[0])
             if seconds is not None:
                 check_even(clip, seconds)
             if vision is None:

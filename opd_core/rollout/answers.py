@@ -211,7 +211,7 @@ def evaluate_model(
     examples: Sequence[GroundingExample],
     done: set[str],
 ) -> Iterator[Batch[ModelEvaluation]]:
-    """As `evaluate`, of weights that are no policy of the run.
+    """Answers as `evaluate` gives them, of weights that are no policy of the run.
 
     `question_hash`: `question_key.evaluation_question` of the config.
     """
@@ -280,15 +280,16 @@ def _answer(
                 [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
                 for video in encoded.videos
             ]
-            given = engine.sample(requests, work.params) if items else {}
+            said = engine.sample(requests, work.params) if items else {}
             seconds = time.perf_counter() - began
-            faulty = gate.check(engine.name, items, given)
-            answers = {k: a for k, a in given.items() if not isinstance(a, Refused)}
+            faulty = gate.check(engine.name, items, said)
+            answers = {k: a for k, a in said.items() if not isinstance(a, Refused)}
             fit = [i for i in items if i.example.example_id not in faulty]
             if work.compared and fit and not asked.mismatches:
                 folder, dtype = work.policy.path, work.dtype
-                found = mismatches(config, folder, dtype, encoder, engine, fit[0], answers, fit)
-                asked.mismatches.update(found)
+                asked.mismatches.update(
+                    mismatches(config, folder, dtype, encoder, engine, fit[0], answers, fit)
+                )
             quarantined = [
                 *encoded.quarantined,
                 *(

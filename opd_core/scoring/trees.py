@@ -198,14 +198,14 @@ def describe_scorer(config: Config, processor: str) -> str:
     is within float32 rounding.
     """
     teacher, score = config.teacher, config.score
-    kept = [f"top-k {score.teacher_topk}"]
-    kept += ["entropy"] if score.teacher_entropy else []
-    kept += ["hidden states"] if score.hidden_states else []
+    stored = [f"top-k {score.teacher_topk}"]
+    stored += ["entropy"] if score.teacher_entropy else []
+    stored += ["hidden states"] if score.hidden_states else []
     device = choose_device(config.machine.device).type
     engine = installed_engine(teacher.engine)
     assert engine.scorer is not None, "the config was held against it"
     named, attention = engine.scorer()
-    parts = (named, f"torch {torch.__version__}", device, teacher.dtype, attention, *kept)
+    parts = (named, f"torch {torch.__version__}", device, teacher.dtype, attention, *stored)
     return "; ".join((*parts, f"processor {processor}"))
 
 

@@ -49,9 +49,9 @@ def _format_tagged(span: Span) -> str:
 
 
 def _parse_tagged(text: str) -> Span | None:
-    """Of the last `<answer>` that holds something: an answer may be corrected."""
+    """The span of the last `<answer>` that holds something: an answer may be corrected."""
     answers = [
-        found for found in _ANSWER.findall(html.unescape(after_thoughts(text))) if found.strip()
+        answer for answer in _ANSWER.findall(html.unescape(after_thoughts(text))) if answer.strip()
     ]
     return parse_span(answers[-1]) if answers else None
 

@@ -99,8 +99,8 @@ def unreadable(template: PromptTemplate) -> str | None:
             text = template.format_answer(span)
         except VideoOPDError as error:
             return str(error)
-        said = template.parse_span(text)
-        if said is None or max(abs(a - b) for a, b in zip(said, span, strict=True)) > 0.5:
+        read_back = template.parse_span(text)
+        if read_back is None or max(abs(a - b) for a, b in zip(read_back, span, strict=True)) > 0.5:
             return text
     return None
 
@@ -170,16 +170,16 @@ def _by_pattern(pattern: str) -> Callable[[str], Span | None]:
     def read(text: str) -> Span | None:
         text = after_thoughts(text)
         try:
-            found = compiled.search(text, timeout=SECONDS_AN_ANSWER)
+            match = compiled.search(text, timeout=SECONDS_AN_ANSWER)
         except TimeoutError:
             raise VideoOPDError(
                 f"prompt.reader = {pattern!r} took more than {SECONDS_AN_ANSWER:g} s on an answer "
                 f"of {len(text):,} characters ({text[:60]!r} ...); write it without a repeat "
                 "inside a repeat"
             ) from None
-        if not found:
+        if not match:
             return None
-        start, end = (parse_moment(found[group] or "") for group in groups)
+        start, end = (parse_moment(match[group] or "") for group in groups)
         return None if start is None or end is None or start >= end else Span(start, end)
 
     return read

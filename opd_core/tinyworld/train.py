@@ -37,7 +37,7 @@ from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack, grow, pack
-from opd_core.model.tree_attention import packed_attention
+from opd_core.model.tree_attention import TreeLayout, packed_attention
 from opd_core.model.tree_model import TreeModel
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.spans.answer_reader import parse_span
@@ -126,8 +126,8 @@ def train(
     torch.set_num_threads(threads)
     say = report or (lambda _: None)
     chosen = settings or SETTINGS[role]
-    given: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
-    chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
+    overrides: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
+    chosen = replace(chosen, **{k: v for k, v in overrides.items() if v is not None})
     began = time.monotonic()
     out = Path(out)
     processor = build_processor()
@@ -272,7 +272,7 @@ def pack_answers(videos: Sequence[TinyVideo]) -> Pack:
     return pack(trees)
 
 
-def answer_loss(trees: TreeModel, packed: Pack, attention: Any) -> Tensor:
+def answer_loss(trees: TreeModel, packed: Pack, attention: TreeLayout) -> Tensor:
     """Mean negative log-probability of the answers' tokens (nats a token)."""
     chosen = [
         log_probs_CV.gather(1, token_ids_C[:, None])[:, 0]

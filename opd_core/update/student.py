@@ -303,15 +303,15 @@ class _Student:
         """The base student's log-probs of each completion of a pack, where the loss needs them."""
         return None if self._reference is None else completion_logprobs(self._reference, packed)
 
-    def step(self, left: float) -> tuple[float, float]:
+    def step(self, to_come: float) -> tuple[float, float]:
         """One optimiser step; (learning rate, gradient norm before clipping).
 
-        `left`: share of the round's steps that are still to come, this one among them.
+        `to_come`: share of the round's steps that are still to come, this one among them.
         """
         warm = max(self._settings.warmup_steps, 1)
         rate = self._settings.learning_rate * min(1.0, (self._steps_done + 1) / warm)
-        if left < self._settings.cooldown:
-            rate *= left / self._settings.cooldown
+        if to_come < self._settings.cooldown:
+            rate *= to_come / self._settings.cooldown
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.trainable, self._settings.max_grad_norm)
@@ -325,7 +325,7 @@ class _Student:
         self._steps_done += 1
         return rate, float(norm)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast)

@@ -22,7 +22,7 @@ from opd_core.config.sections import VideoSection
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.types import VideoOPDError
 from opd_core.video.child import DecoderProcess
-from opd_core.video.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
+from opd_core.video.clip import ClipStore, Codec, VideoClip, frame_spec, from_bytes, to_bytes
 from opd_core.video.frame_selection import sample_frame_indices
 from opd_core.video.frame_size import SizeRule, import_resize_rules
 from opd_core.video.frame_times import UnusableVideo
@@ -208,17 +208,17 @@ class VideoReader:
         store = self.store
         if store is not None and (stored := store.get(path, self._spec)) is not None:
             try:
-                return unpack(stored)
+                return from_bytes(stored)
             except (ValueError, KeyError, TypeError):
                 store.discard(path, self._spec)
         clip = self._decode(path)
         if store is None and self._codec == "raw":
             return clip
-        payload = pack(clip, self._codec)
+        payload = to_bytes(clip, self._codec)
         if store is not None:
             store.put(path, self._spec, payload)
         # What is lossy is so the first time, too: every stage sees the pixels that are kept.
-        return clip if self._codec == "raw" else unpack(payload)
+        return clip if self._codec == "raw" else from_bytes(payload)
 
     def _decode(self, path: Path) -> VideoClip:
         seconds = self._settings.decode_timeout_seconds

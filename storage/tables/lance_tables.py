@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Record = TypeVar("Record")
-Key = str | int | tuple[Any, ...]
+Key = str | int | tuple[object, ...]
 
 LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
@@ -134,7 +135,7 @@ class Tables:
     def append(
         self,
         name: str,
-        records: Sequence[Any],
+        records: Sequence[object],
         provenance: Provenance,
         timeout: float = LOCK_TIMEOUT_SECONDS,
     ) -> int:
@@ -175,7 +176,7 @@ class Tables:
         older_formats.refuse_to_write(self.folder, self.format, missing)
 
     def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
-        """Those of `keys` that have no row, in order. A key of several columns is a tuple."""
+        """The keys, of `keys`, that have no row, in order. A key of several columns is a tuple."""
         columns = _spec(name).key
         known = self._dataset(name).to_table(columns=list(columns))
         values = [known.column(column).to_pylist() for column in columns]
@@ -213,7 +214,7 @@ class Tables:
         """The current version of every table."""
         return {name: self.version(name) for name in TABLES}
 
-    def _locked(self, name: str, stage: str, timeout: float) -> Any:
+    def _locked(self, name: str, stage: str, timeout: float) -> AbstractContextManager[None]:
         return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
 
     def _dataset(self, name: str, version: int | str | None = None) -> lance.LanceDataset:

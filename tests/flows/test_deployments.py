@@ -28,6 +28,7 @@ from flows.server import prefect_settings as settings
 from flows.server import processes
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
+from tests.known import known
 from tests.tiny_config import as_toml, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -354,7 +355,7 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path: Path) -> None:
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    child = psutil.Process(int(parent.stdout.readline()))
+    child = psutil.Process(int(known(parent.stdout).readline()))
     end = time.monotonic() + 20
     while "sleep" not in " ".join(child.cmdline()[:3]):  # it has become the command
         assert time.monotonic() < end

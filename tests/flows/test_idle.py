@@ -24,6 +24,7 @@ from storage.runs.run import Run
 from storage.stages import STAGES
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
+from tests.known import known
 
 HEAVY = {"prefect", "torch", "transformers", "av", "decord"}
 PROGRAM = """
@@ -115,7 +116,7 @@ def test_each_stage_is_seen_to_have_something_to_do_and_does_it_once(
     assert alone.nothing_to_do("evaluate", config, 1, []) is None
     with opened(config) as work:
         alone.alone("evaluate")(work, work.policy_at("evaluate", 1), False)
-    assert alone.nothing_to_do("evaluate", config, 1, []).notes["answers"] == 5
+    assert known(alone.nothing_to_do("evaluate", config, 1, [])).notes["answers"] == 5
     assert alone.nothing_to_do("rollout", config, 1, more) is None
     found = alone.nothing_to_do("focus", config, 1, more)
     assert found is not None and found.rows == 0, "the round is committed, and its choice stays"
@@ -162,9 +163,14 @@ def test_a_processor_is_opened_again_when_its_files_change(
     folder = Path(shutil.copytree(models["teacher"], tmp_path / "teacher"))
     first = processor_cache.processor_hash_of(folder, tmp_path)
     assert first == prompts.processor_hash(prompts.load_processor(folder))
-    opened_again = []
+    opened_again: list[Path] = []
     load = prompts.load_processor
-    monkeypatch.setattr(prompts, "load_processor", lambda f: opened_again.append(f) or load(f))
+
+    def counted(folder: Path) -> Any:
+        opened_again.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr(prompts, "load_processor", counted)
     assert processor_cache.processor_hash_of(folder, tmp_path) == first and not opened_again
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + "{# other words #}")

@@ -75,7 +75,8 @@ def _rows(model: TreeModel, packed: Pack, wanted: ScoreSection) -> Iterator[_Row
 
 def entropies(logprobs_CV: Tensor) -> Tensor:
     """Entropy of each row, [C], nats; tokens of no probability (-inf) add nothing."""
-    return torch.special.entr(logprobs_CV.exp()).sum(dim=1)
+    entropies_C: Tensor = torch.special.entr(logprobs_CV.exp()).sum(dim=1)
+    return entropies_C
 
 
 def _top(logprobs_CV: Tensor, k: int) -> _Top | None:

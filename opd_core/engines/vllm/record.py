@@ -53,7 +53,7 @@ def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
     video = config.video
     frames = -(-video.max_frames // encoder.prompts.processor.video_processor.temporal_patch_size)
     words = frames * encoder.prompts.architecture.words_per_frame_pair + TOKENS_OF_TEXT
-    needed = video.max_video_tokens + words + longest
+    needed: int = video.max_video_tokens + words + longest
     return min(needed, encoder.prompts.max_positions)
 
 

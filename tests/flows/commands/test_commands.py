@@ -441,7 +441,7 @@ def test_a_truncated_table_is_a_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     table: str,
-    words: tuple[object, ...],
+    words: tuple[str, ...],
 ) -> None:
     config, run = finished
     copy = tmp_path / "copy"

@@ -1,5 +1,7 @@
 """The tree as a data structure: masks, maps, packing and splitting, without any model."""
 
+from collections.abc import Hashable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ def trees(draw: st.DrawFn, name: str = "") -> PrefixTree:
     return grow(prompts, completions, shared=len(video))
 
 
-def sequences(tree: PrefixTree) -> dict[str, tuple[list[int], list[int]]]:
+def sequences(tree: PrefixTree) -> dict[Hashable, tuple[list[int], list[int]]]:
     """key -> (prompt, completion) by walking up from every leaf."""
     found = {}
     for i, segment in enumerate(tree.segments):
@@ -91,7 +93,7 @@ def test_every_row_sees_exactly_its_own_sequence_so_far(several: list[PrefixTree
 @given(trees(), st.integers(1, 40))
 def test_splitting_keeps_every_sequence_and_the_budget(tree: PrefixTree, budget: int) -> None:
     parts = split(tree, budget)
-    merged: dict = {}
+    merged: dict[Hashable, tuple[list[int], list[int]]] = {}
     for part in parts:
         found = sequences(part)
         assert not merged.keys() & found.keys()

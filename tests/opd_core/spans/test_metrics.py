@@ -106,7 +106,8 @@ OTHERS = {
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two protocols of other packages beside our own."""
-    protocols = Registry("videoopd.nobody", Protocol, dict.fromkeys(PROTOCOLS, "") | OTHERS)
+    names = dict.fromkeys((*PROTOCOLS, *OTHERS), "")
+    protocols = Registry("videoopd.nobody", Protocol, names)
     monkeypatch.setattr(protocols, "_load", lambda name: OTHERS.get(name) or PROTOCOLS[name])
     for module in ("opd_core.spans.protocols.known", "opd_core.spans.metrics"):
         monkeypatch.setattr(f"{module}.PROTOCOLS", protocols)

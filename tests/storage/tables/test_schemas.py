@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pytest
@@ -18,7 +18,7 @@ from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES, TableSpec
 FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "113ba6373aae9b30"}
 
 
-def kind(annotation: object) -> str:
+def kind(annotation: Any) -> str:
     """Arrow type that an annotation calls for, widths aside."""
     if get_origin(annotation) is Sequence:
         return f"list<{kind(get_args(annotation)[0])}>"
@@ -81,7 +81,7 @@ class Odd:
     ("record", "problem"),
     [(Undescribed, "a has no description"), (Odd, "no column holds a .*bytes")],
 )
-def test_a_field_that_is_no_column_is_refused(record: type[object], problem: str) -> None:
+def test_a_field_that_is_no_column_is_refused(record: Any, problem: str) -> None:
     with pytest.raises(TypeError, match=problem):
         columns_of(record)
 
