@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from opd_core.bench.interleaved import Row
+from flows.bench.interleaved import Row
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.asking.contents import Rows, contents, differences

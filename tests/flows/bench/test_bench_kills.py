@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from flows import stages
+from flows.bench.interleaved import Row
 from flows.bench.kills import _Bench, _problems, _remember, _stage
 from flows.bench.run import keep
 from flows.stage.prepare import opened
-from opd_core.bench.interleaved import Row
 from opd_core.types import VideoOPDError
 from storage.asking.contents import contents, differences
 from storage.runs.run import Run

@@ -1,7 +1,7 @@
 """The store at a million trajectories: what filling it, asking it and keeping it costs.
 
-    python -m storage.bench fill FOLDER 1000000        one JSON line each
-    python -m storage.bench ask FOLDER
+    python -m flows.bench.tables fill FOLDER 1000000        one JSON line each
+    python -m flows.bench.tables ask FOLDER
 
 Each runs in a process of its own, on two cores, so that its memory is its own. Synthetic rows,
 twenty completion tokens each, through the very calls that the stages make.
@@ -13,13 +13,13 @@ import json
 import os
 import random
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.bench.interleaved import medians
 from opd_core.types import (
     Rollout,
     Span,
@@ -120,7 +120,7 @@ def ask(folder: Path) -> dict[str, Any]:
             ),
         }
         assert ways["lance"]().height == ways["parquet"]().height > 0
-        answer[name] = _interleaved(ways, 7)
+        answer[name] = medians(ways, 7)
     dataset = tables._dataset("rollouts")
 
     def indices() -> list[int]:
@@ -136,7 +136,7 @@ def ask(folder: Path) -> dict[str, Any]:
             .collect()
         ),
     }  # fmt: skip
-    answer["take"] = _interleaved(takes, 9)
+    answer["take"] = medians(takes, 9)
     answer["parquet bytes"] = parquet.stat().st_size
     return answer | peak_memory()
 
@@ -145,15 +145,6 @@ def _lookup(frame: pl.LazyFrame, rollout_id: str) -> None:
     import polars as pl
 
     assert frame.filter(pl.col("rollout_id") == rollout_id).collect().height == 1
-
-
-def _interleaved(ways: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each, the alternatives taking turns; the first turn is left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repetitions + 1):
-        for name, call in ways.items():
-            seconds[name].append(_seconds(call))
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from opd_core.bench.interleaved import Row, medians
-from opd_core.bench.rounds import drawn_examples, sampled
+from flows.bench.interleaved import Row, medians
+from flows.bench.rounds import drawn_examples, sampled
 from opd_core.config.load import load_config
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import opened_scorer
