@@ -411,7 +411,7 @@ def test_an_import_of_a_format_of_another_package(tiny_world: World, tmp_path: P
             command, cwd=ROOT, env=environment, capture_output=True, text=True
         )
     without, done = outcomes.values()
-    assert without.returncode == 2 and "there is no FORMAT 'bars'" in without.stderr
+    assert without.returncode == 2 and "'bars' is not one of 'timelens" in without.stderr
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert row["events"] == [{"query": "something moves", "span": [[0.5, 2.0]]}]
