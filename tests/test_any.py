@@ -29,7 +29,7 @@ BORDERS = {
     "flows/study": (18, READ),
     "opd_core": (
         22,
-        "entry points, which are whatever another package put there, and messages to a child process",
+        "what another package put at an entry point, and messages to a child process",
     ),
     "opd_core/annotations": (54, READ),
     "opd_core/config": (10, READ),
