@@ -14,7 +14,12 @@ Python pays.
 import sys
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 
-_library = None
+TYPE_CHECKING = False  # as that of `typing`, which would cost every start of Python its import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+_library: "object | None" = None
 
 
 def install() -> None:
@@ -27,7 +32,9 @@ class _Finder:
     """Finds torchvision where Python would, so that looking for it imports nothing."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None) -> "ModuleSpec | None":  # noqa: ANN001
+    def find_spec(
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if name != "torchvision":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -37,7 +44,7 @@ class _Finder:
 
 
 class _Loader(SourceFileLoader):
-    def exec_module(self, module) -> None:  # noqa: ANN001
+    def exec_module(self, module: "ModuleType") -> None:
         _define_what_does_not_load(module.__path__[0])
         super().exec_module(module)
 

@@ -7,7 +7,6 @@ A page is a function here; tests/test_docs.py holds that what is written is what
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import sys
@@ -15,15 +14,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flows.cli import make_parser  # noqa: E402
-from opd_core.config import sections  # noqa: E402
+from flows.cli import program  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
+from opd_core.config.section import Section  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
     choices,
     holds_a_section,
@@ -31,8 +31,16 @@ from opd_core.config.template import (  # noqa: E402
     section_of,
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
-from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective  # noqa: E402
-from opd_core.types import UpdateStep  # noqa: E402
+from opd_core.extensions import (  # noqa: E402
+    CURRICULA,
+    ENGINES,
+    OBJECTIVES,
+    TEMPLATES,
+    Engine,
+    Objective,
+)
+from opd_core.spans.protocols.known import PROTOCOLS  # noqa: E402
+from opd_core.types import Judgement, UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
 
@@ -84,7 +92,7 @@ def _section(place: str, section: type[BaseModel], optional: bool = False) -> It
     yield f"## `[{place}]`"
     if optional:
         yield "Absent, unless you write this section."
-    if section.__doc__ and section.__doc__ != sections.Section.__doc__:
+    if section.__doc__ and section.__doc__ != Section.__doc__:
         yield inspect.cleandoc(section.__doc__)
     plain = {n: f for n, f in section.model_fields.items() if not holds_a_section(f)}
     rows = (
@@ -160,6 +168,8 @@ def tables_page() -> str:
         blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
     steps = "Of `updates.steps`, a struct a step."
     blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
+    judgements = "Of `judgements` in `evaluations` and `model_evaluations`, a struct a protocol."
+    blocks += ["## A judgement of an answer", judgements, _columns(columns_of(Judgement))]
     blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
     return _page("Tables and columns", *blocks)
 
@@ -182,48 +192,29 @@ def _arrow(kind: Any) -> str:
 
 def commands_page() -> str:
     """Every command with what it takes."""
-    parser = make_parser()
-    blocks = [parser.epilog or "", *_command(parser, 2)]
-    return _page("Commands", *blocks)
+    blocks = _command(click.Context(program, info_name="videoopd", **program.context_settings), 2)
+    return _page("Commands", program.epilog or "", *blocks)
 
 
-def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    yield f"{'#' * level} `{parser.prog}`"
-    yield parser.description or ""
-    formatter = parser._get_formatter()
-    below: list[argparse.ArgumentParser] = []
-    rows: list[tuple[str, ...]] = []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            below += action.choices.values()
-        elif not isinstance(action, argparse._HelpAction):
-            text = formatter._expand_help(action) if action.help else ""
-            if action.option_strings and action.required:
-                text = f"{text} (required)".strip()
-            rows.append((f"`{_argument(action)}`", text))
+def _command(context: click.Context, level: int) -> Iterator[str]:
+    command = context.command
+    yield f"{'#' * level} `{context.command_path}`"
+    yield command.help or ""
+    known = (one.get_help_record(context) for one in command.params)
+    rows = [(f"`{names}`", text) for names, text in filter(None, known)]
     if rows:
         yield _table(("argument", "meaning"), rows)
-    for command in below:
-        yield from _command(command, min(level + 1, 4))
+    if isinstance(command, click.Group):
+        for name, one in command.commands.items():
+            below = click.Context(one, context, info_name=name)
+            yield from _command(below, min(level + 1, 4))
 
 
-def _argument(action: argparse.Action) -> str:
-    value = action.metavar or (
-        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
-    )
-    if isinstance(value, tuple):
-        value = " ".join(value)
-    if not action.option_strings:
-        return f"[{value}]" if action.nargs in ("?", "*") else str(value)
-    names = ", ".join(action.option_strings)
-    return names if action.nargs == 0 else f"{names} {value}"
-
-
-# --- objectives and curricula --------------------------------------------------------------------
+# --- parts that are registered by name -----------------------------------------------------------
 
 
 def objectives_page() -> str:
-    """Every objective, curriculum and prompt template, with what it says of itself."""
+    """Every objective, curriculum, engine, template and protocol, with what it says of itself."""
     objectives = (
         (f"`{name}`", one.about, _needs(one), ", ".join(one.importance_levels) or "none")
         for name, one in ((name, OBJECTIVES[name]) for name in OBJECTIVES)
@@ -237,11 +228,16 @@ def objectives_page() -> str:
         )
         for name, one in ((name, CURRICULA[name]) for name in CURRICULA)
     )
+    engines = (
+        (f"`{name}`", one.about, _can(one), ", or ".join(f"`{n}`" for n in one.needs) or "nothing")
+        for name, one in ((name, ENGINES[name]) for name in ENGINES)
+    )
     templates = ((f"`{name}`", TEMPLATES[name].about) for name in TEMPLATES)
     blocks = [
         "Another package adds one by an entry point of the groups `videoopd.objectives`, "
-        "`videoopd.curricula`, `videoopd.templates` and `videoopd.formats`; `CONTRIBUTING.md` says "
-        "how.",
+        "`videoopd.curricula`, `videoopd.engines`, `videoopd.templates`, `videoopd.formats` and "
+        "`videoopd.protocols`; "
+        "`CONTRIBUTING.md` says how.",
         "## Objectives",
         "`update.objective`; which to use when is in "
         "[Change the objective](../how-to/objectives.md).",
@@ -253,12 +249,30 @@ def objectives_page() -> str:
         "## Curricula",
         "`focus.curriculum`; which to use when is in "
         "[Choose what to train on](../how-to/curricula.md).",
-        _table(("curriculum", "", "the teacher's own answers", "the student's IoU"), curricula),
+        _table(("curriculum", "", "teacher predictions", "the student's IoU"), curricula),
     ]
     for name in CURRICULA:
         blocks += _with_its_module(name, CURRICULA[name].pick)
+    blocks += [
+        "## Engines",
+        "`rollout.engine`, `teacher.engine` and `evaluate.engine`; when to take vLLM is in "
+        "[Sample with vLLM](../how-to/vllm.md).",
+        _table(("engine", "", "beside sampling", "to install"), engines),
+    ]
+    for name in ENGINES:
+        blocks += _with_its_module(name, ENGINES[name].opened)
     blocks += ["## Prompt templates", "`prompt.template`.", _table(("template", ""), templates)]
-    return _page("Objectives, curricula, templates", *blocks)
+    protocols = (
+        (f"`{name}`", one.about, ", ".join(one.metrics.values()))
+        for name, one in ((name, PROTOCOLS[name]) for name in PROTOCOLS)
+    )
+    blocks += [
+        "## Evaluation protocols",
+        "Each answer of the eval split is judged by all of them; "
+        "[Evaluate](../how-to/evaluate.md) tells how they differ.",
+        _table(("protocol", "", "numbers"), protocols),
+    ]
+    return _page("Objectives, curricula, engines, templates, protocols", *blocks)
 
 
 def _with_its_module(name: str, function: object) -> list[str]:
@@ -277,6 +291,17 @@ def _needs(objective: Objective) -> str:
         "the teacher's whole distribution": objective.of_teacher == "vocabulary",
     }
     return ", ".join(words for words, needed in needs.items() if needed) or "only the answers"
+
+
+def _can(engine: Engine) -> str:
+    can = {
+        "scores": engine.scorer is not None,
+        "gives entropies and hidden states": engine.whole_distribution,
+        "is the trainer itself": engine.is_the_trainer,
+        "is weighed by `update.tis`": not engine.is_the_trainer,
+        "can run in another precision than the model's": engine.dtype is not None,
+    }
+    return ", ".join(words for words, does in can.items() if does)
 
 
 def _quoted(docstring: str) -> str:

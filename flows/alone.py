@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flows import stages
-from flows.evaluation import groups, numbers, of_policy
+from flows.evaluation.answers import of_policy
+from flows.evaluation.groups import groups, numbers
 from flows.stage.prepare import Work, WorkLeft, opened
-from flows.stage.rerun import refuse_stale_inputs
 from flows.summaries import StageSummary
 from opd_core.config.load import load_config
 from opd_core.types import Policy
@@ -42,7 +42,7 @@ def alone(name: str) -> Alone:
 
 
 def nothing_to_do(
-    name: str, config: str, round: int | None, overrides: Sequence[str]
+    name: str, config: str, round: int | None, overrides: Sequence[str], force: bool = False
 ) -> StageSummary | None:
     """What a stage says that has nothing to do; None where it has, or where there is no run yet.
 
@@ -51,11 +51,7 @@ def nothing_to_do(
     if not (load_config(config, overrides).run.path / RUN_FILE).exists():
         return None
     with opened(config, overrides, looking=True) as work:
-        policy = work.policy_at(name, round)
-        refuse_stale_inputs(work.run, name, policy.version)
-        if work.run.takes().stale_at(name, policy.version):
-            return None
         try:
-            return alone(name)(work, policy, False)
+            return alone(name)(work, work.policy_at(name, round), force)
         except WorkLeft:
             return None

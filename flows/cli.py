@@ -7,9 +7,9 @@ traceback.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,21 +17,47 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+import click
+
 from flows.commands import about, bringing, looking, measuring, proving, rounds, serving
-from flows.commands.arguments import Command, Parser, add_quiet
-from flows.console.progress import quietly
+from flows.commands.arguments import group
 from opd_core.types import VideoOPDError
+
+program = about.version(
+    group(
+        "videoopd",
+        "on-policy distillation for temporal video grounding",
+        bringing.init, bringing.import_annotations, bringing.tinyworld,
+        rounds.run, rounds.stage, rounds.demo,
+        looking.status, looking.query, looking.show, looking.diff, looking.export,
+        proving.audit, proving.rescore, proving.migrate,
+        measuring.evaluate, measuring.study, measuring.bench,
+        serving.up, serving.down,
+        about.completion,
+    )
+)  # fmt: skip
+program.epilog = "RUN is the folder of a run, or a config whose run.path is that folder."
+program.context_settings = {
+    "help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = _parsed(arguments)
-    command: Command = options.command
-    with _interrupts() as pressed, quietly(options.quiet):
+    if asked := os.environ.get(about.COMPLETE):
+        return about.complete(program, asked)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with _interrupts() as pressed:
         try:
-            code = command(options)
+            with program.make_context("videoopd", words) as context:
+                code = program.invoke(context)
             sys.stdout.flush()
             return code or 0
+        except click.exceptions.Exit as end:  # --help, --version
+            return end.exit_code
+        except click.UsageError as error:
+            print(f"videoopd: {_refusal(error)}", file=sys.stderr)
+            return 2
         except VideoOPDError as error:
             print(f"videoopd: {error}", file=sys.stderr)
             return 2
@@ -55,16 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options. `--help` and `--version` print and end here, also where `| head` reads them."""
-    try:
-        try:
-            return make_parser().parse_args(arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_output()
-        raise SystemExit(0) from None
+def _refusal(error: click.UsageError) -> str:
+    """Say what click has against the arguments, as one sentence with what to do."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    parts = re.sub(r"\. (Did|Choose)", lambda second: f"; {second[1].lower()}", said)
+    of = error.ctx.command_path if error.ctx else "videoopd"
+    end = "" if parts.endswith("?") else ";"
+    return f"{parts[:1].lower()}{parts[1:]}{end} `{of} --help` says what it takes"
 
 
 _OF_THE_USERS_DISK = {
@@ -75,7 +98,7 @@ _OF_THE_USERS_DISK = {
 
 
 def _told(error: OSError) -> str | None:
-    """A sentence about a file that nobody has said more about; None for any other error."""
+    """Say what is wrong with a file that nobody has said more about; None for any other error."""
     if error.errno not in _OF_THE_USERS_DISK:
         return None
     if error.filename is None:  # what is printed may go into a file on a full disk
@@ -84,13 +107,13 @@ def _told(error: OSError) -> str | None:
 
 
 def _forget_output() -> None:
-    """What is still in Python's buffer must not raise again at exit."""
+    """Drop what is still in Python's buffer: it must not raise again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises `KeyboardInterrupt` as ever, and is noted in the list."""
+    """Note in the list each Ctrl-C, which raises `KeyboardInterrupt` as ever."""
     pressed: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -108,21 +131,6 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         if mine:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="videoopd",
-        description="On-policy distillation for temporal video grounding.",
-        epilog="RUN is the folder of a run, or a config whose run.path is that folder.",
-    )
-    parser.add_argument("--version", action=about.Version)
-    add_quiet(parser)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for group in (bringing, rounds, looking, proving, measuring, serving, about):
-        group.register(commands)
-    parser.set_defaults(parser=parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from flows.server.prefect_settings import project_root
 from flows.shipped import checkout, shipped_files
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
-from storage.files import disk_troubles, make_folder, write_bytes_whole
+from storage.files import disk_troubles, make_folder, short, write_bytes_whole
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
@@ -48,7 +48,12 @@ def demo() -> None:
 
 
 def make_tiny_world(
-    folder: Path, seed: int, train_videos: int | None = None, eval_videos: int | None = None
+    folder: Path,
+    seed: int,
+    train_videos: int | None = None,
+    eval_videos: int | None = None,
+    annotations: str = "clean",
+    scene: str = "short",
 ) -> None:
     """Make the synthetic videos in `folder`; a world that is there already is left as it is.
 
@@ -68,10 +73,10 @@ def make_tiny_world(
             seen = done
 
         try:
-            make_world(folder, seed, train_videos, eval_videos, made)
+            make_world(folder, seed, train_videos, eval_videos, made, annotations, scene)
         except ValueError as error:
             raise VideoOPDError(str(error)) from None
-    print(f"tiny world: {train_videos} + {eval_videos} videos in {_short(folder)}", flush=True)
+    print(f"tiny world: {train_videos} + {eval_videos} videos in {short(folder)}", flush=True)
 
 
 def config_file() -> Path:
@@ -85,11 +90,11 @@ def config_file() -> Path:
             raise VideoOPDError(f"there is no {file}; run `videoopd demo` in the project's folder")
         file = copy_shipped(Path(FOLDER).absolute()) / "configs" / "tiny.toml"
         print(f"configs, runs and worlds of the demo are in {FOLDER}", flush=True)
-    return _short(file)
+    return short(file)
 
 
 def copy_shipped(folder: Path) -> Path:
-    """Copies configs and tiny models into `folder`; a file that is there already is the user's."""
+    """Copy configs and tiny models into `folder`; a file that is there already is the user's."""
     for source in sorted(shipped_files().rglob("*")):
         target = folder / source.relative_to(shipped_files())
         if source.is_dir() or target.exists():
@@ -114,7 +119,7 @@ def _next_steps(run_path: Path) -> None:
         .collect()
     )
     rollout_id = lowest.item(0, "rollout_id") if lowest.height else "ROLLOUT_ID"
-    run = _short(run_path)
+    run = short(run_path)
     sql = (
         "SELECT policy_version, count(*) AS rollouts, avg(student_iou) AS student_iou "
         "FROM rollouts GROUP BY policy_version ORDER BY policy_version"
@@ -131,9 +136,4 @@ def _command() -> str:
     program = Path(sys.argv[0])
     if shutil.which("videoopd") or program.name != "videoopd":
         return "videoopd"
-    return str(_short(program))
-
-
-def _short(path: Path) -> Path:
-    path = path.absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return str(short(program))

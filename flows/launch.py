@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from flows.console.progress import waiting
 from flows.server.local import connect
-from flows.stage.rerun import command
 from opd_core.types import VideoOPDError
-from storage.tables.takes import Stale, round_number
+from storage.stages import RESCORE, round_number
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary, RunSummary, StageSummary
     from opd_core.config.load import Config
+    from storage.tables.takes import Stale
 
 
 class Rounds(Protocol):
@@ -73,7 +73,7 @@ def run_stage(
     from flows.alone import nothing_to_do
 
     _checked(config, overrides)
-    done = None if force else nothing_to_do(stage, config, round, overrides)
+    done = nothing_to_do(stage, config, round, overrides, force)
     if done is not None:
         return _print_done(stage, done)
     _connect()
@@ -99,13 +99,13 @@ def run_stale(config: str, round: int | None, force: bool, overrides: Sequence[s
 
 
 def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Sequence[str]) -> int:
-    """How many stages that were."""
+    """Run all that is stale again; returns how many stages that were."""
     from flows.rescore import rescore_run
     from storage.runs.run import Run
 
     done = 0
     while (stale := _next_stale(loaded, round)) is not None:
-        if stale.stage == "rescore":
+        if stale.stage == RESCORE.name:
             rescore_run(Run.open(loaded.run.path), stale.round, loaded)
         else:
             _connect()
@@ -114,7 +114,7 @@ def _run_all_stale(loaded: Config, config: str, round: int | None, overrides: Se
         if _next_stale(loaded, round) == stale:
             raise VideoOPDError(
                 f"{stale.reason()}, and still is after it was run again; run it alone to see why: "
-                f"{command(stale, config)}"
+                f"{stale.command(config)}"
             )
     return done
 
@@ -126,7 +126,7 @@ def _next_stale(config: Config, round: int | None) -> Stale | None:
     if not config.run.path.exists():
         raise VideoOPDError(f"there is no run at {config.run.path} yet; `videoopd run` starts it")
     stale = [s for s in Run.open(config.run.path).takes().stale() if round in (None, s.round)]
-    return min(stale, key=lambda s: s.stage == "rescore", default=None)
+    return min(stale, key=lambda s: s.stage == RESCORE.name, default=None)
 
 
 def _checked(config: str, overrides: Sequence[str]) -> Config:

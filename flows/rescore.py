@@ -14,11 +14,10 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from flows.audit.links import config_of, grouped
+from flows.audit.named import config_of, grouped
 from flows.console.progress import is_quiet, progress
 from flows.console.report import console
 from flows.stage.appending import appending
-from flows.stage.rerun import begin, refuse_stale_inputs
 from opd_core.config.load import Config
 from opd_core.types import Policy, Rollout, VideoOPDError
 from storage.audit.links import BrokenLink
@@ -50,7 +49,7 @@ def _scored(run: Run, number: int | None) -> list[tuple[int, str, str]]:
     rows = run.teacher_scores().filter(HAS_HIDDEN)
     if number is not None:
         rows = rows.filter(pl.col("policy_version") == number - 1)
-    found = (
+    scored = (
         rows.select("policy_version", "teacher_hash", "config_hash", "written_at")
         .sort("written_at", maintain_order=True)
         .group_by("policy_version", "teacher_hash")
@@ -59,14 +58,14 @@ def _scored(run: Run, number: int | None) -> list[tuple[int, str, str]]:
         .collect()
         .rows()
     )
-    if not found:
+    if not scored:
         which = "no round" if number is None else f"round {number}"
         verb = "has" if number is None else "has no"
         raise VideoOPDError(
             f"{which} of run {run.path} {verb} scores with the teacher's hidden states; score with "
             "score.hidden_states = true, which holds for rounds that are scored from then on"
         )
-    return found
+    return scored
 
 
 def _config(run: Run, digest: str) -> Config:
@@ -77,7 +76,7 @@ def _config(run: Run, digest: str) -> Config:
 
 
 def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
-    """Rows added for one round and teacher."""
+    """Rescore one round and teacher; returns the number of rows added."""
     this = (pl.col("policy_version") == version) & (pl.col("teacher_hash") == teacher_hash)
     scored = run.teacher_scores().filter(this & HAS_HIDDEN).select("rollout_id").collect()
     done = run.divergences().filter(this).select("rollout_id").collect()
@@ -86,7 +85,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     work = grouped(run, version, [r for r in rows if r.rollout_id in todo])
     if not work:
         return 0
-    refuse_stale_inputs(run, "rescore", version)
+    run.begin("rescore", version)  # refused before weights are read
     policy = _policy(run, version, [r for _, answers in work for r in answers])
     from opd_core.model.tree_model import set_threads
     from opd_core.scoring.rescoring import rescore
@@ -95,9 +94,10 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     student, teacher = config.student.path, config.teacher.path
     writer = Run.create(run.path, config.to_json(), config.hash, student, teacher)
     flush_seconds = config.storage.flush_seconds
-    if run.takes().stale_at("rescore", version):
+    begun = writer.begin("rescore", version)
+    if begun.again:
         with writer.exclusive("round"):
-            begin(writer, "rescore", version)
+            begun.new_take()
     with (
         writer.exclusive("rescore"),
         progress("rescore", len(work)) as advance,
@@ -121,7 +121,7 @@ def _policy(run: Run, version: int, rollouts: Sequence[Rollout]) -> Policy:
 
 
 def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str, Kept]]:
-    """Reads hidden states without making a Python number of each."""
+    """Read hidden states without making a Python number of each."""
     from opd_core.scoring.rescoring import Kept
 
     def load(ids: Sequence[str]) -> dict[str, Kept]:
@@ -131,12 +131,12 @@ def _load(run: Run, teacher_hash: str) -> Callable[[Sequence[str]], Mapping[str,
             .select("rollout_id", "teacher_logprobs", "hidden_states")
             .collect()
         )
-        kept: dict[str, Kept] = {}
+        states: dict[str, Kept] = {}
         hidden = rows["hidden_states"]
         for i, (rollout_id, logprobs) in enumerate(rows.drop("hidden_states").iter_rows()):
             flat_N = hidden[i].explode().to_numpy()
-            kept[rollout_id] = Kept(flat_N.reshape(len(logprobs), -1), logprobs)
-        return kept
+            states[rollout_id] = Kept(flat_N.reshape(len(logprobs), -1), logprobs)
+        return states
 
     return load
 
@@ -169,7 +169,7 @@ def _summary(run: Run, number: int | None) -> Table:
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="nats a token, whole vocabulary")
     headings = ("round", "rollouts", "tokens", "forward KL", "reverse KL", "JS",
-                "reverse KL, sampled", "teacher off by", "student off by")  # fmt: skip
+                "reverse KL, k1", "teacher off by", "student off by")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right")
     for version, _, rollouts, count, *values, teacher, student in rows.iter_rows():

@@ -1,23 +1,19 @@
 """The stages of a round: read rows, compute with `opd_core`, append rows, return a small summary.
 
 Each computes what has no row yet. Run again after a crash it does the missing part; run when
-nothing is missing it costs a table scan; with `force` it begins again (`flows/stage/rerun.py`).
+nothing is missing it costs a table scan; with `force` it begins again (`storage/runs/begun.py`).
 Rows are appended as they come, `storage.flush_seconds` of work at a time
 (`flows/stage/appending.py`).
 
-Prefect sees one task a stage. Its result cache stays off: it survives in the home folder and would
-report work as done whose tables are gone. Before a stage imports what it computes with it calls
+Each is a Prefect task (`flows/stage/task.py`). Before it imports what it computes with it calls
 `work.about_to_work()`, so that one with nothing to do costs neither Prefect nor torch (`alone.py`).
 """
 
 from __future__ import annotations
 
-import functools
-import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 
@@ -25,15 +21,15 @@ from flows.console.progress import progress
 from flows.stage import prediction_cache, score_cache
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
-from flows.stage.costs import measured
 from flows.stage.given_up import given_up
 from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
-from flows.stage.rerun import begin, refuse_stale_inputs
+from flows.stage.task import Stage as stage
 from flows.stage.typed_config import config_words
-from flows.summaries import StageSummary
+from flows.summaries import Done
 from opd_core.faults import NEXT_ROUND
 from opd_core.focus import select as curriculum
+from opd_core.rollout.by_example import by_example
 from opd_core.types import (
     Draw,
     Policy,
@@ -46,61 +42,26 @@ from opd_core.types import (
 )
 from opd_core.video.presence import refuse_missing
 from storage.files import disk_troubles
-
-R = TypeVar("R")
-
-
-class Stage:
-    """Inside a Prefect flow a task, elsewhere the function itself, which is `fn`. Its cost is
-    recorded where somebody wants it."""
-
-    __name__: str
-
-    def __init__(self, function: Callable[..., StageSummary]) -> None:
-        functools.update_wrapper(self, function)
-        self.fn = measured(function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> StageSummary:
-        run = self._task if _in_flow() else self.fn
-        return run(*args, **kwargs)
-
-    @functools.cached_property
-    def _task(self) -> Callable[..., StageSummary]:
-        from prefect import task
-        from prefect.cache_policies import NO_CACHE
-
-        return task(cache_policy=NO_CACHE, persist_result=False)(self.fn)
-
-
-def _in_flow() -> bool:
-    if "prefect" not in sys.modules:
-        return False
-    from prefect.context import FlowRunContext
-
-    return FlowRunContext.get() is not None
-
-
-stage = Stage
+from storage.runs.begun import Begun
+from storage.tables.schemas import TABLES
 
 
 @stage
-def draw(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def draw(work: Work, policy: Policy, begun: Begun) -> Done:
     """Choose the round's examples: seeded by the policy's version, kept in `draws`.
 
     Each forced draw has a seed of its own.
     """
-    began = time.perf_counter()
     work.continuation(policy)
-    refuse_stale_inputs(work.run, "draw", policy.version)
     settings = work.config.rollout
     present = round_rows.drawn(work, policy)
-    if present and not force:
-        return StageSummary("draw", policy.version, 0, len(present), time.perf_counter() - began)
+    if present and not begun.again:
+        return Done(0, len(present))
     work.about_to_work()
     unusable = set(curriculum.known_unreliable(work.predictions(), work.config.focus))
     unusable |= given_up(work, policy)
     examples = work.run.present_examples(pl.col("split") == "train")
-    forced = work.run.takes().times_forced("draw", policy.version) + force
+    forced = work.run.takes().times_forced("draw", policy.version) + begun.forced
     earlier = work.run.draws().filter(pl.col("policy_version") < policy.version)
     chosen = curriculum.draw_examples(
         examples,
@@ -121,36 +82,28 @@ def draw(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         (e.video_path for e in chosen),
         annotated=lambda: (e.video_path for e in examples),
     )
-    begin(work.run, "draw", policy.version, force)
+    begun.new_take()
     rows = [Draw(policy.version, e.example_id, i) for i, e in enumerate(chosen)]
     added = work.run.append("draws", rows, policy_version=policy.version)
-    summary = StageSummary("draw", policy.version, added, len(rows), time.perf_counter() - began)
-    return summary.noting(annotations=changes_of_round(work.run, policy.version))
+    return Done(added, len(rows), {"annotations": changes_of_round(work.run, policy.version)})
 
 
 @stage
-def validate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def validate(work: Work, policy: Policy, begun: Begun) -> Done:
     """The teacher's own answers to the drawn examples (TRPV): once an example, teacher, question.
 
     None where the curriculum needs none; those that `teacher.cache` has are copied. They belong to
     no round, and a question has one seed, so there is nothing to force.
     """
-    if force:
-        raise VideoOPDError(
-            "the teacher answers an example and a question once, with one seed, so forcing it "
-            "would give the same answers; leave out force, or ask another question (another "
-            "teacher.predictions, prompt or frame rate)"
-        )
-    began = time.perf_counter()
     if not curriculum.needs_predictions(work.config.focus):
-        return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
+        return Done()
     left_out = round_rows.gone(work, policy)
     examples = [e for e in round_rows.needed(work, policy) if e.example_id not in left_out]
     known = work.predictions().select("example_id").unique().collect()["example_id"].to_list()
     done = set(known) | round_rows.quarantined(work, policy, "validate")
     needed = [e.example_id for e in examples if e.example_id not in done]
     if not needed:
-        return StageSummary("validate", policy.version, 0, 0, time.perf_counter() - began)
+        return Done()
     work.about_to_work()
     from opd_core.rollout.answers import predict
 
@@ -160,24 +113,22 @@ def validate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     asked = [example_id for example_id in needed if example_id not in done]
     teacher = _teacher(work, policy)
     batches = predict(work.config, teacher, work.question_hash, examples, done)
-    summary = _append_batches(work, policy, "validate", "teacher_predictions", batches, len(asked))
-    summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
-    if work.config.teacher.cache is None:
-        return summary
-    reused = len(needed) - len(asked)
-    return summary.noting(predictions_reused=reused, hit_rate=reused / len(needed))
+    reused = None if work.config.teacher.cache is None else len(needed) - len(asked)
+    return _append_batches(
+        work, policy, "teacher_predictions", batches, len(asked), copied,
+        predictions_reused=reused, hit_rate=None if reused is None else reused / len(needed),
+    )  # fmt: skip
 
 
 @stage
-def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def rollout(work: Work, policy: Policy, begun: Begun) -> Done:
     """The policy's answers to the drawn examples on which the teacher is reliable.
 
     Of a baseline: the teacher's, or the truth (`rollout.source`).
     """
-    began = time.perf_counter()
     work.continuation(policy)
     examples = round_rows.trainable(work, policy)
-    begin(work.run, "rollout", policy.version, force)
+    begun.new_take()
     done = set(round_rows.rollouts(work, policy).select("rollout_id").collect()["rollout_id"])
     # Left in the plan, but not asked again: how it is cut into batches must not depend on them.
     done |= {
@@ -192,7 +143,7 @@ def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         for i in each
     }
     if wanted.keys() <= done:
-        return StageSummary("rollout", policy.version, 0, 0, time.perf_counter() - began)
+        return Done()
     work.about_to_work()
     from opd_core.rollout.answers import sample_rollouts
 
@@ -202,20 +153,19 @@ def rollout(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     from_teacher = work.config.rollout.source == "teacher"
     sampler = _teacher(work, policy) if from_teacher else policy
     batches = sample_rollouts(work.config, sampler, examples, done)
-    return _append_batches(work, policy, "rollout", "rollouts", batches, missing)
+    return _append_batches(work, policy, "rollouts", batches, missing)
 
 
 @stage
-def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def score(work: Work, policy: Policy, begun: Begun) -> Done:
     """The teacher's log-probs of the rollouts that focus can still select.
 
     A score of the same content, from another round or run, is copied instead
     (`flows/stage/score_cache.py`), unless this one is forced.
     """
-    began = time.perf_counter()
     if not round_rows.needs_scores(work):
-        return StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
-    begin(work.run, "score", policy.version, force)
+        return Done()
+    begun.new_take()
     wanted = set(round_rows.candidates(work, policy))
     done = set(round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -226,9 +176,9 @@ def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         if r.rollout_id in todo and not {r.rollout_id, r.example_id} & skipped
     ]
     total = round_rows.rollouts(work, policy).select(pl.len()).collect().item()
+    saved = total - len(wanted)
     if not missing:
-        summary = StageSummary("score", policy.version, 0, 0, time.perf_counter() - began)
-        return summary.noting(teacher_passes_saved=total - len(wanted))
+        return Done(notes={"teacher_passes_saved": saved})
     work.about_to_work()
     from opd_core.scoring.trees import score_rollouts, teacher_scorer
 
@@ -238,7 +188,7 @@ def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         work.run.append("teacher_scores", rows, policy_version=policy.version)
         for rows in score_cache.copies(work, plan)
     )
-    rollouts = round_rows.grouped(plan.scored)
+    rollouts = by_example(plan.scored)
     pairs = [
         (example, rollouts[example.example_id])
         for example in round_rows.drawn(work, policy)
@@ -247,31 +197,26 @@ def score(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     among = [e for e in round_rows.drawn(work, policy) if e.example_id not in skipped]
     scored = score_rollouts(work.config, teacher, pairs, among)
     batches = score_cache.with_twins(work, plan, scored)
-    summary = _append_batches(work, policy, "score", "teacher_scores", batches, len(pairs))
-    summary = replace(summary, rows=summary.rows + copied, seconds=time.perf_counter() - began)
-    return summary.noting(
-        teacher_passes_saved=total - len(wanted),
-        scores_reused=plan.reused,
+    return _append_batches(
+        work, policy, "teacher_scores", batches, len(pairs), copied,
+        teacher_passes_saved=saved, scores_reused=plan.reused,
         hit_rate=plan.reused / len(missing),
-    )
+    )  # fmt: skip
 
 
 @stage
-def focus(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def focus(work: Work, policy: Policy, begun: Begun) -> Done:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
-    began = time.perf_counter()
-    refuse_stale_inputs(work.run, "focus", policy.version)
     removed = round_rows.gone(work, policy)
     kept = work.run.selections().filter(round_rows.of_round(policy)).collect()
     committed = policy.version < work.run.current_policy().version
-    stale = work.run.takes().stale_at("focus", policy.version)
-    if kept.height and committed and not (force or stale):
-        return StageSummary("focus", policy.version, 0, 0, time.perf_counter() - began)
+    if kept.height and committed and not begun.again:
+        return Done()
     round_rows.check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
     settings, read = work.config.focus, work.run.tables.versions()
     seed = round_rows.focus_seed(work, policy)
-    kls = round_rows.reverse_kls(work, policy) if curriculum.needs_scores(settings) else None
+    kls = round_rows.sampling_k1s(work, policy) if curriculum.needs_scores(settings) else None
     chosen = curriculum.select(
         round_rows.rollouts(work, policy), work.predictions(), settings, seed, kls
     ).collect()
@@ -308,9 +253,8 @@ def focus(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
     if not set(chosen["rollout_id"]) <= set(kept["rollout_id"]):
         work.about_to_work()
-    begin(work.run, "focus", policy.version, force)
-    if not (force or stale) and round_rows.selected_of(kept, removed):
-        work.run.begin_take("focus", policy.version, "annotations were removed")
+    lost_some = round_rows.selected_of(kept, removed)
+    begun.new_take("annotations were removed" if lost_some else None)
     chosen = pl.concat([chosen, round_rows.left_out_by(work, policy, removed, chosen)])
     rows = [
         Selection(
@@ -325,22 +269,19 @@ def focus(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         for row in chosen.sort("rollout_id").iter_rows(named=True)
     ]
     added = work.run.append("selections", rows, policy_version=policy.version)
-    summary = StageSummary("focus", policy.version, added, added, time.perf_counter() - began)
-    return summary.noting(selected=count, rollouts=len(chosen))
+    return Done(added, added, {"selected": count, "rollouts": len(chosen)})
 
 
 @stage
-def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def update(work: Work, policy: Policy, begun: Begun) -> Done:
     """Train on the selection and commit the next policy; the row in `updates` comes last.
 
     Begun again in a past round, it supersedes all that was made with later policies.
     """
     began = time.perf_counter()
     run = work.run
-    refuse_stale_inputs(work.run, "update", policy.version)
-    stale = run.takes().stale_at("update", policy.version)
-    if policy.version < run.current_policy().version and not (stale or force):
-        return StageSummary("update", policy.version, 0, 0, time.perf_counter() - began)
+    if policy.version < run.current_policy().version and not begun.again:
+        return Done()
     work.about_to_work()
     from opd_core.update.student import Trained, plan_steps, update_student
 
@@ -352,7 +293,7 @@ def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
             f"round {policy.round} has no selected rollouts; run the focus stage first"
         )
     sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
-    rollouts = round_rows.grouped(r for r in sampled if r.rollout_id in ids)
+    rollouts = by_example(r for r in sampled if r.rollout_id in ids)
     if lost := round_rows.gone(work, policy) & rollouts.keys():
         raise VideoOPDError(
             f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
@@ -372,7 +313,7 @@ def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         for e in round_rows.drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
-    begin(work.run, "update", policy.version, force)
+    begun.new_take()
     total = run.rollouts().filter(round_rows.of_round(policy)).select(pl.len()).collect().item()
     uses_scores = round_rows.needs_scores(work)
     candidates = len(round_rows.candidates(work, policy)) if uses_scores else 0
@@ -413,15 +354,14 @@ def update(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     )
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
-    summary = StageSummary("update", policy.version, 1, len(result.steps), row.seconds)
-    return summary.noting(stopped_early=result.stopped_early, optimizer_restarted=restart)
+    notes = {"stopped_early": result.stopped_early, "optimizer_restarted": restart}
+    return Done(1, len(result.steps), notes)
 
 
 @stage
-def evaluate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
+def evaluate(work: Work, policy: Policy, begun: Begun) -> Done:
     """Greedy answers of a policy to the eval split."""
-    began = time.perf_counter()
-    begin(work.run, "evaluate", policy.version, force)
+    begun.new_take()
     examples = round_rows.eval_examples(work)
     known = (
         work.run.evaluations().filter(round_rows.of_round(policy)).select("example_id").collect()
@@ -429,23 +369,25 @@ def evaluate(work: Work, policy: Policy, force: bool = False) -> StageSummary:
     done = set(known["example_id"]) | round_rows.quarantined(work, policy, "evaluate", NEXT_ROUND)
     missing = len([e for e in examples if e.example_id not in done])
     if not missing:
-        return StageSummary("evaluate", policy.version, 0, 0, time.perf_counter() - began)
+        return Done()
     work.about_to_work()
     from opd_core.rollout.answers import evaluate as answer
 
     batches = answer(work.config, policy, examples, done)
-    return _append_batches(work, policy, "evaluate", "evaluations", batches, missing)
+    return _append_batches(work, policy, "evaluations", batches, missing)
 
 
 def _append_batches(
     work: Work,
     policy: Policy,
-    name: str,
     table: str,
     batches: Iterable[Any],
     examples: int,
-) -> StageSummary:
-    began = time.perf_counter()
+    copied: int = 0,
+    **notes: float | None,
+) -> Done:
+    """What is computed of so many examples goes to the table, where `copied` rows are already."""
+    name = str(TABLES[table].writer)
     flush_seconds = work.config.storage.flush_seconds
     with (
         progress(name, examples) as advance,
@@ -454,9 +396,7 @@ def _append_batches(
         for batch in batches:
             rows.add(batch)
             advance(batch.examples)
-    seconds = time.perf_counter() - began
-    summary = StageSummary(name, policy.version, rows.added, examples, seconds)
-    return summary.noting(quarantined=rows.quarantined or None)
+    return Done(copied + rows.added, examples, {"quarantined": rows.quarantined or None, **notes})
 
 
 def _teacher(work: Work, policy: Policy) -> Policy:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
-"""Of a round, in order."""
+Note = str | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a stage has done."""
+
+    rows: int = 0
+    """Appended by this execution."""
+    items: int = 0
+    """Examples (or steps) it worked through."""
+    notes: Mapping[str, Note | None] = field(default_factory=dict)
+    """What is None is not noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +25,12 @@ class StageSummary:
     stage: str
     policy_version: int
     rows: int
-    """Appended by this execution."""
+    """As in `Done`."""
     items: int
-    """Examples (or steps) it worked through."""
     seconds: float
-    notes: dict[str, str | int | float] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)
 
-    def noting(self, **notes: str | int | float | None) -> StageSummary:
+    def noting(self, **notes: Note | None) -> StageSummary:
         known = {key: value for key, value in notes.items() if value is not None}
         return replace(self, notes={**self.notes, **known})
 
@@ -37,8 +48,9 @@ class RoundSummary:
     """R1@m under protocol `strict`: unrounded IoU > m."""
     no_span: float | None = None
     """Share of the eval answers that hold no span."""
-    reverse_kl: float | None = None
-    """Nats a token: mean of sampling - teacher log-probs over the round's scored tokens."""
+    sampling_k1: float | None = None
+    """k1 estimate of the reverse KL: mean of sampling - teacher log-probs over the round's scored
+    tokens, nats."""
     rollouts: int | None = None
     rollouts_without_span: int | None = None
     left_out: int | None = None
@@ -46,7 +58,7 @@ class RoundSummary:
     tokens: int | None = None
     """Completion tokens sampled."""
     engine_mismatch: float | None = None
-    """Largest |engine - trainer| log-prob on the rollout stage's probe, nats."""
+    """Largest |engine - trainer| log-prob of what the rollout stage's gate scored again, nats."""
     teacher_passes_saved: int | None = None
     eval_asked: int | None = None
     """Examples of the eval split that it was asked; `eval_examples` of them have an answer."""

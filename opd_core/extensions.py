@@ -7,7 +7,9 @@ it here and know no names. `registry.py` tells how another package adds one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
 from opd_core.registry import Registry
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
     from opd_core.types import Span
 
+Settings = type[Any] | None
+"""What a part takes in the config, a `config.section.Section`: an objective in [update.NAME], a
+curriculum in [focus.NAME], a template in [prompt.NAME], an engine in [NAME]. `of(NAME)` of these
+sections, and of the `Config` for engines, is what is given there, or its defaults. (To name the
+type here would be an import against the order of the rooms.)"""
 TeacherNeed = Literal["nothing", "logprobs", "distribution", "vocabulary"]
 
 
@@ -31,7 +38,8 @@ class Objective:
     """(`update.loss_inputs.LossInputs`, `update.chunk.Chunk`, importance weights [C] or None) ->
     the loss of each completion token, [C]. (To name the first two types here would be an import
     against the order of the rooms.) Its module imports torch where it computes, so that a config is
-    read without."""
+    read without. Its settings are `inputs.settings.of(NAME)`."""
+    settings: Settings = None
     of_teacher: TeacherNeed = "nothing"
     """`logprobs` of the sampled tokens; its `distribution`, of which the kept top-k will do; or
     that over the whole `vocabulary`, from kept hidden states."""
@@ -71,6 +79,7 @@ class Curriculum:
     """What it takes, in one sentence."""
     pick: Callable[[pl.DataFrame, Any, int], pl.DataFrame]
     """(units, [focus], seed) -> the units in the columns of `focus.picked.PICKED`."""
+    settings: Settings = None
     ranked: Callable[[Any], pl.Expr] | None = None
     """Which units it ranks by the disagreement; None: none, it needs no answers of the teacher."""
     needs_student: bool = True
@@ -92,6 +101,53 @@ class PromptTemplate:
     """What reads the answers, as part of the question's key: changed when another span is found."""
     about: str = field(default="", compare=False)
     """What it is for, in one sentence; empty for a config's own words."""
+    settings: Settings = field(default=None, compare=False)
+    configured: Callable[[Any], PromptTemplate] | None = field(default=None, compare=False)
+    """The template that such settings make of it; `reader` has to tell what they change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What samples from a policy, and may score for a teacher."""
+
+    about: str
+    """What it is, in one sentence."""
+    opened: Callable[[Any, Any, str, Any, int], AbstractContextManager[Any]]
+    """(`config.load.Config`, folder of a checkpoint, its dtype, `prompts.batches.ExampleEncoder`,
+    tokens of the longest answer) -> a `engines.base.OpenedEngine` for one stage, whose `name` is
+    that of the config. Imports what is heavy inside, so that a config is read without."""
+    settings: Settings = None
+    needs: tuple[str, ...] = ()
+    """Packages, of which one has to be installed."""
+    scorer: Callable[[], tuple[str, str]] | None = None
+    """Itself with its version, and the attention it runs, as a score's `scorer` and its content
+    hash have them; asked while it is not open. None: it cannot score."""
+    whole_distribution: bool = False
+    """Its scores may have the entropy and the hidden states."""
+    is_the_trainer: bool = False
+    """It samples by the trainer's own forward pass: `update.tis = "auto"` has nothing to mend."""
+    repeats: Callable[[], str] | None = None
+    """The `version` of which one seed gives the same tokens again, in float32 on a CPU, so that an
+    audit samples again; None: it scores what was sampled."""
+    room: Callable[[Any, Any, int], int] | None = None
+    """(Config, ExampleEncoder, tokens of the longest answer) -> the tokens that it has room for;
+    None: as many as the model."""
+    room_setting: str = ""
+    """The key that raises it."""
+    dtype: Callable[[Any], str | None] | None = None
+    """(Config) -> the precision that it runs every model in; None: that of the model."""
+
+    def installed(self) -> str | None:
+        """The version of what it needs; None where that is not installed."""
+        for package in self.needs:
+            with suppress(PackageNotFoundError):
+                return version(package)
+        return None
+
+
+def is_the_trainer(engine: str) -> bool:
+    """Whether a row's `engine` is the trainer's own forward pass."""
+    return engine in ENGINES and ENGINES[engine].is_the_trainer
 
 
 OBJECTIVES = Registry(
@@ -129,3 +185,14 @@ TEMPLATES = Registry(
     },
 )
 """Of `prompt.template`."""
+ENGINES = Registry(
+    "videoopd.engines",
+    Engine,
+    {
+        "hf": "opd_core.engines.hf.record:ENGINE",
+        "vllm": "opd_core.engines.vllm.record:ENGINE",
+    },
+)
+"""Of `rollout.engine`, `teacher.engine` and `evaluate.engine`."""
+TRAINER = "hf"
+"""The engine that is the trainer itself."""

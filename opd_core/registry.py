@@ -14,10 +14,16 @@ import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from opd_core.types import VideoOPDError
 
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+UNKNOWN = "unknown_part"
+"""The type of pydantic's error where a field annotated with a registry has no name of it."""
 Part = TypeVar("Part")
 
 
@@ -44,6 +50,25 @@ class Registry(Generic[Part]):
                 raise VideoOPDError(f"{self.group} {problem}")
             self._loaded[name] = self._load(name)
         return self._loaded[name]
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """The names that other packages give."""
+        return tuple(self._others)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Of a field `Annotated[str, registry]`: a name of it, or a table whose keys are names."""
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def known(value: Any) -> Any:
+            for name in value if isinstance(value, dict) else [value]:
+                if problem := self.problem(name):
+                    raise PydanticCustomError(UNKNOWN, "{problem}", {"problem": problem})
+            return value
+
+        return core_schema.no_info_before_validator_function(known, handler(source))
 
     def problem(self, name: object) -> str | None:
         """`knows no 'gpro'; did you mean 'grpo'?`; None where the name is known."""

@@ -317,8 +317,8 @@ class Selection:
     disagreement: Annotated[float | None, "teacher_iou - student_iou."]
     reverse_kl: Annotated[
         float | None,
-        "Mean of sampling - teacher log-probs of the unit, nats a token, where the "
-        "ranking is by it.",
+        "k1 estimate of KL(pi_v || q): mean of sampling - teacher log-probs of the unit, "
+        "nats a token, where the ranking is by it.",
     ]
     rank: Annotated[
         int | None,
@@ -359,10 +359,10 @@ class UpdateStep:
     rollouts: Annotated[int, "Trained rollouts."]
     reverse_kl: Annotated[
         float | None,
-        "Mean over tokens of log pi - log q of the sampled tokens (k1 estimate of "
-        "KL(pi || q)); None without the teacher's scores, or on answers that the "
-        "policy has not sampled. So are the next four, which compare with the policy "
-        "that sampled.",
+        "k1 estimate of KL(pi || q), of the policy as trained so far: mean of student - "
+        "teacher log-probs over the sampled tokens; None without the teacher's scores, or "
+        "on answers that the policy has not sampled. So are the next four, which compare "
+        "with the policy that sampled.",
     ]
     policy_kl: Annotated[
         float | None,
@@ -488,6 +488,20 @@ class Rerun:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an evaluation protocol that has no columns of its own makes of an answer."""
+
+    protocol: Annotated[str, "Its name (the entry point's, of another package's)."]
+    start: Annotated[float | None, "Start that it reads in the text, s, not rounded; null: none."]
+    end: Annotated[float | None, "End of the same span, s."]
+    iou: Annotated[float, "Its IoU; no span counts 0."]
+
+    @property
+    def span(self) -> Span | None:
+        return None if self.start is None or self.end is None else Span(self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One greedy answer of one policy to one example of the eval split."""
 
@@ -505,7 +519,7 @@ class Evaluation:
     ]
     timelens_span: Annotated[
         Span | None,
-        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        "the span that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
     ]
     timelens_iou: Annotated[
         float | None,
@@ -514,6 +528,10 @@ class Evaluation:
     ]
     engine: Annotated[str, "What sampled it."]
     seconds: Annotated[float, "Wall-clock of this answer's share of its batch."]
+    judgements: Annotated[
+        Sequence[Judgement] | None,
+        "What each protocol without columns of its own makes of it; null: none was installed.",
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,7 +549,7 @@ class ModelEvaluation:
     iou: Annotated[float, "Unrounded IoU (`strict`, `qvhighlights`); no span counts 0."]
     timelens_span: Annotated[
         Span | None,
-        "Start that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
+        "the span that TimeLens' evaluation reads in the text, s, not rounded; null: none.",
     ]
     timelens_iou: Annotated[
         float | None,
@@ -539,6 +557,10 @@ class ModelEvaluation:
     ]
     engine: Annotated[str, "What sampled it."]
     seconds: Annotated[float, "Wall-clock of this answer's share of its batch."]
+    judgements: Annotated[
+        Sequence[Judgement] | None,
+        "What each protocol without columns of its own makes of it; null: none was installed.",
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

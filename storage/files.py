@@ -43,6 +43,12 @@ def told_by_disk(error: BaseException) -> str | None:
     return next((meaning for text, meaning in _TROUBLES.items() if text in str(error)), None)
 
 
+def short(path: Path) -> Path:
+    """From this folder, where it is below it: as one types it."""
+    path, here = path.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def make_folder(folder: Path) -> None:
     """Makes `folder` with its parents, where it is not there yet. Raises `VideoOPDError`."""
     with disk_troubles(folder):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from opd_core.adapter_folder import adapter_config, is_adapter, refuse_gone
 from opd_core.types import VideoOPDError
 from storage.files import write_json
 
@@ -107,36 +108,15 @@ def weights_hash(folder: Path, base: Path | None = None, cache: WeightsCache | N
     here once, before anything is paid for.
     """
     own = cache.known(folder, lambda: _tensors_hash(folder)) if cache else _tensors_hash(folder)
-    adapter = folder / "adapter_config.json"
-    if not adapter.exists():
+    if not is_adapter(folder):
         return own
-    config, named = _adapter(adapter)
+    config, named = adapter_config(folder)
     if named.is_dir() or base is None:
         base = named
-    if not base.is_dir():
-        raise VideoOPDError(
-            f"the adapter in {folder} was trained on {named}, which is not there; restore it, or"
-            f" correct base_model_name_or_path in its {adapter.name}"
-        )
+    refuse_gone(folder, base)
     settings = {key: _sorted(config[key]) for key in _ADAPTER_KEYS if config.get(key) is not None}
     parts = [own, json.dumps(settings, sort_keys=True), weights_hash(base, cache=cache)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _adapter(path: Path) -> tuple[dict[str, Any], Path]:
-    """What adapter_config.json says, and the folder of the base that it names: absolute, below the
-    adapter's folder, or below this process's, as `opd_core.model.checkpoint.base_folder` opens
-    it."""
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        named = Path(config["base_model_name_or_path"])
-        below = path.parent / named
-        return config, below if below.is_dir() else named
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoOPDError(
-            f"{path} names no base model ({type(error).__name__}: {error}); restore it, or write"
-            " the base's folder as its base_model_name_or_path"
-        ) from None
 
 
 def _tensors_hash(folder: Path) -> str:

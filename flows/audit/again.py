@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from flows.audit.links import config_hash_of, config_of, grouped, selected_of
+from flows.audit.named import config_hash_of, config_of, grouped, selected_of
 from opd_core.types import GroundingExample, Rollout, TeacherScore
 from storage.audit import links as store
 from storage.audit.links import BrokenLink, Checked
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def videos(run: Run, share: float, generator: random.Random) -> Checked:
-    """Decoded again, a video gives the pixels and the prompt that the rollouts were sampled from.
+    """Decode again: a video gives the pixels and the prompt that the rollouts were sampled from.
 
     All that was trained on, or a random `share` of it.
     """
@@ -90,13 +90,13 @@ def scored(run: Run, share: float, tolerance: float | None, generator: random.Ra
         computed = pl.col("reused_from").is_null()
         foreign = ~computed & ~pl.col("reused_from").str.starts_with(f"{run.run_id}/")
         for rows, elsewhere in ((computed, False), (foreign, True)):
-            kept = run.read("teacher_scores", TeacherScore, mine & rows, ("hidden_states",))
-            ids = {s.rollout_id for s in kept}
+            scores = run.read("teacher_scores", TeacherScore, mine & rows, ("hidden_states",))
+            ids = {s.rollout_id for s in scores}
             if not ids:
                 continue
             asked = grouped(run, version, [r for r in of_round if r.rollout_id in ids])
             again = scored_again(
-                config, teacher, asked, kept, share, generator, tolerance, elsewhere
+                config, teacher, asked, scores, share, generator, tolerance, elsewhere
             )
             _unchanged(run, again)
             compared.append(again)
@@ -112,17 +112,18 @@ def _together(compared: list[Comparison]) -> Checked:
 
 
 def _unchanged(run: Run, compared: Comparison) -> None:
-    found = compared.difference
-    if found is None:
+    difference = compared.difference
+    if difference is None:
         return
-    rows = run.trajectories().filter(pl.col("rollout_id") == found.rollout_id)
+    rows = run.trajectories().filter(pl.col("rollout_id") == difference.rollout_id)
     path = rows.select("video_path").collect().to_series().to_list()
-    where = f"rollouts, {found.rollout_id} ({path[0] if path else '?'})"
+    where = f"rollouts, {difference.rollout_id} ({path[0] if path else '?'})"
     hint = ""
-    if compared.bitwise and "logprobs[" in found.what:
+    if compared.bitwise and "logprobs[" in difference.what:
         hint = " (rounding differs between processors: --tolerance 1e-4 allows for it)"
     raise BrokenLink(
-        f"{where}: {found.what} was {_short(found.was)} and is now {_short(found.now)}{hint}"
+        f"{where}: {difference.what} was {_short(difference.was)} and is now "
+        f"{_short(difference.now)}{hint}"
     )
 
 

@@ -1,7 +1,8 @@
 """`videoopd audit`: walks from each checkpoint back to the videos, and proves or refutes each link.
 
-The links of the store are in `storage/audit/`; those that need the algorithm in `links.py`; those
-for which something is done again (decoding, and with `--deep` sampling and scoring) in `again.py`.
+The links of the store are in `storage/audit/`; those that need the algorithm in `links.py`,
+`steps.py` and `selections.py`; those for which something is done again (decoding, and with `--deep`
+sampling and scoring) in `again.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows.audit import again, links
+from flows.audit import again, links, selections, steps
 from opd_core.types import VideoOPDError
 from storage.audit import data as audit_data
 from storage.audit import links as store
@@ -53,8 +54,8 @@ def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
         ("each policy names its parent", store.chain),
         ("nothing stands on superseded rows", audit_takes.takes),
         ("configs are those that rows name", links.configs),
-        ("steps took the selection, as often as the config says", links.steps),
-        ("selections follow from their inputs", links.selections),
+        ("steps took the selection, as often as the config says", steps.steps),
+        ("selections follow from their inputs", selections.selections),
         ("scores are the update's teacher's", links.scores),
         ("divergences are of kept scores, and possible", divergences),
         ("rollouts are of exactly the parent's weights", links.rollouts),

@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.summaries import STAGES
-from opd_core.bench.interleaved import Row, at_most
+from flows.bench.interleaved import Row, at_most
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from storage.stages import STAGES
 
 REPETITIONS = 5
 SECONDS = 3.0

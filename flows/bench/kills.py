@@ -29,11 +29,12 @@ from typing import Any
 
 import psutil
 
-from opd_core.bench.interleaved import Row
+from flows.bench.interleaved import Row
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.asking.contents import Rows, contents, differences
 from storage.runs.run import Run
+from storage.stages import STAGES
 from storage.tables.schemas import TABLES
 
 KILLS, ROUNDS, SEED = 100, 3, 0
@@ -54,10 +55,8 @@ SHORT_ROUNDS = {
     "evaluate.prompts_per_batch": 4,
     "storage.flush_seconds": 0.2,
 }
-IN_ORDER = (
-    "draws", "teacher_predictions", "rollouts", "teacher_scores", "selections", "updates",
-    "evaluations",
-)  # fmt: skip
+IN_ORDER = [n for stage in STAGES for n, table in TABLES.items() if table.writer == stage]
+"""Tables, as a round writes them."""
 
 
 @dataclass

@@ -29,9 +29,9 @@ from opd_core.types import VideoOPDError
 from storage.files import write_json
 
 if TYPE_CHECKING:
+    from flows.bench.interleaved import Row
     from flows.launch import Rounds
     from flows.stage.prepare import Work
-    from opd_core.bench.interleaved import Row
 
 OUT = Path("runs/bench.json")
 REPETITIONS = 5
@@ -109,26 +109,26 @@ def describe_machine() -> str:
 
 
 def _trees() -> Iterator[Row]:
-    from opd_core.bench.trees import tree_rows
+    from flows.bench.trees import tree_rows
 
     return tree_rows(REPETITIONS)
 
 
 def _sampling() -> Iterator[Row]:
-    from opd_core.bench.trees import rollout_count_rows, sampling_row
+    from flows.bench.trees import rollout_count_rows, sampling_row
 
     yield sampling_row(REPETITIONS)
     yield from rollout_count_rows(REPETITIONS)
 
 
 def _memory() -> Iterator[Row]:
-    from opd_core.bench.trees import memory_row
+    from flows.bench.trees import memory_row
 
     yield memory_row()
 
 
 def _accelerator() -> Iterator[Row]:
-    from opd_core.bench.accelerator import accelerator_rows
+    from flows.bench.accelerator import accelerator_rows
 
     return accelerator_rows()
 
@@ -153,8 +153,8 @@ def _idle() -> Iterator[Row]:
 
 def _throughput() -> Iterator[Row]:
     """Trajectories a second of whole rounds on the tiny world, in the yardstick's terms."""
-    from opd_core.bench.interleaved import at_least
-    from opd_core.bench.rounds import round_seconds
+    from flows.bench.interleaved import at_least
+    from flows.bench.rounds import round_seconds
 
     with tempfile.TemporaryDirectory() as folder:
         config = world_config(Path(folder), seed=0)
@@ -179,7 +179,7 @@ distillation trainer with one rollout a prompt; its owner's measurement, not red
 
 
 def _vllm() -> Iterator[Row]:
-    from opd_core.bench.vllm_scoring import vllm_scoring_row
+    from flows.bench.vllm_scoring import vllm_scoring_row
 
     with tempfile.TemporaryDirectory() as folder:
         yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
@@ -187,9 +187,9 @@ def _vllm() -> Iterator[Row]:
 
 def _overhead() -> Iterator[Row]:
     """What Prefect, Lance and decoding add to the compute of the same rounds."""
+    from flows.bench.interleaved import at_most
     from flows.launch import round_flow
     from flows.stage.prepare import opened
-    from opd_core.bench.interleaved import at_most
 
     with tempfile.TemporaryDirectory() as folder:
         config = world_config(Path(folder), seed=0)
@@ -222,7 +222,7 @@ def _overhead() -> Iterator[Row]:
 
 def _bare_seconds(work: Work, round: int) -> float:
     """The computation of a finished round again, without Prefect, tables and decoding."""
-    from opd_core.bench.rounds import FinishedRound, recompute
+    from flows.bench.rounds import FinishedRound, recompute
     from opd_core.types import Draw, Evaluation, GroundingExample, Rollout, TeacherScore
 
     run = work.run
@@ -257,8 +257,8 @@ def _forget_decoded() -> None:
 
 def _gain() -> Iterator[Row]:
     """What three rounds of the demo bring, on its seed and on others."""
+    from flows.bench.interleaved import Row, at_least
     from flows.launch import round_flow
-    from opd_core.bench.interleaved import Row, at_least
 
     flow = round_flow()
     gains: dict[int, float] = {}

@@ -1,7 +1,7 @@
 """`videoopd bench store`: the store at a million trajectories, against what the project promises.
 
-Filled and asked by `storage/bench.py`, each in a process of its own on two cores; TVDF over all
-rows here, because it is the algorithm's. The folder (about 1.5 GB) is temporary.
+Filled and asked by `flows/bench/tables.py`, each in a process of its own on two cores; TVDF over
+all rows here, because it is the algorithm's. The folder (about 1.5 GB) is temporary.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from opd_core.bench.interleaved import Row, at_least, at_most
+from flows.bench.interleaved import Row, at_least, at_most
+from flows.bench.tables import TOKENS, limit_cores, peak_memory
 from opd_core.types import VideoOPDError
-from storage.bench import TOKENS, limit_cores
 
 ROWS = 1_000_000
 GIB = 4.0
@@ -30,12 +30,12 @@ def store_rows(rows: int = ROWS) -> Iterator[Row]:
     """Every number of the store, in the terms of the other benches."""
     with tempfile.TemporaryDirectory(prefix="videoopd-bench-") as scratch:
         folder = Path(scratch) / "tables"
-        filled = _child("storage.bench", "fill", folder, rows)
+        filled = _child("flows.bench.tables", "fill", folder, rows)
         yield from _filled(filled)
         tvdf = _child("flows.bench.store", "tvdf", folder)
         yield at_most("store: TVDF over all rows", tvdf["seconds"], 2.0, " s", **tvdf)
         yield at_most("store: peak memory of TVDF", tvdf["peak GiB"], 1.0, " GiB", **tvdf)
-        asked = _child("storage.bench", "ask", folder)
+        asked = _child("flows.bench.tables", "ask", folder)
         yield from _asked(asked, rows)
         peak = max(part["peak GiB"] for part in (filled, tvdf, asked))
         yield at_most("store: peak memory of any part", peak, GIB, " GiB")
@@ -93,8 +93,6 @@ def _p95(seconds: list[float]) -> float:
 
 def tvdf(folder: Path) -> dict[str, Any]:
     """Focus over every rollout of the tables as if they were one round."""
-    import resource
-
     import polars as pl
 
     from opd_core.config.sections import FocusSection
@@ -114,10 +112,9 @@ def tvdf(folder: Path) -> dict[str, Any]:
         ).collect()
         seconds.append(time.perf_counter() - began)
     count = int(chosen.select(pl.col("selected").sum()).item())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "seconds": statistics.median(seconds), "each": seconds, "rows": chosen.height,
-        "selected": count, "peak GiB": peak,
+        "selected": count, **peak_memory(),
     }  # fmt: skip
 
 

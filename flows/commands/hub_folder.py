@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from flows.commands.model_card import card
-from opd_core.model.weight_files import is_adapter
+from opd_core.adapter_folder import is_adapter
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import OPTIMIZER_FILE
 from storage.files import new_folder
@@ -22,7 +22,7 @@ _OF_THE_RUN = (MANIFEST_FILE, OPTIMIZER_FILE)
 
 
 def write_hub_folder(run: Run, out: Path) -> int:
-    """Writes the newest policy, of RUN@k policy k, into the new folder `out`; its version.
+    """Write the newest policy, of RUN@k policy k, into the new folder `out`; returns its version.
 
     Raises `VideoOPDError` before the first round, and where `out` holds something.
     """

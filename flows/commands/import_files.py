@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,8 @@ PROBE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class ImportOptions:
+    """What `videoopd import` is asked."""
+
     format: str
     files: Sequence[Path]
     videos: Path
@@ -53,6 +55,8 @@ class ImportOptions:
 
 @dataclass
 class ImportSummary:
+    """What was taken and what was left out, counted while it is decided."""
+
     out: Path
     videos: Path
     taken: int = 0
@@ -74,10 +78,10 @@ class ImportSummary:
     known_before: int = 0
 
     def count(self, decision: Decision) -> None:
-        found = decision.found
+        place = decision.found.place
         if decision.kind is not None:
             self.left_out[decision.kind] += 1
-            self.first.setdefault(decision.kind, f"{found.place}: {decision.reason}")
+            self.first.setdefault(decision.kind, f"{place}: {decision.reason}")
             return
         self.taken += 1
         self.taken_videos.add(decision.video_path or "")
@@ -87,11 +91,11 @@ class ImportSummary:
             self.shortest = min(self.shortest, decision.probe.duration)
         for annotated, taken in decision.clamped:
             self.clamped += 1
-            cut = f"{found.place}: {annotated.end:g} s to {taken.end:g} s"
+            cut = f"{place}: {annotated.end:g} s to {taken.end:g} s"
             self.first_clamped = self.first_clamped or cut
         if decision.note:
             self.noted += 1
-            self.first_note = self.first_note or f"{found.place}: {decision.note}"
+            self.first_note = self.first_note or f"{place}: {decision.note}"
 
     @property
     def may_be_fractions(self) -> bool:
@@ -100,10 +104,12 @@ class ImportSummary:
 
 
 def report_path(out: Path) -> Path:
+    """Name the file with a decision a line, beside the file that is made."""
     return out.with_name(f"{out.name}.report.jsonl")
 
 
 def cache_path(out: Path) -> Path:
+    """Name the file of what was seen in the videos, beside the file that is made."""
     return out.with_name(f"{out.name}.probes.jsonl")
 
 
@@ -118,7 +124,7 @@ def import_files(options: ImportOptions) -> ImportSummary:
     form = FORMATS[options.format]
     summary = ImportSummary(out, options.videos)
     with waiting("reading annotations"):
-        paths = _paths(_found(form, options.files), folder)
+        paths = _paths(_annotations(form, options.files), folder)
     with removed_if_refused(out.parent) as made, disk_troubles(out.parent):
         if not options.allow_missing:
             _refuse_missing(options, folder, paths)
@@ -132,8 +138,8 @@ def import_files(options: ImportOptions) -> ImportSummary:
             options.clamp_seconds,
         )
         with _published(out) as rows, _published(report_path(out)) as report:
-            found = _found(form, options.files)
-            decisions = decide(found, paths, probes, rules, folder.why_not)
+            annotations = _annotations(form, options.files)
+            decisions = decide(annotations, paths, probes, rules, folder.why_not)
             for row in timelens_rows(_reported(decisions, report, summary)):
                 _write(rows, row)
         if not summary.taken:
@@ -147,29 +153,29 @@ def import_files(options: ImportOptions) -> ImportSummary:
 
 
 def _why_nothing(summary: ImportSummary) -> str:
-    """The kinds of reason, most frequent first, each with its first one."""
+    """Tell the kinds of reason, most frequent first, each with its first one."""
     kinds = summary.left_out.most_common(3)
     told = [f"{count:,} {kind}, the first {_short(summary.first[kind])}" for kind, count in kinds]
     return "; ".join(told) or "it holds no annotation"
 
 
-def _found(form: Format, files: Iterable[Path]) -> Iterator[Found]:
+def _annotations(form: Format, files: Iterable[Path]) -> Iterator[Found]:
     return chain.from_iterable(form.read(file) for file in files)
 
 
 def _paths(annotations: Iterable[Found], folder: VideoFolder) -> dict[str, str | None]:
-    """The file of every video that is named."""
+    """Find the file of every video that is named."""
     paths: dict[str, str | None] = {}
-    for found in annotations:
-        if found.video is not None and found.video not in paths:
-            paths[found.video] = folder.find(found.video)
+    for annotation in annotations:
+        if annotation.video is not None and annotation.video not in paths:
+            paths[annotation.video] = folder.find(annotation.video)
     return paths
 
 
 def _refuse_missing(
     options: ImportOptions, folder: VideoFolder, paths: dict[str, str | None]
 ) -> None:
-    """Where most videos are missing, the folder is wrong, not the annotations."""
+    """Refuse where most videos are missing: the folder is wrong then, not the annotations."""
     refuse_missing_folder(folder.path, "--videos")
     readable = {path: is_readable(folder.path / path) for path in paths.values() if path}
     missing = [name for name, path in paths.items() if path is None or not readable[path]]
@@ -193,9 +199,10 @@ def _probe(
     summary.looked_at, summary.known_before = len(todo), len(wanted) - len(todo)
     if todo:
         jobs = options.jobs or len(os.sched_getaffinity(0))
-        with progress("videos", len(wanted)) as advance, cache.appending():
+        results = probe_files(folder.path, todo, jobs, options.probe_seconds)
+        with progress("videos", len(wanted)) as advance, cache.appending(), closing(results):
             advance(summary.known_before)
-            for name, result in probe_files(folder.path, todo, jobs, options.probe_seconds):
+            for name, result in results:
                 cache.add(name, result)
                 advance(1)
     return cache.known
@@ -216,7 +223,7 @@ def _write(file: IO[str], row: dict[str, object]) -> None:
 
 @contextmanager
 def _published(path: Path) -> Iterator[IO[str]]:
-    """A file that is there under its name when it is whole, and not before."""
+    """Open a file that is there under its name when it is whole, and not before."""
     aside = path.with_name(f".{path.name}.part")
     with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         yield file
@@ -226,6 +233,7 @@ def _published(path: Path) -> Iterator[IO[str]]:
 
 
 def print_summary(summary: ImportSummary) -> None:
+    """Print what came of an import, with the first case of each kind."""
     videos = len(summary.taken_videos)
     left_out = sum(summary.left_out.values())
     print(f"taken     {summary.taken:>7,} annotations of {videos:,} videos -> {summary.out}")

@@ -2,105 +2,98 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from flows.commands.arguments import RUN, RUN_AT, Commands, add
+import click
+
+from flows.commands.arguments import FOLDER, PATH, Choice, command, run, run_at
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 
-
-def register(commands: Commands) -> None:
-    parser = add(commands, "status", status, "what a run holds and what its round still lacks")
-    parser.add_argument("run", metavar="RUN", help=RUN_AT)
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-    parser = add(commands, "query", query, "ask the tables of a run in SQL")
-    parser.add_argument("run", metavar="RUN", help=RUN_AT)
-    parser.add_argument(
-        "sql", metavar="SQL",
-        help='for example "SELECT count(*) FROM rollouts", "SHOW TABLES", "DESCRIBE rollouts"',
-    )  # fmt: skip
-    parser.add_argument(
-        "--format", choices=FORMATS, help="default: a table, or what the name of --out ends in"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE",
-        help="instead of standard output: .csv, .json, .jsonl, .ndjson or .parquet",
-    )  # fmt: skip
-    _add_force(parser)
-
-    parser = add(commands, "show", show, "one rollout: question, answer, spans and tokens")
-    parser.add_argument("run", metavar="RUN", help=RUN)
-    parser.add_argument(
-        "id", metavar="ID", help="of a rollout or an example, or how it begins, if only one does"
-    )
-
-    parser = add(commands, "diff", diff, "in what two runs or rounds differ: inputs and numbers")
-    parser.add_argument("a", metavar="A", help="a run, or RUN@3 for the run as of round 3")
-    parser.add_argument("b", metavar="B")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-
-    parser = add(commands, "export", export, "write tables and views for other programs")
-    parser.add_argument("run", metavar="RUN", help=RUN_AT)
-    parser.add_argument(
-        "--to", choices=("parquet", "jsonl", "hf", "hub-folder"), required=True,
-        help="hf: a folder that datasets.load_dataset opens; hub-folder: the policy (of RUN@3 the"
-        " third) with a model card",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument(
-        "--table", dest="tables", action="append", default=[], metavar="NAME",
-        help="a table or view; may be repeated (default: trajectories)",
-    )  # fmt: skip
-    _add_force(parser)
+force = click.option("--force", is_flag=True, help="replace what is at --out")
 
 
-def _add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace what is at --out")
-
-
-def status(options: argparse.Namespace) -> None:
+@command("status", "what a run holds and what its round still lacks")
+@run_at
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+def status(run: str, as_json: bool) -> None:
     from flows.commands.status import print_status
     from flows.commands.targets import opening, split_round
 
-    name, _ = split_round(options.run)
+    name, _ = split_round(run)
     with opening() as open_run:
-        config = name if Path(name).is_file() else None
-        print_status(open_run(options.run), config, as_json=options.json)
+        print_status(open_run(run), name if Path(name).is_file() else None, as_json)
 
 
-def query(options: argparse.Namespace) -> None:
+@command("query", "ask the tables of a run in SQL")
+@run_at
+@click.argument(
+    "sql", metavar="SQL",
+    help='for example "SELECT count(*) FROM rollouts", "SHOW TABLES", "DESCRIBE rollouts"',
+)  # fmt: skip
+@click.option(
+    "--format", type=Choice(FORMATS), help="default: a table, or what the name of --out ends in"
+)
+@click.option(
+    "--out", type=PATH, metavar="FILE",
+    help="instead of standard output: .csv, .json, .jsonl, .ndjson or .parquet",
+)  # fmt: skip
+@force
+def query(run: str, sql: str, format: str | None, out: Path | None, force: bool) -> None:
     from flows.commands.ask import texts_of
     from flows.commands.targets import opening
     from flows.console.answers import destination, write_answer
-    from storage.asking.query import query as ask
+    from storage.asking.query import query
 
-    to = destination(options.format, options.out, options.force)
+    to = destination(format, out, force)
     with opening() as open_run:
-        run = open_run(options.run)
-        write_answer(ask(run, options.sql, texts_of(run)), to)
+        opened = open_run(run)
+        write_answer(query(opened, sql, texts_of(opened)), to)
 
 
-def show(options: argparse.Namespace) -> None:
-    from flows.commands.show import show as show_rollout
+@command("show", "one rollout: question, answer, spans and tokens")
+@run
+@click.argument(
+    "id", metavar="ID", help="of a rollout or an example, or how it begins, if only one does"
+)
+def show(run: str, id: str) -> None:
+    from flows.commands.show import show
     from flows.commands.targets import opening
 
     with opening() as open_run:
-        show_rollout(open_run(options.run), options.id)
+        show(open_run(run), id)
 
 
-def diff(options: argparse.Namespace) -> None:
+@command("diff", "in what two runs or rounds differ: inputs and numbers")
+@click.argument(
+    "a", type=click.Path(), metavar="A", help="a run, or RUN@3 for the run as of round 3"
+)
+@click.argument("b", type=click.Path(), metavar="B", help="another")
+@click.option("--format", type=Choice(("text", "json")), default="text")
+def diff(a: str, b: str, format: str) -> None:
     from flows.commands.ask import print_diff
     from flows.commands.targets import opening
 
     with opening() as open_run:
-        print_diff(open_run(options.a), open_run(options.b), options.format)
+        print_diff(open_run(a), open_run(b), format)
 
 
-def export(options: argparse.Namespace) -> None:
-    from flows.commands.ask import export as write
+@command("export", "write tables and views for other programs")
+@run_at
+@click.option(
+    "--to", type=Choice(("parquet", "jsonl", "hf", "hub-folder")), required=True,
+    help="hf: a folder that datasets.load_dataset opens; hub-folder: the policy (of RUN@3 the"
+    " third) with a model card",
+)  # fmt: skip
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="a new folder")
+@click.option(
+    "--table", "tables", multiple=True, metavar="NAME",
+    help="a table or view; may be repeated (default: trajectories)",
+)  # fmt: skip
+@force
+def export(run: str, to: str, out: Path, tables: tuple[str, ...], force: bool) -> None:
+    from flows.commands.ask import export
     from flows.commands.targets import opening
 
     with opening() as open_run:
-        write(open_run(options.run), options.to, options.out, options.tables, options.force)
+        export(open_run(run), to, out, tables, force)

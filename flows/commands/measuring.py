@@ -2,97 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from flows.commands.arguments import Commands, add, add_overrides, at_least_one
+import click
+
+from flows.commands.arguments import FOLDER, PATH, Choice, at_least_one, command, overrides
+from opd_core.spans.protocols.known import PROTOCOLS
 
 
-def register(commands: Commands) -> None:
-    parser = add(
-        commands, "evaluate", evaluate, "how well a policy or a model does, with intervals"
-    )
-    parser.add_argument(
-        "target",
-        metavar="RUN",
-        help="RUN@3 is the run as of round 3; a config asks what is missing",
-    )
-    parser.add_argument(
-        "--policy", type=int, metavar="N", help="a policy of the run (default: the newest)"
-    )
-    parser.add_argument(
-        "--model", type=Path, metavar="FOLDER", help="instead, any Hugging Face checkpoint"
-    )
-    parser.add_argument(
-        "--against",
-        metavar="B",
-        help="compare with another run or policy (RUN@0: the base), or with a model's folder",
-    )
-    parser.add_argument("--by", choices=("source", "duration"), help="also in groups")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
-    add_overrides(parser)
-
-    parser = add(commands, "study", study, "arms, learning rates and seeds; a table with plots")
-    parser.add_argument("file", type=Path, metavar="FILE", help="as configs/studies/claims.toml")
-    parser.add_argument("--quick", action="store_true", help="the file's [quick]: small and noisy")
-    parser.add_argument(
-        "--jobs", type=at_least_one, default=2, metavar="N", help="runs at once (default: 2)"
-    )
-    parser.add_argument(
-        "--report", action="store_true", help="write the report again, running nothing"
-    )
-    parser.add_argument(
-        "--arms", nargs="+", default=[], metavar="NAME", help="run these only, the others later"
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("docs/studies"), metavar="FOLDER")
-
-    parser = add(commands, "bench", bench, "the numbers the project is measured by (long)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="these only (default: all)")
-    parser.add_argument("--list", action="store_true", help="what there is to measure")
-
-
-def evaluate(options: argparse.Namespace) -> None:
+@command(
+    "evaluate", f"how well a policy or a model does, with intervals, by {', '.join(PROTOCOLS)}"
+)
+@click.argument(
+    "target", type=click.Path(), metavar="RUN",
+    help="RUN@3 is the run as of round 3; a config asks what is missing",
+)  # fmt: skip
+@click.option("--policy", type=int, metavar="N", help="a policy of the run (default: the newest)")
+@click.option("--model", type=FOLDER, metavar="FOLDER", help="instead, any Hugging Face checkpoint")
+@click.option(
+    "--against", type=click.Path(), metavar="B",
+    help="compare with another run or policy (RUN@0: the base), or with a model's folder",
+)  # fmt: skip
+@click.option("--by", type=Choice(("source", "duration")), help="also in groups")
+@click.option("--format", type=Choice(("table", "json")), default="table")
+@overrides
+def evaluate(
+    target: str, policy: int | None, model: Path | None, against: str | None, by: str | None,
+    format: str, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
     from flows.commands.targets import opening
-    from flows.evaluation import evaluate_command
+    from flows.evaluation.command import evaluate_command
     from opd_core.config.paths import from_folder
 
+    given = from_folder(overrides, Path.cwd())
     with opening() as open_run:
-        evaluate_command(
-            options.target,
-            open_run,
-            options.policy,
-            options.model,
-            options.against,
-            options.by,
-            options.format,
-            from_folder(options.overrides, Path.cwd()),
-        )
+        evaluate_command(target, open_run, policy, model, against, by, format, given)
 
 
-def study(options: argparse.Namespace) -> int:
-    from flows.study.run import StudyOptions
-    from flows.study.run import study as run_study
+@command("study", "arms, learning rates and seeds; a table with plots")
+@click.argument("file", type=PATH, metavar="FILE", help="as configs/studies/claims.toml")
+@click.argument("names", nargs=-1, metavar="[NAME]...", help="more of --arms")
+@click.option("--quick", is_flag=True, help="the file's [quick]: small and noisy")
+@click.option("--jobs", type=at_least_one, default=2, metavar="N", help="runs at once")
+@click.option("--report", is_flag=True, help="write the report again, running nothing")
+@click.option("--arms", multiple=True, metavar="NAME", help="run these only, the others later")
+@click.option("--runs", type=FOLDER, default="runs/studies", metavar="FOLDER", help="of the runs")
+@click.option("--out", type=FOLDER, default="docs/studies", metavar="FOLDER", help="of the report")
+def study(
+    file: Path, names: tuple[str, ...], quick: bool, jobs: int, report: bool,
+    arms: tuple[str, ...], runs: Path, out: Path,
+) -> int:  # fmt: skip
+    from flows.study.run import StudyOptions, study
 
-    return run_study(
-        StudyOptions(
-            options.file,
-            options.quick,
-            options.jobs,
-            options.report,
-            tuple(options.arms),
-            options.runs,
-            options.out,
-        )
-    )
+    if names and not arms:
+        raise click.UsageError(f"{names[0]!r} is one argument too many; arms stand after --arms")
+    return study(StudyOptions(file, quick, jobs, report, (*arms, *names), runs, out))
 
 
-def bench(options: argparse.Namespace) -> None:
+@command("bench", "the numbers the project is measured by (long)")
+@click.argument("names", nargs=-1, metavar="[NAME]...", help="these only (default: all)")
+@click.option("--list", "listed", is_flag=True, help="what there is to measure")
+def bench(names: tuple[str, ...], listed: bool) -> None:
     from importlib import import_module
 
     # By name, because type checkers follow an import into what the bench needs.
     benches = import_module("flows.bench.run")
-    if options.list:
+    if listed:
         benches.print_list()
     else:
-        benches.main(options.names)
+        benches.main(names)

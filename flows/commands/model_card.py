@@ -15,10 +15,11 @@ from typing import Any
 import polars as pl
 
 from flows.console.report import ABSENT
-from flows.evaluation import SHOWN, Answers, Group, groups, of_policy
+from flows.evaluation.answers import Answers, of_policy
+from flows.evaluation.groups import Group, groups
 from opd_core.spans.bootstrap import Estimate
-from opd_core.spans.metrics import NO_SPAN
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.metrics import no_span
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 from storage.runs.run import Run
@@ -38,13 +39,13 @@ class Evaluated:
 
 
 def card(run: Run, version: int) -> str:
-    """The whole text of the card of policy `version`, which must be of a round."""
+    """Write the whole text of the card of policy `version`, which must be of a round."""
     from huggingface_hub import ModelCard, ModelCardData
 
     config = run.config_of_policy(run.policy(version)) or {}
     content = run_folder.read(run.path)
     base, teacher = (Path(content[role]["path"]) for role in ("student", "teacher"))
-    found = _evaluated(run, version)
+    evaluated = _evaluated(run, version)
     base_name = hub_name(base)
     licence = _licence(base)
     data = ModelCardData(
@@ -53,7 +54,7 @@ def card(run: Run, version: int) -> str:
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["temporal-video-grounding", "on-policy-distillation", "video", f"arxiv:{ARXIV}"],
-        eval_results=list(_results(config, found)) or None,
+        eval_results=list(_results(config, evaluated)) or None,
         **licence,
     )
     body = "\n\n".join(
@@ -66,7 +67,7 @@ def card(run: Run, version: int) -> str:
             _LOADING,
             f"It was asked with {_question(config)}, and is to be asked so again.",
             "## How well it does",
-            _metrics(found, config),
+            _metrics(evaluated, config),
             "## How it was made",
             _rounds(run, version),
             _data(run, version, config),
@@ -83,7 +84,7 @@ def card(run: Run, version: int) -> str:
 
 
 def hub_name(folder: Path) -> str:
-    """`Qwen/Qwen3-VL-8B-Instruct` of a folder in the hub's cache, else the folder's name."""
+    """Name a model as the hub does (`Qwen/Qwen3-VL-8B-Instruct`); elsewhere, its folder."""
     for part in folder.parts:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
@@ -98,7 +99,7 @@ def _question(config: Mapping[str, Any]) -> str:
 
 
 def _licence(base: Path) -> dict[str, Any]:
-    """What the base's own card says; it has to be said on, also where that is nothing."""
+    """Read what the base's own card says; it has to be said on, also where that is nothing."""
     from huggingface_hub import ModelCard
 
     named = None
@@ -111,23 +112,23 @@ def _licence(base: Path) -> dict[str, Any]:
 
 
 def _evaluated(run: Run, version: int) -> list[Evaluated]:
-    """Of the base and of the policy, where they have answers."""
-    found = []
+    """Measure the base and the policy, where they have answers."""
+    evaluated = []
     for number in (0, version):
         try:
             answers: Answers = of_policy(run, number)
         except VideoOPDError:  # it was not evaluated
             continue
-        found.append(Evaluated(number, next(groups(answers))))
-    return found
+        evaluated.append(Evaluated(number, next(groups(answers))))
+    return evaluated
 
 
-def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]:
+def _results(config: Mapping[str, Any], evaluated: list[Evaluated]) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     name = Path(config["data"]["eval"]).stem
-    for protocol, metric, key in _keys():
-        for item in found[-1:] if found and found[-1].policy_version else []:
+    for protocol, metric, title, key in _keys():
+        for item in evaluated[-1:] if evaluated and evaluated[-1].policy_version else []:
             value = item.group.metrics[key].value
             if value is None:  # rows from before the protocol was kept
                 continue
@@ -138,31 +139,32 @@ def _results(config: Mapping[str, Any], found: list[Evaluated]) -> Iterator[Any]
                 dataset_name=name,
                 dataset_split="eval",
                 metric_type=metric,
-                metric_name=f"{SHOWN[metric]} ({protocol})",
+                metric_name=f"{title} ({protocol})",
                 metric_value=round(value, 4),
                 metric_args={"protocol": protocol, "examples": item.group.examples},
             )
 
 
-def _keys() -> Iterator[tuple[str, str, str]]:
-    for protocol in PROTOCOLS:
-        for metric in SHOWN:
-            yield protocol.name, metric, f"{protocol.name}_{metric}"
+def _keys() -> Iterator[tuple[str, str, str, str]]:
+    """Protocol, metric, what people call it, its name among the metrics of a group."""
+    for name in PROTOCOLS:
+        for metric, title in PROTOCOLS[name].metrics.items():
+            yield name, metric, title, f"{name}_{metric}"
 
 
-def _metrics(found: list[Evaluated], config: Mapping[str, Any]) -> str:
-    if not found:
+def _metrics(evaluated: list[Evaluated], config: Mapping[str, Any]) -> str:
+    if not evaluated:
         return "It was not evaluated."
-    names = ["the base" if item.policy_version == 0 else "this model" for item in found]
-    lines = [f"| protocol | metric | {' | '.join(names)} |", "|---" * (2 + len(found)) + "|"]
-    for protocol, metric, key in _keys():
-        cells = [_cell(item.group.metrics[key]) for item in found]
-        lines.append(f"| {protocol} | {SHOWN[metric]} | {' | '.join(cells)} |")
-    for name in (rule.name for rule in PROTOCOLS):
-        cells = [_cell(item.group.metrics[NO_SPAN[name]]) for item in found]
+    names = ["the base" if item.policy_version == 0 else "this model" for item in evaluated]
+    lines = [f"| protocol | metric | {' | '.join(names)} |", "|---" * (2 + len(evaluated)) + "|"]
+    for protocol, _, title, key in _keys():
+        cells = [_cell(item.group.metrics[key]) for item in evaluated]
+        lines.append(f"| {protocol} | {title} | {' | '.join(cells)} |")
+    for name in PROTOCOLS:
+        cells = [_cell(item.group.metrics[no_span(name)]) for item in evaluated]
         lines.append(f"| {name} | answers without a span | {' | '.join(cells)} |")
-    group = found[-1].group
-    rules = " ".join(f"{rule.name}: {rule.words}." for rule in PROTOCOLS)
+    group = evaluated[-1].group
+    rules = " ".join(f"{name}: {PROTOCOLS[name].about}." for name in PROTOCOLS)
     lines.append(
         f"\nGreedy answers to {group.examples:,} sentences on {group.videos:,} videos of"
         f" `{Path(config['data']['eval']).name}`, with 95 % intervals over videos. {rules} An"
@@ -196,12 +198,12 @@ def _rounds(run: Run, version: int) -> str:
 
 def _data(run: Run, version: int, config: Mapping[str, Any]) -> str:
     drawn = run.draws().filter(pl.col("policy_version") < version).select("example_id").unique()
-    found = run.examples().join(drawn, on="example_id", how="semi").collect()
+    examples = run.examples().join(drawn, on="example_id", how="semi").collect()
     sources = ", ".join(f"{name} ({count:,})" for name, count in
-                        found.group_by("source").len().sort("source").iter_rows())  # fmt: skip
+                        examples.group_by("source").len().sort("source").iter_rows())  # fmt: skip
     return (
-        f"Drawn from `{Path(config['data']['train']).name}`: {found.height:,} sentences on"
-        f" {found['video_path'].n_unique():,} videos; by source: {sources}."
+        f"Drawn from `{Path(config['data']['train']).name}`: {examples.height:,} sentences on"
+        f" {examples['video_path'].n_unique():,} videos; by source: {sources}."
     )
 
 
@@ -222,7 +224,7 @@ def _sources(run: Run, version: int, content: Mapping[str, Any], base: str, teac
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not set, and without folders of the machine that it ran on."""
+    """Leave out what is not set, and folders of the machine that it ran on."""
     return {
         section: {k: v for k, v in config[section].items() if v is not None and k != "cache"}
         for section in SECTIONS

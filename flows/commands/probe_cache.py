@@ -18,6 +18,8 @@ from opd_core.video.probing import RULES, Probe, ProbeResult, Unusable
 
 
 class ProbeCache:
+    """What is known of the files of a folder of videos, in memory and in the file `path`."""
+
     def __init__(self, path: Path, videos: Path) -> None:
         self.path = path
         self._videos = videos
@@ -27,7 +29,7 @@ class ProbeCache:
 
     @contextmanager
     def appending(self) -> Iterator[None]:
-        """`add` is for inside of this."""
+        """Open the file for `add`."""
         with self.path.open("ab") as self._file:
             self._file.write(b"\n")  # the line before may be cut off
             yield
@@ -52,8 +54,8 @@ class ProbeCache:
         self._file.flush()
 
     def _stamp(self, name: str) -> dict[str, Any]:
-        found = (self._videos / name).stat()
-        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "rules": RULES}
+        file = (self._videos / name).stat()
+        return {"size": file.st_size, "mtime_ns": file.st_mtime_ns, "rules": RULES}
 
     def _read(self) -> Iterator[tuple[str, ProbeResult]]:
         if not self.path.exists():

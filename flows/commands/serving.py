@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-
-from flows.commands.arguments import Commands, add
+from flows.commands.arguments import command
 
 
-def register(commands: Commands) -> None:
-    add(commands, "up", up, "start a Prefect server on loopback that serves the deployments")
-    add(commands, "down", down, "stop what `up` started")
+@command("up", "start a Prefect server on loopback that serves the deployments")
+def up() -> None:
+    from flows.server.local import up
+
+    up()
 
 
-def up(options: argparse.Namespace) -> None:
-    from flows.server.local import up as start
+@command("down", "stop what `up` started")
+def down() -> None:
+    from flows.server.local import down
 
-    start()
-
-
-def down(options: argparse.Namespace) -> None:
-    from flows.server.local import down as stop
-
-    stop()
+    down()

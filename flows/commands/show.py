@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from flows.console.report import ABSENT, console, printable
+from flows.console.report import ABSENT, console, number, printable, table
 from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.tables.present import latest
 from storage.tables.schemas import TABLES
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from storage.runs.run import Run
 
 BAR_CELLS = 60
@@ -63,7 +63,7 @@ def show(run: Run, id: str) -> None:
         name = f"teacher {index}"
         out.print(span_line(name, *span, duration, _iou(prediction["iou"]), "yellow"))
     if not predictions:
-        out.print(Text("teacher    has not answered this example", style="dim"))
+        out.print(Text("teacher    has no prediction for this example", style="dim"))
     if verdict := _verdict(run, rollout_id):
         out.print(Text(f"\nfocus      {verdict}"))
     out.print(_tokens(run, rollout))
@@ -72,7 +72,7 @@ def show(run: Run, id: str) -> None:
 def span_line(
     name: str, start: float | None, end: float | None, duration: float, note: str, colour: str
 ) -> Text:
-    """`name`, a bar with the span filled in, its seconds; an absent span is an empty bar."""
+    """Draw `name`, a bar with the span filled in, its seconds; an absent span is an empty bar."""
     line = Text(f"{name:<11}")
     if start is None or end is None:
         return line.append("·" * BAR_CELLS, "dim").append(f"  no span  {note}")
@@ -88,38 +88,33 @@ def _tokens(run: Run, rollout: dict[str, Any]) -> Table:
     sampling = rollout["sampling_logprobs"] or [None] * len(ids)
     student = _logprobs(run, "student_logprobs", rollout["rollout_id"], len(ids))
     teacher = _logprobs(run, "teacher_logprobs", rollout["rollout_id"], len(ids))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("token")
-    for name in ("id", "sampling", "student", "teacher", "advantage"):
-        table.add_column(name, justify="right")
+    made = table("token", numbers=("id", "sampling", "student", "teacher", "advantage"))
     texts = _texts(run, rollout)
     for text, token_id, pi_v, pi, q in zip(texts, ids, sampling, student, teacher, strict=True):
         advantage = None if q is None or pi_v is None else q - pi_v
         style = "" if advantage is None else ("red" if advantage < 0 else "green")
-        numbers = [Text(_logprob(value)) for value in (pi_v, pi, q)]
-        shown = Text(ABSENT if advantage is None else f"{advantage:+.4f}", style)
-        table.add_row(Text(repr(text)), str(token_id), *numbers, shown)
-    return table
+        numbers = [Text(number(value, ".4f")) for value in (pi_v, pi, q)]
+        shown = Text(number(advantage, "+.4f"), style)
+        made.add_row(Text(repr(text)), str(token_id), *numbers, shown)
+    return made
 
 
 def _rollout(run: Run, wanted: str) -> dict[str, Any]:
-    """The one rollout whose id, or whose example's id, is `wanted` or begins so."""
+    """Find the one rollout whose id, or whose example's id, is `wanted` or begins so."""
     ids = run.rollouts().select("rollout_id", "example_id").collect()
     if ids.is_empty():
         raise VideoOPDError(f"{run.path} has no rollouts yet; `videoopd status` says what is next")
     begins = pl.col("rollout_id").str.starts_with(wanted)
     of_example = pl.col("example_id").str.starts_with(wanted)
     for mine in (pl.col("rollout_id") == wanted, begins, of_example):
-        found = ids.filter(mine).get_column("rollout_id").sort().to_list() if wanted else []
-        if len(found) == 1:
-            row = _first(run.rollouts().filter(pl.col("rollout_id") == found[0]))
-            assert row is not None
-            return row
-        if found:
-            more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
+        alike = ids.filter(mine).get_column("rollout_id").sort().to_list() if wanted else []
+        if len(alike) == 1:
+            return run.rollouts().filter(pl.col("rollout_id") == alike[0]).collect().to_dicts()[0]
+        if alike:
+            more = f" and {len(alike) - FEW} more" if len(alike) > FEW else ""
             raise VideoOPDError(
-                f"{len(found):,} rollouts begin with {wanted!r} or are of an example that does: "
-                f"{', '.join(found[:FEW])}{more}; give more of the id of one"
+                f"{len(alike):,} rollouts begin with {wanted!r} or are of an example that does: "
+                f"{', '.join(alike[:FEW])}{more}; give more of the id of one"
             )
     known = ids.get_column("rollout_id").to_list()
     near = difflib.get_close_matches(wanted, known[-20_000:], n=1) or known[-1:]
@@ -127,13 +122,13 @@ def _rollout(run: Run, wanted: str) -> dict[str, Any]:
 
 
 def _logprobs(run: Run, column: str, rollout_id: str, tokens: int) -> Sequence[float | None]:
-    """The newest log-probs of a kind for a rollout; all None where no table holds them."""
+    """Read the newest log-probs of a kind for a rollout; all None where no table holds them."""
     for name, spec in TABLES.items():
         if column in {c.name for c in spec.columns}:
             rows = run.scan(name).filter(pl.col("rollout_id") == rollout_id)
-            found = rows.sort("written_at").select(column).collect().to_series().to_list()
-            if found:
-                return list(found[-1])
+            values = rows.sort("written_at").select(column).collect().to_series().to_list()
+            if values:
+                return list(values[-1])
     return [None] * tokens
 
 
@@ -167,7 +162,3 @@ def _one_line(text: str) -> str:
 
 def _iou(value: float) -> str:
     return f"IoU {value:.2f}"
-
-
-def _logprob(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.4f}"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.console.progress import is_quiet
-from flows.stage.typed_config import command_words, short
 from opd_core.types import VideoOPDError
+from storage.files import short
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
@@ -29,7 +29,9 @@ class ConfigTarget:
 
 
 def config_target(name: str, overrides: Sequence[str]) -> ConfigTarget:
-    """What CONFIG and `--set` mean. A run's folder stands for the config that it was run with last.
+    """Read what CONFIG and `--set` mean.
+
+    A run's folder stands for the config that it was run with last.
 
     Raises `VideoOPDError` where that config is not known any more, or is now another run's.
     """
@@ -61,13 +63,13 @@ def config_target(name: str, overrides: Sequence[str]) -> ConfigTarget:
             f"the config, with --set run.path={name}"
         )
     if not is_quiet():
-        print(f"config {command_words(file, known.overrides)}", file=sys.stderr)
+        print(f"config {known.words}", file=sys.stderr)
     return ConfigTarget(str(file), again)
 
 
 @contextmanager
 def opening() -> Iterator[OpenRun]:
-    """Opens runs for reading: `open_run("RUN@3")`, by a folder or a config.
+    """Open runs for reading: `open_run("RUN@3")`, by a folder or a config.
 
     What goes wrong because a table of one of them is damaged is told in one sentence.
     """
@@ -87,7 +89,7 @@ def opening() -> Iterator[OpenRun]:
 
 
 def split_round(name: str) -> tuple[str, int | None]:
-    """`RUN@3` is (`RUN`, 3); a name that exists is itself."""
+    """Split `RUN@3` into (`RUN`, 3); a name that exists stays whole."""
     path, at, number = name.rpartition("@")
     if not at or not number.isdecimal() or Path(name).exists():
         return name, None
@@ -95,7 +97,7 @@ def split_round(name: str) -> tuple[str, int | None]:
 
 
 def _place(name: str) -> tuple[Path, int | None]:
-    """The run's folder and the round. Raises `VideoOPDError` where there is none."""
+    """Find the run's folder and the round. Raises `VideoOPDError` where there is none."""
     name, number = split_round(name)
     path = Path(name)
     if path.is_file():
@@ -114,8 +116,8 @@ def _place(name: str) -> tuple[Path, int | None]:
 
 
 def _near(path: Path) -> Path | None:
-    """What is there and is called almost so."""
+    """Find what is there and is called almost so."""
     if not path.parent.is_dir():
         return None
-    found = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return path.parent / found[0] if found else None
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return path.parent / near[0] if near else None

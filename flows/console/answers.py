@@ -43,7 +43,7 @@ class Destination:
 
 
 def destination(format: str | None, out: Path | None, force: bool) -> Destination:
-    """What --format, --out and --force ask for, decided before anything is computed.
+    """Decide what --format, --out and --force ask for, before anything is computed.
 
     Raises `VideoOPDError` for an unknown suffix, for a file that is there, for a folder that is
     not, and for Parquet onto a terminal.
@@ -112,7 +112,7 @@ def _write(frame: pl.DataFrame, format: str, file: IO[bytes]) -> None:
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists and structs as JSON text, which CSV can hold."""
+    """Turn lists and structs into JSON text, which CSV can hold."""
     import polars as pl
 
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
@@ -129,12 +129,12 @@ def _as_json(value: Any) -> str:
 
 
 def _width() -> int:
-    """Of the terminal; COLUMNS says it for what is none."""
+    """Measure the terminal; COLUMNS says it for what is none."""
     return shutil.get_terminal_size((WIDTH_OF_NO_TERMINAL, 24)).columns
 
 
 def shown(frame: pl.DataFrame, width: int) -> str:
-    """As a table, or one record below the other where the table is wider than `width`."""
+    """Lay out a frame: as a table, or as records where the table is wider than `width`."""
     table = _table(frame)
     if frame.is_empty() or max(map(len, table.splitlines())) <= width:
         return printable(table)
@@ -156,7 +156,7 @@ def _table(frame: pl.DataFrame) -> str:
 
 
 def _records(frame: pl.DataFrame, width: int) -> str:
-    """`name | value` lines under a line a record."""
+    """Lay out `name | value` lines under a line a record."""
     names = max(map(len, frame.columns))
     lines = []
     for number, row in enumerate(frame.head(ROWS_SHOWN).iter_rows(named=True), start=1):
@@ -174,7 +174,7 @@ def _records(frame: pl.DataFrame, width: int) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers as one reads them; a file has all digits."""
+    """Round numbers as one reads them; a file has all digits."""
     match value:
         case float():
             return float(f"{value:.6g}")

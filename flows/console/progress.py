@@ -26,7 +26,7 @@ QUIET = "VIDEOOPD_QUIET"
 
 @contextmanager
 def quietly(wanted: bool) -> Iterator[None]:
-    """Meanwhile nothing is shown on the way, if that is wanted."""
+    """Show nothing on the way meanwhile, if that is wanted."""
     before = os.environ.get(QUIET)
     if wanted:
         os.environ[QUIET] = "1"
@@ -44,7 +44,8 @@ def is_quiet() -> bool:
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """Show how far `what` is; the yielded function is told how many of `total` are newly done."""
-    if total <= 0 or is_quiet() or ("PYTEST_CURRENT_TEST" in os.environ and not _wanted()):
+    in_test = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("VIDEOOPD_PROGRESS") != "1"
+    if total <= 0 or is_quiet() or in_test:
         yield lambda count: None
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:
@@ -55,7 +56,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A sign of life on a terminal, for a wait whose length is not known."""
+    """Show a sign of life on a terminal, for a wait whose length is not known."""
     if is_quiet() or not sys.stderr.isatty():
         yield
         return
@@ -65,29 +66,18 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def _wanted() -> bool:
-    return os.environ.get("VIDEOOPD_PROGRESS") == "1"
-
-
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Advance]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    bar = Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    bar = rich.Progress(
+        "{task.description:<12}",
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        "left",
+        rich.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
@@ -106,7 +96,9 @@ def _lines(what: str, total: int) -> Advance:
         now = time.monotonic()
         if now - last >= SECONDS_PER_LINE:
             last = now
-            left = (now - begun) / done * (total - done) if done else float("nan")
-            print(f"{what}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            seconds = (now - begun) / done * (total - done) if done else float("nan")
+            print(
+                f"{what}: {done}/{total}, about {seconds:.0f} s left", file=sys.stderr, flush=True
+            )
 
     return advance

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console.progress import is_quiet
-from flows.summaries import STAGES
 from opd_core.spans.metrics import grounding_metrics
 from storage.runs.run import Run
+from storage.stages import STAGES
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
@@ -23,12 +23,22 @@ ABSENT = "-"
 
 
 def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """Open standard output; wide enough for a table where it is no terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
+def table(*words: str, numbers: Sequence[str] = (), title: str | None = None) -> Table:
+    """Make a table without rows: columns of words, then columns of numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for name in words:
+        made.add_column(name, overflow="fold")
+    for name in numbers:
+        made.add_column(name, justify="right")
+    return made
+
+
 def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary], last: bool = True) -> None:
-    """One column a policy: the one the first round began with, then what each round made.
+    """Print a column a policy: the one the first round began with, then what each round made.
 
     Quietly it is one line, and only of the last round.
     """
@@ -38,21 +48,20 @@ def print_rounds(run_path: str | Path, rounds: Sequence[RoundSummary], last: boo
     if is_quiet():
         if last:
             final = made[-1]
-            print(f"round {final.policy_version}: eval mIoU {_number(final.miou)}; {run_path}")
+            print(f"round {final.policy_version}: eval mIoU {number(final.miou)}; {run_path}")
         return
     first = made[0].policy_version - 1
-    out = console()
     before = accuracy(Run.open(run_path)).get(first, {})
-    out.print(rounds_table(made, first, before))
+    console().print(rounds_table(made, first, before))
     begun = [r for r in rounds if r.rollouts is None] if len(made) == 1 else []
     for note in (note for r in begun for note in r.notes):
-        out.print(f"before: {note}", markup=False)
+        print(f"before: {note}")
     for note in made[-1].notes:  # the table grows by a round; earlier notes stand above already
-        out.print(f"round {made[-1].policy_version}: {note}", markup=False)
+        print(f"round {made[-1].policy_version}: {note}")
 
 
 def accuracy(run: Run) -> dict[int, dict[str, float]]:
-    """`grounding_metrics` of each policy, by policy_version, over what is in the eval split now."""
+    """Measure each policy over what is in the eval split now: policy_version -> its metrics."""
     rows = grounding_metrics(run.present_evaluations(), "policy_version").collect().to_dicts()
     return {row.pop("policy_version"): row for row in rows}
 
@@ -60,50 +69,40 @@ def accuracy(run: Run) -> dict[int, dict[str, float]]:
 def rounds_table(
     rounds: Sequence[RoundSummary], first: int, before: Mapping[str, float | None]
 ) -> Table:
-    """The table itself; `before` are the metrics of the policy that the first round began with."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("base" if first == 0 else f"policy {first}", justify="right")
-    for summary in rounds:
-        table.add_column(f"round {summary.policy_version}", justify="right")
+    """Make the table of rounds; `before`: metrics of the policy that the first one began with."""
+    begun_with = "base" if first == 0 else f"policy {first}"
+    made = table("", numbers=[begun_with, *(f"round {r.policy_version}" for r in rounds)])
     asked = (f"{r.eval_examples:,}" for r in rounds)
-    table.add_row("eval examples", _count(_whole(before.get("examples"))), *asked)
+    made.add_row("eval examples", number(before.get("examples"), ",.0f"), *asked)
     for name, metric in (("mIoU", "miou"), ("R1@0.3", "r1_30"), ("R1@0.5", "r1_50"),
                          ("R1@0.7", "r1_70")):  # fmt: skip
-        start = _number(before.get(f"strict_{metric}"))
-        table.add_row(f"eval {name}", start, *(_number(getattr(r, metric)) for r in rounds))
-    no_span = _number(before.get("parse_failures"))
-    table.add_row("eval answers without a span", no_span, *(_number(r.no_span) for r in rounds))
-    table.add_row("reverse KL, nats a token", "", *(_number(r.reverse_kl) for r in rounds))
-    mismatch = ("" if r.engine_mismatch is None else f"{r.engine_mismatch:.1e}" for r in rounds)
-    table.add_row("engine against trainer, nats", "", *mismatch)
+        start = number(before.get(f"strict_{metric}"))
+        made.add_row(f"eval {name}", start, *(number(getattr(r, metric)) for r in rounds))
+    no_span = number(before.get("parse_failures"))
+    made.add_row("eval answers without a span", no_span, *(number(r.no_span) for r in rounds))
+    made.add_row("reverse KL (k1), nats a token", "", *(number(r.sampling_k1) for r in rounds))
+    mismatch = (number(r.engine_mismatch, ".1e", absent="") for r in rounds)
+    made.add_row("engine against trainer, nats", "", *mismatch)
     for name, field in (("rollouts", "rollouts"),
                         ("rollouts without a span", "rollouts_without_span"),
                         ("tokens sampled", "tokens"),
                         ("teacher passes saved", "teacher_passes_saved"),
                         ("left out in the round", "left_out"),
                         ("annotations left out", "annotations_left_out")):  # fmt: skip
-        table.add_row(name, "", *(_count(getattr(r, field)) for r in rounds))
-    table.add_section()
+        made.add_row(name, "", *(number(getattr(r, field), ",") for r in rounds))
+    made.add_section()
     for stage in STAGES:
         seconds = [r.stage_seconds.get(stage) for r in rounds]
-        table.add_row(f"{stage}, s", "", *(_number(s, 1) for s in seconds))
-    table.add_row("round, s", "", *(_number(sum(r.stage_seconds.values()), 1) for r in rounds))
-    return table
+        made.add_row(f"{stage}, s", "", *(number(s, ".1f") for s in seconds))
+    made.add_row("round, s", "", *(number(sum(r.stage_seconds.values()), ".1f") for r in rounds))
+    return made
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: a model may sample what would move the cursor."""
+    """Escape control characters: a model may sample what would move the cursor."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}"
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _count(value: int | None) -> str:
-    return ABSENT if value is None else f"{value:,}"
+def number(value: float | None, style: str = ".3f", absent: str = ABSENT) -> str:
+    """Format a number; `absent` stands for none."""
+    return absent if value is None else f"{value:{style}}"

@@ -1,10 +1,14 @@
 """`videoopd up` and `down`, and the Prefect server that a single command needs.
 
-`up` starts two processes in the project's home folder (`.prefect`): a Prefect server on loopback,
-and one that serves the deployments. It returns when both really answer. What runs is written to
-`server.json` there; the address also goes into `profiles.toml`, where every plain `prefect` command
-in the project folder finds it, and into the user's own (`~/.prefect/profiles.toml`), where those of
+`up` leaves one process behind (`flows/serving.py`): it serves the deployments, and has started the
+Prefect server, on loopback and in the project's home folder (`.prefect`). `up` returns when both
+really answer. The address goes into `profiles.toml` there, where every plain `prefect` command in
+the project folder finds it, and into the user's own (`~/.prefect/profiles.toml`), where those of
 any other folder look, if the user has none.
+
+The server is `prefect server start`. Its `--background` and `prefect server stop` are not used:
+they leave the server's output in a pipe that nobody reads, return before it answers or has ended,
+and stop whatever process has the number in `server.pid` by now.
 """
 
 from __future__ import annotations
@@ -18,12 +22,12 @@ import time
 import tomllib
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from contextlib import AbstractContextManager
 from pathlib import Path
+from subprocess import Popen
 
 from flows.server import prefect_settings as settings
-from flows.server.processes import ProcessId, start, stop
+from flows.server.processes import carries, start, stop
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import write_whole
@@ -34,42 +38,27 @@ START_SECONDS = 120.0
 _PROFILE_HEADER = "# Written by `videoopd up`, removed by `videoopd down`.\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What `up` started."""
-
-    url: str
-    server: ProcessId
-    deployments: ProcessId | None
-
-
 def up(say: Callable[[str], None] = print) -> str:
     """Start the server and the deployments where they are not running; returns the API's address.
 
     Raises `VideoOPDError` when one of them cannot start.
     """
-    with locks.held(settings.home() / "up.lock", "up", timeout=2 * START_SECONDS):
-        found = _read()
-        if found is not None and _complete(found):
-            say(f"already up: {_page(found.url)}")
-            return found.url
-        if found is not None:
-            _end(found)
+    with _one_at_a_time("up"):
+        url = current()
+        if url is not None:
+            say(f"already up: {_page(url)}")
+            return url
+        _end()
         port, note = _choose_port()
         if note:
             say(note)
-        url = f"http://127.0.0.1:{port}/api"
+        url = _loopback(port)
         say("starting a Prefect server and the deployments (about 20 seconds)")
-        server = _start_server(port, log="server.log")
-        running = Running(url, server, None)
-        _write(running)
         try:
-            _wait(lambda: settings.answers(url), server, "the Prefect server", "server.log")
-            running = Running(url, server, _start_deployments(url))
-            _write(running)
-            _wait_for_deployments(running)
+            serving = _start("flows.serving", str(port), mark=_mark(), log="deployments.log")
+            _wait(lambda: current() == url, serving, "the deployments", "deployments.log")
         except BaseException:
-            _end(running)
+            _end()
             raise
         _publish_profile(url, say)
         say(f"up: {_page(url)} (logs in {_short(settings.home())})")
@@ -78,70 +67,76 @@ def up(say: Callable[[str], None] = print) -> str:
 
 def down(say: Callable[[str], None] = print) -> None:
     """Stop what `up` started, children included; says so when there was nothing."""
-    with locks.held(settings.home() / "up.lock", "down", timeout=2 * START_SECONDS):
-        found = _read()
-        ended = _end(found) if found is not None else stop([], _mark())
-        say("down" if ended else "nothing was up")
+    with _one_at_a_time("down"):
+        say("down" if _end() else "nothing was up")
 
 
 def current() -> str | None:
-    """Address of the server that `up` started here, if it answers."""
-    found = _read()
-    if found is None or found.server.find() is None:
+    """Address of the server that `up` started here, if it answers and deployments are served."""
+    try:
+        serving = json.loads(_state_file().read_text())
+        url, pid = str(serving["url"]), int(serving["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found.url if settings.answers(found.url) else None
+    return url if carries(pid, _mark()) and settings.answers(url) else None
+
+
+def tell_served() -> None:
+    """Say to `up`, and to whoever asks for `current`, that this process serves the deployments."""
+    state = {"url": os.environ["PREFECT_API_URL"], "pid": os.getpid()}
+    write_whole(_state_file(), json.dumps(state) + "\n")
 
 
 def connect() -> Callable[[], None]:
-    """Gives this process a Prefect API; see `flows/server/prefect_settings.py` for which.
+    """Give this process a Prefect API; see `flows/server/prefect_settings.py` for which.
 
     Call it before Prefect is imported. Returns a function that returns once the server answers, so
-    that slow imports can go on meanwhile. A server started here ends with the process, after
-    Prefect has sent the last logs to it (its exit hooks run before those of `atexit`).
+    that slow imports can go on meanwhile.
     """
     settings.apply()
     url = settings.named_server() or current()
     if url is not None:
         os.environ["PREFECT_API_URL"] = url
         return lambda: None
-    port = _free_port()
-    os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
     mark = f"{settings.home()}:{os.getpid()}"
-    process = _start_server(port, log="temporary-server.log", mark=mark, ends_with_us=True)
-    atexit.register(stop, [process], mark, grace=3.0)
-    return lambda: _wait(
-        lambda: settings.answers(url), process, "the Prefect server", "temporary-server.log"
-    )
+    return start_server(_free_port(), mark, "temporary-server.log", "--no-ui")
 
 
-def _start_server(
-    port: int, *, log: str, mark: str | None = None, ends_with_us: bool = False
-) -> ProcessId:
-    options = ["--host", "127.0.0.1", "--port", str(port)] + (["--no-ui"] if ends_with_us else [])
+def start_server(
+    port: int, mark: str | None = None, log: str = "server.log", *options: str
+) -> Callable[[], None]:
+    """Start a Prefect server for this process; returns what waits until it answers.
+
+    It ends with the process, after Prefect has sent the last logs to it (its exit hooks run before
+    those of `atexit`). Call it before Prefect is imported.
+    """
+    settings.apply()
+    os.environ["PREFECT_API_URL"] = url = _loopback(port)
+    mark = mark or _mark()
+    address = ("--host", "127.0.0.1", "--port", str(port))
+    command = ("prefect", "server", "start", *address, *options)
+    server = _start(*command, mark=mark, log=log, ends_with_us=True)
+    atexit.register(stop, mark, grace=3.0)
+    return lambda: _wait(lambda: settings.answers(url), server, "the Prefect server", log)
+
+
+def _start(
+    module: str, *words: str, mark: str, log: str, ends_with_us: bool = False
+) -> Popen[bytes]:
     return start(
-        [sys.executable, "-m", "prefect", "server", "start", *options],
-        settings.environment(),
-        mark or _mark(),
+        [sys.executable, "-m", module, *words],
+        settings.environment(),  # its home is absolute: the process starts in another folder
+        mark,
         settings.home() / log,
         settings.working_folder(),
         ends_with_us=ends_with_us,
     )
 
 
-def _start_deployments(url: str) -> ProcessId:
-    return start(
-        [sys.executable, "-m", "flows.deployments"],
-        settings.environment() | {"PREFECT_API_URL": url},
-        _mark(),
-        settings.home() / "deployments.log",
-        settings.working_folder(),
-    )
-
-
-def _wait(ready: Callable[[], bool], process: ProcessId, what: str, log: str) -> None:
+def _wait(ready: Callable[[], bool], process: Popen[bytes], what: str, log: str) -> None:
     end = time.monotonic() + START_SECONDS
     while not ready():
-        if process.find() is None:
+        if process.poll() is not None:
             raise VideoOPDError(f"{what} did not start; the reason is in {_log_end(log)}")
         if time.monotonic() > end:
             raise VideoOPDError(
@@ -150,20 +145,12 @@ def _wait(ready: Callable[[], bool], process: ProcessId, what: str, log: str) ->
         time.sleep(0.2)
 
 
-def _wait_for_deployments(running: Running) -> None:
-    """Until all are registered by this process and polled for; a former `up` left them as ready."""
-    assert running.deployments is not None
-    since = running.deployments.started
+def _one_at_a_time(command: str) -> AbstractContextManager[object]:
+    return locks.held(settings.home() / "up.lock", command, timeout=2 * START_SECONDS)
 
-    def ready() -> bool:
-        try:
-            found = settings.get(f"{running.url}/deployments/filter", body={})
-        except (OSError, ValueError):
-            return False
-        fresh = [d for d in found if datetime.fromisoformat(d["updated"]).timestamp() >= since]
-        return bool(fresh) and all(d["status"] == "READY" for d in fresh)
 
-    _wait(ready, running.deployments, "the deployments", "deployments.log")
+def _loopback(port: int) -> str:
+    return f"http://127.0.0.1:{port}/api"
 
 
 def _choose_port() -> tuple[int, str | None]:
@@ -178,7 +165,7 @@ def _choose_port() -> tuple[int, str | None]:
     if parts.hostname not in ("127.0.0.1", "localhost") or parts.path.rstrip("/") != "/api":
         raise VideoOPDError(
             f"`up` starts a server on this machine, but PREFECT_API_URL = {url}; unset it, or "
-            "serve the deployments of that server with `python -m flows.deployments`"
+            "serve the deployments of that server with `python -m flows.serving`"
         )
     port = parts.port or DEFAULT_PORT
     if not _is_free(port):
@@ -205,21 +192,12 @@ def _free_port() -> int:
     return port
 
 
-def _complete(running: Running) -> bool:
-    return (
-        running.server.find() is not None
-        and running.deployments is not None
-        and running.deployments.find() is not None
-        and settings.answers(running.url)
-    )
-
-
-def _end(running: Running) -> int:
-    # The deployments first, so that a run they end can still be reported to the server.
-    ids = [p for p in (running.deployments, running.server) if p is not None]
-    ended = stop(ids, _mark())
+def _end() -> int:
+    """End all that `up` started, and remove what says where it is; returns how many processes."""
+    ended = stop(_mark())
     for profile in (settings.home() / "profiles.toml", settings.profiles_elsewhere()):
-        if profile is not None and _profile_url(profile) == running.url:
+        url = None if profile is None else _profile_url(profile)
+        if profile is not None and url is not None and not settings.answers(url):
             profile.unlink()
     _state_file().unlink(missing_ok=True)
     return ended
@@ -227,7 +205,8 @@ def _end(running: Running) -> int:
 
 def _publish_profile(url: str, say: Callable[[str], None]) -> None:
     """Let plain `prefect` commands find the server: in the project folder, and in any other one
-    unless the user has a profile of their own there, or another checkout's server is up."""
+    unless the user has a profile of their own there, or another checkout's server is up.
+    """
     here = _write_profile(settings.home() / "profiles.toml", url)
     if not here or settings.home() != settings.project_root() / ".prefect":
         say(f"for `prefect` commands: export PREFECT_API_URL={url}")
@@ -238,7 +217,7 @@ def _publish_profile(url: str, say: Callable[[str], None]) -> None:
 
 
 def _write_profile(file: Path, url: str) -> bool:
-    """Whether `file` names the server now: not where it is somebody else's."""
+    """Name the server in `file`; returns whether it does, which it does not in somebody else's."""
     known = _profile_url(file)
     if file.exists() and (known is None or (known != url and settings.answers(known))):
         return False
@@ -266,35 +245,12 @@ def _state_file() -> Path:
     return settings.home() / "server.json"
 
 
-def _read() -> Running | None:
-    try:
-        data = json.loads(_state_file().read_text())
-        deployments = data["deployments"]
-        return Running(
-            data["url"],
-            ProcessId(**data["server"]),
-            ProcessId(**deployments) if deployments else None,
-        )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        raise VideoOPDError(
-            f"{_state_file()} cannot be read; end its processes by hand and remove the file"
-        ) from None
-
-
-def _write(running: Running) -> None:
-    aside = _state_file().with_suffix(".part")
-    aside.write_text(json.dumps(asdict(running), indent=1) + "\n")
-    aside.replace(_state_file())
-
-
 def _mark() -> str:
     return str(settings.home())
 
 
 def _log_end(name: str) -> str:
-    """Where the log is, and its last line."""
+    """Name the log, and its last line."""
     path = settings.home() / name
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")

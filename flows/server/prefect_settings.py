@@ -11,7 +11,6 @@ A command uses, in this order:
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import tomllib
@@ -103,25 +102,12 @@ def _flatten(table: dict[str, Any], prefix: str = "PREFECT") -> dict[str, str]:
     return flat
 
 
-def get(url: str, timeout: float = 3.0, body: object = None) -> Any:
-    """JSON from a Prefect API (GET, or POST of `body`), with its auth string; no proxies.
-
-    Raises OSError where nothing answers, `urllib.error.HTTPError` where it refuses.
-    """
-    headers = {"Content-Type": "application/json"}
-    auth = (os.environ | environment()).get("PREFECT_API_AUTH_STRING")
-    if auth:
-        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
-    data = None if body is None else json.dumps(body).encode()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as response:
-        return json.load(response)
-
-
 def answers(api_url: str, timeout: float = 3.0) -> bool:
-    """Whether a Prefect API is there; one that asks for a password is."""
+    """Whether a Prefect API is there; one that asks for a password is. No proxy is asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        return get(f"{api_url.rstrip('/')}/health", timeout) is True
+        with opener.open(f"{api_url.rstrip('/')}/health", timeout=timeout) as response:
+            return json.load(response) is True
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)
     except (OSError, ValueError):

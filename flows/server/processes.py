@@ -1,7 +1,8 @@
 """Background processes of ours: started so that they outlive the command, ended without a trace.
 
-A process is known by its id and its start time, because ids are used again. Everything it starts
-inherits a mark in its environment, by which children are found even after their parent is gone.
+Each carries a mark in its environment, which names what it belongs to and which all that it starts
+inherits. So an id that was used again is told apart, and children are found after their parent is
+gone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -35,25 +35,6 @@ os.execvp(command[0], command)
 exec: this process may hold Lance by then, which must not be forked."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessId:
-    """A process that cannot be mistaken for a later one with the same number."""
-
-    pid: int
-    started: float
-    """Seconds since 1970."""
-
-    def find(self) -> psutil.Process | None:
-        """The process, or None once it has ended."""
-        try:
-            process = psutil.Process(self.pid)
-            # A second of slack: the kernel counts from boot, and the clock may be set meanwhile.
-            same = abs(process.create_time() - self.started) < 1.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
-
-
 def start(
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -62,7 +43,7 @@ def start(
     folder: Path,
     *,
     ends_with_us: bool = False,
-) -> ProcessId:
+) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, its output appended to `log`.
 
     With `ends_with_us` it is told to stop when this process ends, however that happens (Linux).
@@ -70,7 +51,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getpid() if ends_with_us else 0
     with log.open("ab") as output:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BEGIN, str(parent), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -79,23 +60,19 @@ def start(
             env={**os.environ, **environment, MARK: mark},
             start_new_session=True,
         )
-    return ProcessId(child.pid, psutil.Process(child.pid).create_time())
 
 
-def stop(ids: Sequence[ProcessId], mark: str, grace: float = 10.0) -> int:
-    """End the processes one after another, then whatever else carries their mark.
+def stop(mark: str, grace: float = 10.0) -> int:
+    """End all processes that carry the mark; returns how many.
 
-    Each is asked first, and killed after `grace` seconds. Returns how many were ended.
+    The eldest first, which has started the others and ends them in their order: it is asked, and
+    killed after `grace` seconds. Then whatever is still there.
     """
-    ended = 0
-    for process_id in ids:
-        process = process_id.find()
-        if process is not None:
-            _end([process], grace)
-            ended += 1
-    left = marked(mark)
-    _end(left, 1.0)
-    return ended + len(left)
+    all_of_it = sorted(marked(mark), key=psutil.Process.create_time)
+    _end(all_of_it[:1], grace)
+    still_there = marked(mark)
+    _end(still_there, 1.0)
+    return len({*all_of_it, *still_there})
 
 
 def _end(processes: Sequence[psutil.Process], grace: float) -> None:
@@ -110,11 +87,12 @@ def _end(processes: Sequence[psutil.Process], grace: float) -> None:
 
 def marked(mark: str) -> list[psutil.Process]:
     """Processes that carry the mark, this one never among them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # ended meanwhile, or another user's
-    return found
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p.pid, mark)]
+
+
+def carries(pid: int, mark: str) -> bool:
+    """Whether there is a process of that number and it carries the mark."""
+    try:
+        return bool(psutil.Process(pid).environ().get(MARK) == mark)
+    except (psutil.Error, OSError):
+        return False  # it has ended, or is another user's

@@ -64,7 +64,7 @@ def read_costs(path: Path) -> list[StageCost]:
 
 
 def measured(function: Callable[..., StageSummary]) -> Callable[..., StageSummary]:
-    """A stage that tells the recording, if there is one, what it cost."""
+    """Make a stage tell the recording, if there is one, what it cost."""
 
     @functools.wraps(function)
     def stage(work: Work, policy: Policy, *args: Any, **kwargs: Any) -> StageSummary:
@@ -78,7 +78,7 @@ def measured(function: Callable[..., StageSummary]) -> Callable[..., StageSummar
 
 @contextmanager
 def recording(path: Path) -> Iterator[None]:
-    """Meanwhile the stages of this process append their costs to `path`."""
+    """Append the costs of this process's stages to `path` meanwhile."""
     global _recorder
     before, _recorder = _recorder, _Recorder(path)
     try:
@@ -97,11 +97,11 @@ class _Recorder:
         if self._path.exists() and (text := path.read_text()) and not text.endswith("\n"):
             path.write_text(text[: text.rfind("\n") + 1])
         if self._open.exists():
-            left = StageCost(**json.loads(self._open.read_text()))
+            unfinished = StageCost(**json.loads(self._open.read_text()))
             # Killed between the two writes below, it is in the file already.
             written = [replace(line, killed=True) for line in read_costs(path)[-1:]]
-            if not written or not _same_stage(written[0], left):
-                self._append(left)
+            if not written or not _same_stage(written[0], unfinished):
+                self._append(unfinished)
             self._open.unlink()
 
     @contextmanager

@@ -41,5 +41,7 @@ def given_up(work: Work, policy: Policy) -> set[str]:
         | (kind.is_in(list(OF_THE_SETTINGS)) & (pl.col("config_hash") != work.config.hash))
         | ((kind == DURATION) & (pl.col("corrected_at") >= version).fill_null(False))
     )
-    found = rows.filter(pl.col("stage") != "import").join(corrected, on="item_id", how="left")
-    return set(found.collect().filter(~again)["item_id"])
+    with_corrections = rows.filter(pl.col("stage") != "import").join(
+        corrected, on="item_id", how="left"
+    )
+    return set(with_corrections.collect().filter(~again)["item_id"])

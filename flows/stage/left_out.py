@@ -23,7 +23,7 @@ _OF_THE_CASE = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\S+\.\w{2,5}(?=[\s,;:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class SameReason:
     """Items that a stage gave up for one kind of reason."""
 
     stage: str
@@ -51,20 +51,20 @@ def without_its_case(reason: str) -> str:
     return _OF_THE_CASE.sub("…", reason)
 
 
-def left_out(run: Run, where: pl.Expr | None = None) -> list[LeftOut]:
-    """By stage and kind of reason, most first; `where` picks rows of `quarantine`.
+def left_out(run: Run, where: pl.Expr | None = None) -> list[SameReason]:
+    """Items given up, by stage and kind of reason, most first; `where` picks rows of `quarantine`.
 
     Of annotations, those that the files hold still.
     """
     rows = run.quarantine() if where is None else run.quarantine().filter(where)
     current = is_annotated_now(run)
-    found: dict[tuple[str, str, bool], LeftOut] = {}
+    by_reason: dict[tuple[str, str, bool], SameReason] = {}
     columns = ("item_id", "stage", "reason", "kind")
     for item, stage, reason, kind in rows.select(columns).collect().iter_rows():
         if stage == "import" and not current(item):
             continue
         again = kind in NEXT_ROUND | ONE_MORE_ROUND
         key = (stage, without_its_case(reason), again)
-        known = found.setdefault(key, LeftOut(*key[:2], 0, reason, again))
-        found[key] = replace(known, count=known.count + 1)
-    return sorted(found.values(), key=lambda item: (-item.count, item.stage, item.alike))
+        known = by_reason.setdefault(key, SameReason(*key[:2], 0, reason, again))
+        by_reason[key] = replace(known, count=known.count + 1)
+    return sorted(by_reason.values(), key=lambda item: (-item.count, item.stage, item.alike))

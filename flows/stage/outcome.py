@@ -22,16 +22,16 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
     """The policy's evaluation, and the round (of policy `version` - 1) that made it."""
     answers = work.run.present_evaluations().filter(pl.col("policy_version") == version)
     asked = len(eval_examples(work))
-    (found,) = grounding_metrics(answers).collect().iter_rows(named=True)
+    (metrics,) = grounding_metrics(answers).collect().iter_rows(named=True)
     summary = RoundSummary(
         policy_version=version,
-        eval_examples=found["examples"],
-        miou=found["strict_miou"],
-        r1_30=found["strict_r1_30"],
-        r1_50=found["strict_r1_50"],
-        r1_70=found["strict_r1_70"],
+        eval_examples=metrics["examples"],
+        miou=metrics["strict_miou"],
+        r1_30=metrics["strict_r1_30"],
+        r1_50=metrics["strict_r1_50"],
+        r1_70=metrics["strict_r1_70"],
         eval_asked=asked,
-        no_span=found["parse_failures"],
+        no_span=metrics["parse_failures"],
         annotations_left_out=_count(work, pl.col("stage") == "import"),
         stage_seconds={s.stage: s.seconds for s in stages},
         notes=tuple(
@@ -40,11 +40,11 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
             for key in ("stopped_early", "optimizer_restarted")
             if key in s.notes
         )
-        + tuple(_unanswered(work, version, asked - found["examples"]))
+        + tuple(_unanswered(work, version, asked - metrics["examples"]))
         + tuple(_other_examples(work, version)),
     )
     if version == 0:
-        before = (pl.col("stage") == "import") | of_round(0)
+        before = (pl.col("stage") == "import") | given_up_for(0)
         return replace(summary, notes=(*summary.notes, *_reasons(work, before)))
     mine = pl.col("policy_version") == version - 1
     rollouts = work.run.rollouts().filter(mine)
@@ -84,14 +84,14 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=(
             *_changed(work, version - 1),
             *summary.notes,
-            *_reasons(work, of_round(version)),
+            *_reasons(work, given_up_for(version)),
             *_copied(work, version - 1),
             *_reuse(work, version - 1),
         ),
-        reverse_kl=kl,
+        sampling_k1=kl,
         rollouts=sampled["rollouts"],
         rollouts_without_span=sampled["without_span"],
-        left_out=_count(work, of_round(version)),
+        left_out=_count(work, given_up_for(version)),
         tokens=sampled["tokens"],
         engine_mismatch=sampled["engine_mismatch"],
         teacher_passes_saved=update["teacher_passes_saved"],
@@ -136,7 +136,7 @@ def _other_examples(work: Work, version: int) -> Iterator[str]:
         )
 
 
-def of_round(version: int) -> pl.Expr:
+def given_up_for(version: int) -> pl.Expr:
     """What was given up on the way to policy `version` and in its evaluation, of `quarantine`."""
     evaluated = pl.col("stage") == "evaluate"
     return pl.col("policy_version") == version - 1 + evaluated.cast(pl.Int64)
@@ -148,9 +148,9 @@ def _count(work: Work, where: pl.Expr) -> int:
 
 def _reasons(work: Work, where: pl.Expr) -> list[str]:
     """A sentence a kind of reason, the most frequent ones."""
-    found = left_out(work.run, where)
-    lines = [f"left out: {item.line()}" for item in found[:REASONS_TOLD]]
-    if more := sum(item.count for item in found[REASONS_TOLD:]):
+    reasons = left_out(work.run, where)
+    lines = [f"left out: {item.line()}" for item in reasons[:REASONS_TOLD]]
+    if more := sum(item.count for item in reasons[REASONS_TOLD:]):
         lines.append(f"left out: {more:,} for other reasons, in the table quarantine")
     return lines
 

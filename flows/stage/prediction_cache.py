@@ -37,9 +37,9 @@ def copies(work: Work, example_ids: Sequence[str]) -> list[TeacherPrediction]:
         pl.col("question_hash") == work.question_hash
     )
     wanted = pl.col("example_id").is_in(list(example_ids))
-    found: dict[str, list[TeacherPrediction]] = {}
+    answers: dict[str, list[TeacherPrediction]] = {}
     for row in other.read("teacher_predictions", TeacherPrediction, same & wanted):
-        found.setdefault(row.example_id, []).append(row)
+        answers.setdefault(row.example_id, []).append(row)
     return [
         replace(
             row,
@@ -47,13 +47,13 @@ def copies(work: Work, example_ids: Sequence[str]) -> list[TeacherPrediction]:
             reused_from=row.reused_from or other.run_id,
         )
         for example_id in example_ids
-        if len(rows := found.get(example_id, [])) == work.config.teacher.predictions
+        if len(rows := answers.get(example_id, [])) == work.config.teacher.predictions
         for row in sorted(rows, key=lambda r: r.prediction_index)
     ]
 
 
 def check_pixels(work: Work, policy_version: int) -> None:
-    """Raises `VideoOPDError` when a copied answer was given to other pixels than the rollouts."""
+    """Raise `VideoOPDError` when a copied answer was given to other pixels than the rollouts."""
     copied = (
         work.predictions()
         .filter(pl.col("reused_from").is_not_null())

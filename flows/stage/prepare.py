@@ -27,12 +27,12 @@ from storage.runs.run_folder import (
     check_place,
     config_source,
     lock_file,
+    no_run_if_refused,
     remember_config,
-    removed_if_refused,
     weights_cache,
 )
+from storage.stages import policy_version_of, round_number
 from storage.tables import damage
-from storage.tables.takes import policy_version_of, round_number
 
 
 class WorkLeft(Exception):
@@ -120,7 +120,7 @@ class Work:
 
 
 def check_folders(config: Config, name: str) -> None:
-    """Raises `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
     no place for its run."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if not folder.is_dir():
@@ -133,7 +133,7 @@ def check_folders(config: Config, name: str) -> None:
 
 
 def check_weights(run: Path, *folders: Path) -> None:
-    """Raises `VideoOPDError` unless the folders hold all weights of their models.
+    """Raise `VideoOPDError` unless the folders hold all weights of their models.
 
     What the run has hashed, and nothing has touched since, was looked at before.
     """
@@ -146,7 +146,7 @@ def check_weights(run: Path, *folders: Path) -> None:
 
 
 def refuse_busy(config: Config) -> None:
-    """Raises `VideoOPDError` naming the process that works on the run, where there is one."""
+    """Raise `VideoOPDError` naming the process that works on the run, where there is one."""
     locks.refuse_held(lock_file(config.run.path, "round"))
 
 
@@ -172,7 +172,7 @@ def opened(
     check_folders(loaded, config)
     refuse_busy(loaded)
     with (
-        removed_if_refused(loaded.run.path),
+        no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
         _writing(loaded, looking) as work,
     ):
@@ -203,7 +203,7 @@ def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
 
 @contextmanager
 def decoding_once(config: Config) -> Iterator[None]:
-    """Meanwhile every stage of this process reads frames through the store of the config."""
+    """Let every stage of this process read frames through the store of the config meanwhile."""
     folder = config.frames_path
     if folder is None:
         yield
@@ -223,7 +223,7 @@ def decoding_once(config: Config) -> Iterator[None]:
         with reading_through(store):
             yield
     except VideoOPDError:
-        kept = usage(folder)
-        if is_new and (kept is None or not kept.clips):
+        stored = usage(folder)
+        if is_new and (stored is None or not stored.clips):
             shutil.rmtree(folder, ignore_errors=True)
         raise

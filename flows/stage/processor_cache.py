@@ -17,7 +17,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
 def processor_hash_of(folder: Path, run: Path) -> str:
-    """As `opd_core.prompts.encoder.processor_hash`; remembered in the folder of the run."""
+    """Hash of `opd_core.prompts.encoder.processor_hash`, remembered in the folder of the run."""
 
     def compute() -> str:
         from opd_core.prompts.encoder import load_processor, processor_hash

@@ -28,9 +28,9 @@ _READING = " (reading "
 
 
 def import_annotations(run: Run, config: Config) -> None:
-    """Raises `VideoOPDError` where a file cannot be read or holds no usable example.
+    """Read the annotation files into the run, unless nothing touched them since this program did.
 
-    Files that nothing has touched since, read by this program, are not read again.
+    Raises `VideoOPDError` where a file cannot be read or holds no usable example.
     """
     marker, stamp = run.path / ".cache" / "annotations.json", _stamp(config)
     if stamp is not None and _read_before(marker) == stamp:
@@ -41,11 +41,11 @@ def import_annotations(run: Run, config: Config) -> None:
     number = 1 + max((change.sequence for change in changes), default=0)
     version = run.updates().select(pl.col("policy_version").max()).collect().item() or 0
     before = _states(run, last)
-    found = list(_example_changes(examples, before, number, version))
+    example_changes = list(_example_changes(examples, before, number, version))
     faults, fault_changes = _fault_changes(run, rejected, last, number, version)
     known = set(before)
     # Changes first: killed in between, the next reading finds the examples missing and goes on.
-    run.append("data_changes", [*found, *fault_changes])
+    run.append("data_changes", [*example_changes, *fault_changes])
     run.append("examples", [e for e in examples if e.example_id not in known])
     run.append("quarantine", faults, stage="import")
     if stamp is not None and _stamp(config) == stamp:  # not changed while they were read
@@ -56,11 +56,11 @@ def import_annotations(run: Run, config: Config) -> None:
 def _stamp(config: Config) -> dict[str, Any] | None:
     """What says that both files are as they were; the time of change of the inode cannot be set."""
     try:
-        found = {path: path.stat() for path in (config.data.train, config.data.eval)}
+        stats = {path: path.stat() for path in (config.data.train, config.data.eval)}
     except OSError:
         return None
     files = [
-        [str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in found.items()
+        [str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in stats.items()
     ]
     return {"files": files, "git_commit": git_commit(), "schema_version": SCHEMA_VERSION}
 
@@ -146,7 +146,7 @@ def _states(run: Run, last: dict[str, DataChange]) -> dict[str, _State]:
 def _example_changes(
     examples: list[GroundingExample], before: dict[str, _State], number: int, version: int
 ) -> Iterator[DataChange]:
-    """None of a run that has read nothing yet."""
+    """Changes of examples; none of a run that has read nothing yet."""
     if not before:
         return
     gone = {item_id for item_id, (split, *_) in before.items() if split is not None}
@@ -183,18 +183,19 @@ def _fault_changes(
     ids = set(known.values())
     fresh: list[QuarantinedItem] = []
     changes: list[DataChange] = []
-    left = {item_id for item_id in ids if not _is_removed(last, item_id) and ":" in item_id}
+    not_met = {item_id for item_id in ids if not _is_removed(last, item_id) and ":" in item_id}
     for item in rejected:
         item_id = known.get((item.item_id, item.reason))
         if item_id is None:
             name = f"{item.item_id}{_READING}{number})" if item.item_id in ids else item.item_id
             fresh.append(replace(item, item_id=name))
             continue
-        left.discard(item_id)
+        not_met.discard(item_id)
         if _is_removed(last, item_id):
             changes.append(DataChange(number, item_id, RETURNED, None, None, None, version))
     changes += [
-        DataChange(number, item_id, REMOVED, None, None, None, version) for item_id in sorted(left)
+        DataChange(number, item_id, REMOVED, None, None, None, version)
+        for item_id in sorted(not_met)
     ]
     return fresh, changes
 

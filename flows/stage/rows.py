@@ -6,7 +6,7 @@ the rows in force.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import polars as pl
 
@@ -18,7 +18,6 @@ from opd_core.types import (
     GroundingExample,
     Policy,
     QuarantinedItem,
-    Rollout,
     TeacherScore,
     VideoOPDError,
     make_rollout_id,
@@ -55,7 +54,7 @@ def eval_examples(work: Work) -> list[GroundingExample]:
 
 
 def needed(work: Work, policy: Policy) -> list[GroundingExample]:
-    """As `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
+    """The round's examples, as `drawn`. Raises `VideoOPDError` where nothing was drawn yet."""
     examples = drawn(work, policy)
     if not examples:
         raise VideoOPDError(
@@ -85,7 +84,7 @@ def trainable(work: Work, policy: Policy) -> list[GroundingExample]:
 
 
 def rollouts(work: Work, policy: Policy) -> pl.LazyFrame:
-    """The round's, of examples that are still annotated."""
+    """The round's rollouts of examples that are still annotated."""
     columns = ("rollout_id", "example_id", "policy_version", "student_iou")
     mine = work.run.rollouts().filter(of_round(policy)).select(columns)
     return mine.filter(~pl.col("example_id").is_in(list(gone(work, policy))))
@@ -107,8 +106,8 @@ def scores_of(work: Work, policy: Policy) -> dict[str, TeacherScore]:
         return {}
     whole = work.config.update.teacher_distribution == "hidden_states"
     mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    left = () if whole else ("hidden_states",)
-    rows = work.run.read("teacher_scores", TeacherScore, mine, without=left)
+    unread = () if whole else ("hidden_states",)
+    rows = work.run.read("teacher_scores", TeacherScore, mine, without=unread)
     return {s.rollout_id: s for s in rows}
 
 
@@ -122,10 +121,10 @@ def focus_seed(work: Work, policy: Policy) -> int:
     return make_seed(work.config.run.seed, "focus", policy.version, "", 0)
 
 
-def reverse_kls(work: Work, policy: Policy) -> pl.LazyFrame:
+def sampling_k1s(work: Work, policy: Policy) -> pl.LazyFrame:
     answers = work.run.rollouts().filter(of_round(policy)).select("rollout_id", "sampling_logprobs")
     scored = scores(work, policy).select("rollout_id", "teacher_logprobs")
-    return curriculum.mean_reverse_kls(answers, scored)
+    return curriculum.sampling_k1s(answers, scored)
 
 
 def set_aside(work: Work, policy: Policy) -> list[QuarantinedItem]:
@@ -201,13 +200,6 @@ def why_none(work: Work, policy: Policy) -> str:
         f"--round {policy.round}`, draw others with `videoopd stage draw "
         f"{config} --round {policy.round} --force`, or lower the bound"
     )
-
-
-def grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
-    groups: dict[str, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=lambda r: r.sample_index):
-        groups.setdefault(rollout.example_id, []).append(rollout)
-    return groups
 
 
 def reasons(chosen: pl.DataFrame) -> str:

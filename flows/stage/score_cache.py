@@ -51,18 +51,18 @@ def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollou
     """Find what was scored before, of unscored `rollouts` of the round `policy_version`."""
     run, teacher_hash = work.run, work.teacher_hash
     hashes = {r.rollout_id: content_hash(scorer, teacher_hash, r) for r in rollouts}
-    found: dict[str, tuple[str, Run]] = {}
+    sources: dict[str, tuple[str, Run]] = {}
     for source, rows in _sources(run, policy_version, work.config.score.cache):
         for digest, rollout_id in _computed(rows, teacher_hash, set(hashes.values())):
-            found.setdefault(digest, (rollout_id, source))
+            sources.setdefault(digest, (rollout_id, source))
     known: dict[Run, dict[str, list[Rollout]]] = {}
     scored: list[Rollout] = []
     twins: dict[str, list[Rollout]] = {}
     first: dict[tuple[str, str], str] = {}
     for rollout in rollouts:
         digest = hashes[rollout.rollout_id]
-        if digest in found:
-            origin, source = found[digest]
+        if digest in sources:
+            origin, source = sources[digest]
             known.setdefault(source, {}).setdefault(origin, []).append(rollout)
             continue
         mine = first.setdefault((rollout.example_id, digest), rollout.rollout_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,7 @@ def config_words(run: Run) -> str:
 
     known = config_source(run.path)
     if known is not None:
-        return command_words(short(known.file), known.overrides)
+        return known.words
     from opd_core.config.load import load_config
 
     for file in sorted(Path("configs").glob("*.toml")):
@@ -30,14 +28,3 @@ def config_words(run: Run) -> str:
         except VideoOPDError:  # a broken neighbour must not spoil the sentence
             continue
     return "CONFIG"
-
-
-def command_words(file: Path | str, overrides: Sequence[str]) -> str:
-    """The file and its `--set`s."""
-    return shlex.join([str(file), *(word for o in overrides for word in ("--set", o))])
-
-
-def short(path: Path) -> Path:
-    """From this folder, where it is below it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,7 +1,15 @@
-"""What the paper claims, held against the runs: a number, its interval, and a verdict from both.
+"""A claim as a study's TOML says it, held against the runs: numbers, their intervals, verdicts.
 
-A claim holds where the whole 95 % interval is on its side of the bound, does not hold where the
-whole interval is on the other, and is not settled otherwise. One that does not hold is a result.
+    [[claims]]
+    name = "Faster convergence"
+    statement = "Video-OPD reaches GRPO's best mean mIoU in at most a third of its CPU seconds"
+    arms = ["opd-8", "opd-1"]
+    against = ["grpo"]
+    rows = [{ measure = "cost_to_best", bound = 0.33 }, { at_equal = "cpu_seconds" }]
+
+Every row compares every arm with every one that it is claimed against, by seed. A claim holds where
+the whole 95 % interval is on its side of the bound, does not hold where the whole interval is on
+the other, and is not settled otherwise. One that does not hold is a result.
 """
 
 from __future__ import annotations
@@ -10,28 +18,69 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from flows.study.curves import (
+    METRICS,
+    UNITS,
+    Axis,
     Interval,
     Metric,
     Result,
     budget_to_reach,
     by_round,
-    paired_difference,
     t_interval,
     value_at,
 )
-from flows.study.plan import ClaimsSection
+from opd_core.config.section import Section
 
 HOLDS = "holds here"
 FAILS = "does not hold here"
 OPEN = "not settled"
 RESAMPLES = 2000
-THIRD, FIFTH = 1 / 3, 1 / 5
 
-Results = Mapping[str, Sequence[Result]]
 Kind = Literal["difference", "ratio"]
+Arms = Annotated[tuple[str, ...], Field(min_length=1)]
+Pairs = Sequence[tuple[Result, Result]]
+"""The runs of two arms with the same seed."""
+
+
+class RowSection(Section):
+    """How two arms are compared in one number."""
+
+    measure: Literal["difference", "cost_per_step", "cost_to_best"] = "difference"
+    """`difference`: of their metric; `cost_per_step` and `cost_to_best` (until the other arm's best
+    mean of the metric is reached): the ratio of their costs."""
+    metric: Metric = "miou"
+    at_equal: Axis | None = None
+    """A difference is taken at the largest budget that both arms spent with every seed; without it,
+    at the last rounds."""
+    cost: Axis = "cpu_seconds"
+    """Of the ratios."""
+    bound: float = 0.0
+    """A difference is claimed to be above it, a ratio at or below it."""
+
+    @property
+    def kind(self) -> Kind:
+        return "difference" if self.measure == "difference" else "ratio"
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if self.kind == "ratio" and self.bound <= 0:
+            raise ValueError(f"measure = {self.measure!r} needs a bound above 0, as bound = 0.2")
+        return self
+
+
+class ClaimSection(Section):
+    name: str
+    statement: str
+    """What is claimed, as half a sentence."""
+    arms: Arms
+    """The claim's own arm first."""
+    against: Arms
+    rows: Annotated[tuple[RowSection, ...], Field(min_length=1)] = (RowSection(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,167 +106,91 @@ class Claim:
     comparisons: tuple[Comparison, ...]
 
 
-def judge_claims(results: Results, parts: ClaimsSection) -> list[Claim]:
-    """Every claim whose arms have results. `results`: those of each arm, one a seed."""
-    names = parts.parts()
-    arms = {part: results[arm] for part, arm in names.items() if results.get(arm)}
-    found = (
-        _above_grpo(arms, names),
-        _time_per_step(arms, names),
-        _convergence(arms, names),
-        _tvdf(arms, names),
-        _beyond_teacher(arms, names),
-        _tree(arms, names),
-    )
-    return [claim for claim in found if claim is not None]
+def judge_claims(
+    results: Mapping[str, Sequence[Result]], claims: Sequence[ClaimSection]
+) -> list[Claim]:
+    """Judge every claim of which two arms have a seed in common. `results`: of each arm, one a
+    seed."""
+    judged = []
+    for claim in claims:
+        comparisons = tuple(
+            _compare(row, pairs)
+            for row in claim.rows
+            for arm in claim.arms
+            for other in claim.against
+            if (pairs := _pairs(results.get(arm, ()), results.get(other, ()), row.kind))
+        )
+        if comparisons:
+            judged.append(Claim(claim.name, claim.statement, comparisons[0].verdict, comparisons))
+    return judged
 
 
-Arms = Mapping[str, Sequence[Result]]
-Names = Mapping[str, str]
+def _pairs(ours: Sequence[Result], theirs: Sequence[Result], kind: Kind) -> Pairs:
+    """Pairs in the order of the seeds; what trained nothing has no cost, and is in no ratio."""
+    by_seed = {result.seed: result for result in theirs}
+    both = [(r, by_seed[r.seed]) for r in sorted(ours, key=lambda r: r.seed) if r.seed in by_seed]
+    return [pair for pair in both if kind == "difference" or all(r.last.steps for r in pair)]
 
 
-def _ours(names: Names, *first: str) -> tuple[str, ...]:
-    """The parts that Video-OPD plays, the claim's own first."""
-    return (*(first or ("opd", "opd_one")), *(p for p in names if p.startswith("variants.")))
+def _compare(row: RowSection, pairs: Pairs) -> Comparison:
+    arm, other = (f"`{result.arm}`" for result in pairs[0])
+    metric, cost = METRICS[row.metric], UNITS[row.cost]
+    if row.measure == "cost_to_best":
+        what = f"{cost} to {other}'s best mean {metric}, {arm} / {other}"
+        value, low, high = _cost_to_best(row, pairs)
+    elif row.measure == "cost_per_step":
+        what = f"{cost} a step, {arm} / {other}"
+        value, low, high = _bounds(_cost_per_step(row, pairs))
+    elif row.at_equal is None:
+        what = f"{metric} of {arm} - {other}, last round"
+        ends = [(getattr(a.last, row.metric), getattr(b.last, row.metric)) for a, b in pairs]
+        value, low, high = _bounds(t_interval([a - b for a, b in ends]))
+    else:
+        budget, interval = _at_equal(row.at_equal, row.metric, pairs)
+        what = f"{metric} of {arm} - {other} at {budget:.0f} {UNITS[row.at_equal]}"
+        value, low, high = _bounds(interval)
+    verdict = _verdict(low, high, row.bound, above=row.kind == "difference")
+    return Comparison(what, row.kind, value, low, high, row.bound, verdict)
 
 
-def _above_grpo(arms: Arms, names: Names) -> Claim | None:
-    found = [
-        _final(arms, names, part, "grpo", metric) for part in _ours(names) for metric in _METRICS
-    ]
-    return _claim("OPD above GRPO", "at equal data Video-OPD ends above GRPO", found)
+def _bounds(interval: Interval) -> tuple[float, float | None, float | None]:
+    return interval.mean, interval.low, interval.high
 
 
-def _time_per_step(arms: Arms, names: Names) -> Claim | None:
-    found = [_step_ratio(arms, names, part) for part in _ours(names, "opd_one", "opd")]
-    statement = "an optimiser step of Video-OPD takes at most a fifth of the CPU seconds of GRPO's"
-    return _claim("A fifth of GRPO's time per step", statement, found)
+def _at_equal(axis: Axis, metric: Metric, pairs: Pairs) -> tuple[float, Interval]:
+    budget = min(getattr(result.last, axis) for pair in pairs for result in pair)
+    values = [[value_at(r.points, axis, budget, metric) for r in pair] for pair in pairs]
+    return budget, t_interval([ours - theirs for ours, theirs in values])
 
 
-def _convergence(arms: Arms, names: Names) -> Claim | None:
-    found = [_reach_ratio(arms, names, part) for part in _ours(names)]
-    found += [_at_equal_cpu(arms, names, part, "grpo") for part in _ours(names)]
-    statement = "Video-OPD reaches GRPO's best mean mIoU in at most a third of GRPO's CPU seconds"
-    return _claim("Faster convergence", statement, found)
+def _cost_per_step(row: RowSection, pairs: Pairs) -> Interval:
+    costs = [[getattr(r.last, row.cost) / r.last.steps for r in pair] for pair in pairs]
+    return t_interval([ours / theirs for ours, theirs in costs])
 
 
-def _tvdf(arms: Arms, names: Names) -> Claim | None:
-    others = ("without_tvdf", "without_trpv", "without_dbtp")
-    found = [_final(arms, names, "tvdf", part, "miou") for part in others]
-    found += [_at_equal_cpu(arms, names, "tvdf", part) for part in others]
-    return _claim("TVDF helps", "with TRPV and DBTP the mIoU ends above that without them", found)
+def _cost_to_best(row: RowSection, pairs: Pairs) -> tuple[float | None, float | None, float | None]:
+    """Ratio of the means' budgets to the other's best mean; a percentile bootstrap over seeds."""
 
-
-def _beyond_teacher(arms: Arms, names: Names) -> Claim | None:
-    found = [_final(arms, names, part, "teacher", "miou") for part in _ours(names)]
-    return _claim("Student beyond teacher", "the student ends above its teacher", found)
-
-
-def _tree(arms: Arms, names: Names) -> Claim | None:
-    found = [_at_equal_cpu(arms, names, "opd", "opd_one")]
-    statement = "8 rollouts in a prefix tree give a higher mIoU than 1 for the same CPU seconds"
-    return _claim("The 8-rollout tree beats 1 rollout", statement, found)
-
-
-_METRICS: dict[Metric, str] = {"miou": "mIoU", "r1_70": "R1@0.7"}
-
-
-def _claim(name: str, statement: str, found: Sequence[Comparison | None]) -> Claim | None:
-    comparisons = tuple(c for c in found if c is not None)
-    if not comparisons:
-        return None
-    return Claim(name, statement, comparisons[0].verdict, comparisons)
-
-
-def _final(arms: Arms, names: Names, a: str, b: str, metric: Metric) -> Comparison | None:
-    if a not in arms or b not in arms:
-        return None
-    interval = paired_difference(arms[a], arms[b], metric)
-    what = f"{_METRICS[metric]} of `{names[a]}` - `{names[b]}`, last round"
-    return _difference(what, interval)
-
-
-def _at_equal_cpu(arms: Arms, names: Names, a: str, b: str) -> Comparison | None:
-    if a not in arms or b not in arms:
-        return None
-    budget = min(r.last.cpu_seconds for part in (a, b) for r in arms[part])
-    ours, theirs = (
-        {r.seed: value_at(r.points, "cpu_seconds", budget, "miou") for r in arms[part]}
-        for part in (a, b)
-    )
-    both = sorted(ours.keys() & theirs.keys())
-    interval = t_interval([ours[s] - theirs[s] for s in both]) if both else None
-    what = f"mIoU of `{names[a]}` - `{names[b]}` at {budget:.0f} CPU seconds"
-    return _difference(what, interval)
-
-
-def _difference(what: str, interval: Interval | None) -> Comparison | None:
-    if interval is None:
-        return None
-    verdict = _verdict(interval.low, interval.high, 0.0, above=True)
-    return Comparison(what, "difference", interval.mean, interval.low, interval.high, 0.0, verdict)
-
-
-def _step_ratio(arms: Arms, names: Names, part: str) -> Comparison | None:
-    if part not in arms or "grpo" not in arms:
-        return None
-    ours, theirs = (
-        {r.seed: r.last.cpu_seconds / r.last.steps for r in arms[p] if r.last.steps}
-        for p in (part, "grpo")
-    )
-    both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return None
-    interval = t_interval([ours[s] / theirs[s] for s in both])
-    return Comparison(
-        f"CPU seconds a step, `{names[part]}` / `{names['grpo']}`",
-        "ratio",
-        interval.mean,
-        interval.low,
-        interval.high,
-        FIFTH,
-        _verdict(interval.low, interval.high, FIFTH, above=False),
-    )
-
-
-def _reach_ratio(arms: Arms, names: Names, part: str) -> Comparison | None:
-    """Of the budgets to reach GRPO's best mean mIoU; a percentile bootstrap over the seeds."""
-    if part not in arms or "grpo" not in arms:
-        return None
-    ours, theirs = ({r.seed: r for r in arms[p]} for p in (part, "grpo"))
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-
-    def ratio(chosen: Sequence[int]) -> float:
-        grpo = by_round([theirs[s] for s in chosen], "cpu_seconds", "miou")
-        best = max(value for _, value in grpo)
-        cost = budget_to_reach(grpo, best)
-        reached = budget_to_reach(by_round([ours[s] for s in chosen], "cpu_seconds", "miou"), best)
+    def ratio(chosen: Pairs) -> float:
+        ours, theirs = (
+            by_round(results, row.cost, row.metric) for results in zip(*chosen, strict=True)
+        )
+        best = max(value for _, value in theirs)
+        cost, reached = budget_to_reach(theirs, best), budget_to_reach(ours, best)
         if not cost:
-            return math.nan  # GRPO's best is the base: nothing to be faster to
+            return math.nan  # the other's best is its base: nothing to be faster to
         return math.inf if reached is None else reached / cost
 
-    value = ratio(seeds)
+    value = ratio(pairs)
     generator = random.Random(0)
-    drawn = sorted(
-        r
-        for r in (ratio(generator.choices(seeds, k=len(seeds))) for _ in range(RESAMPLES))
-        if not math.isnan(r)
-    )
+    drawn = [ratio(generator.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES)]
+    drawn = sorted(r for r in drawn if not math.isnan(r))
     low = high = None
-    # Resamples in which GRPO never rose say nothing; where they are many, neither does the rest.
-    if len(seeds) > 1 and not math.isnan(value) and len(drawn) >= 0.95 * RESAMPLES:
+    # Resamples in which the other never rose say nothing; where they are many, neither does the
+    # rest.
+    if len(pairs) > 1 and not math.isnan(value) and len(drawn) >= 0.95 * RESAMPLES:
         low, high = drawn[int(0.025 * len(drawn))], drawn[int(0.975 * len(drawn))]
-    return Comparison(
-        f"CPU seconds to GRPO's best mean mIoU, `{names[part]}` / `{names['grpo']}`",
-        "ratio",
-        value if math.isfinite(value) else None,
-        low,
-        high,
-        THIRD,
-        _verdict(low, high, THIRD, above=False),
-    )
+    return value if math.isfinite(value) else None, low, high
 
 
 def _verdict(low: float | None, high: float | None, bound: float, *, above: bool) -> str:

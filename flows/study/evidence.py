@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from flows.study.claims import Claim, judge_claims
@@ -48,7 +49,7 @@ class Evidence:
 
     @cached_property
     def by_arm(self) -> dict[str, list[Result]]:
-        """In the order of the file; arms without results are left out."""
+        """Results of each arm, in the order of the file; arms without any are left out."""
         groups = {arm: [r for r in self.results if r.arm == arm] for arm in self.plan.study.arms}
         return {arm: results for arm, results in groups.items() if results}
 
@@ -62,7 +63,7 @@ class Evidence:
 
     def _row(self, arm: str, results: Sequence[Result]) -> ArmRow:
         def mean(name: str) -> float:
-            return t_interval([float(getattr(r.last, name)) for r in results]).mean
+            return fmean(getattr(r.last, name) for r in results)
 
         def at_end(metric: Metric) -> Interval:
             return t_interval([getattr(r.last, metric) for r in results])
@@ -86,7 +87,7 @@ class Evidence:
 
     @cached_property
     def cpu_seconds(self) -> float:
-        """Of all runs that are there, tuning included."""
+        """CPU seconds of all runs that are there, tuning included."""
         return sum(r.last.cpu_seconds for r in (*self.tuning, *self.results))
 
     @cached_property

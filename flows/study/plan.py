@@ -3,16 +3,18 @@
     base = "../tiny.toml"             every run is this config with overrides
     rounds = 8
     seeds = [0, 1, 2, 3, 4]
-    tune_seed = 100                   a world of its own, evaluated on its `tune` split
+    tune_seeds = [100]                worlds of their own, evaluated on their `tune` split
     tune_rounds = 2                   of a tuning run (default: as many as the others)
     learning_rates = [2e-4, 1e-3]     the grid of every arm
     [world]                           videos of each split, for each seed a world
     [settings]                        overrides of every run
     [arms.NAME]                       title, and `settings` of this arm; `rounds = 0` trains nothing
-    [claims]                          which arm plays which part (`flows/study/claims.py`)
+    [[claims]]                        what is claimed of which arms (`flows/study/claims.py`)
+    [conditions.NAME]                 what this condition puts in place of the above; each is a
+                                      study of its own, with its runs and its report
     [quick]                           what `--quick` puts in place of the above
 
-Tuning runs take the arm's settings, the tune seed and each learning rate; the best mean IoU on the
+Tuning runs take the arm's settings, the tune seeds and each learning rate; the best mean IoU on the
 tune split at the last round decides, and the other seeds never see that split.
 """
 
@@ -20,15 +22,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.study.claims import ClaimSection
 from opd_core.config.load import Config, first_problem, load_config, read_toml
-from opd_core.config.sections import Positive, Section
+from opd_core.config.section import Section
+from opd_core.config.sections import Positive
 from opd_core.types import VideoOPDError
 
 Count = Annotated[int, Field(ge=0)]
@@ -50,63 +55,50 @@ class ArmSection(Section):
     """Instead of the study's; 0 only evaluates the student it begins with."""
 
 
-class ClaimsSection(Section):
-    """Arms by the part they play; a claim whose arms have no name here is left out."""
-
-    base: str | None = None
-    teacher: str | None = None
-    """An arm of no rounds whose student is the teacher."""
-    opd: str | None = None
-    """Video-OPD with several rollouts in a prefix tree."""
-    opd_one: str | None = None
-    """Video-OPD with one rollout."""
-    tvdf: str | None = None
-    """The arm that the next three are compared with."""
-    grpo: str | None = None
-    without_trpv: str | None = None
-    """As `tvdf`, but for the teacher's reliability."""
-    without_dbtp: str | None = None
-    """As `tvdf`, but for the choice by disagreement."""
-    without_tvdf: str | None = None
-    """As `tvdf`, but for both."""
-    variants: tuple[str, ...] = ()
-    """Other arms of Video-OPD, compared with GRPO and the teacher beside `opd` and `opd_one`."""
-
-    def parts(self) -> dict[str, str]:
-        """Part -> arm; a variant plays a part of its own."""
-        named = {part: arm for part, arm in self if isinstance(arm, str)}
-        return named | {f"variants.{arm}": arm for arm in self.variants}
-
-
 class StudySection(Section):
     base: Path
     rounds: Positive
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    tune_seed: int
+    tune_seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Their worlds are in no reported number."""
     tune_rounds: Positive | None = None
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     world: WorldSection
     settings: dict[str, Any] = Field(default_factory=dict)
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
-    claims: ClaimsSection = ClaimsSection()
+    only_arms: tuple[str, ...] = ()
+    """Those of a condition that needs few; none named: all."""
+    claims: tuple[ClaimSection, ...] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.tune_seed in self.seeds:
-            raise ValueError(
-                f"tune_seed = {self.tune_seed} is one of the seeds; take another, because what is "
-                "tuned on may not be reported"
-            )
-        for part, arm in self.claims.parts().items():
-            if arm not in self.arms:
-                near = difflib.get_close_matches(arm, self.arms, n=1)
-                hint = (
-                    f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.arms)}"
-                )
+        for seed in self.tune_seeds:
+            if seed in self.seeds:
                 raise ValueError(
-                    f"claims.{part.split('.')[0]} = {arm!r} is no arm of the study; {hint}"
+                    f"tune_seeds has {seed}, one of the seeds; take another, because what is tuned "
+                    "on may not be reported"
                 )
+        named = {f"claim {c.name!r}": (*c.arms, *c.against) for c in self.claims}
+        for where, arms in (named | {"only_arms": self.only_arms}).items():
+            for arm in arms:
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"{where} names {arm!r}, which is no arm of the study; {self.meant(arm)}"
+                    )
         return self
+
+    def meant(self, arm: str) -> str:
+        """The arm that may have been meant by a name that is none's, as a hint."""
+        near = difflib.get_close_matches(arm, self.arms, n=1)
+        return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.arms)}"
+
+    def rounds_of(self, arm: str) -> int:
+        own = self.arms[arm].rounds
+        return self.rounds if own is None else own
+
+    def trained(self) -> list[str]:
+        """The arms that train, in the order of the file."""
+        return [arm for arm in self.arms if self.rounds_of(arm)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ class StudyRun:
 
     @property
     def folder(self) -> str:
-        """Of the run, relative to the study's."""
+        """Folder of the run, relative to the study's."""
         rate = "" if self.learning_rate is None else f"lr-{self.learning_rate:g}/"
         return f"{self.arm}/{rate}seed-{self.seed}"
 
@@ -142,10 +134,7 @@ class Plan:
     def check_arm(self, name: str) -> None:
         """Raises `VideoOPDError` where the study has no such arm."""
         if name not in self.study.arms:
-            near = difflib.get_close_matches(name, self.study.arms, n=1)
-            known = ", ".join(self.study.arms)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
-            raise VideoOPDError(f"{self.file} has no arm {name!r}; {hint}")
+            raise VideoOPDError(f"{self.file} has no arm {name!r}; {self.study.meant(name)}")
 
     def world(self, seed: int) -> Path:
         return self.root / "worlds" / f"seed-{seed}"
@@ -154,46 +143,41 @@ class Plan:
         return self.root / run.folder
 
     def tuning_runs(self) -> list[StudyRun]:
-        """Each trained arm with each learning rate; none where there is nothing to choose."""
+        """Runs of each trained arm with each learning rate on each tune seed; none where there is
+        nothing to choose."""
         if len(self.study.learning_rates) == 1:
             return []
+        most = self.study.tune_rounds or math.inf
         return [
-            StudyRun(
-                name,
-                rate,
-                self.study.tune_seed,
-                min(rounds, self.study.tune_rounds or rounds),
-                tuning=True,
-            )
-            for name, rounds in self._trained()
+            StudyRun(arm, rate, seed, int(min(self.study.rounds_of(arm), most)), tuning=True)
+            for arm in self.study.trained()
             for rate in self.study.learning_rates
+            for seed in self.study.tune_seeds
         ]
 
     def runs(self, tuned: Mapping[str, float]) -> list[StudyRun]:
-        """Each seed with each arm, so that a study that is stopped has compared whole seeds.
+        """Runs of each arm, seed by seed, so that a study that is stopped has compared whole seeds.
 
         `tuned` is the learning rate of each trained arm (an arm that has none there, because all
         its tuning runs failed, is left out).
         """
-        found: list[StudyRun] = []
-        for name, arm in self.study.arms.items():
-            rounds = self.study.rounds if arm.rounds is None else arm.rounds
-            if rounds and name not in tuned:
-                continue
-            rate = tuned[name] if rounds else None
-            found += [StudyRun(name, rate, s, rounds, tuning=False) for s in self.study.seeds]
-        return sorted(found, key=lambda run: self.study.seeds.index(run.seed))
+        return [
+            StudyRun(arm, tuned.get(arm), seed, self.study.rounds_of(arm), tuning=False)
+            for seed in self.study.seeds
+            for arm in self.study.arms
+            if arm in tuned or not self.study.rounds_of(arm)
+        ]
 
     def only_rate(self) -> dict[str, float]:
         """The learning rate of each trained arm where the grid has but one."""
-        return {name: self.study.learning_rates[0] for name, _ in self._trained()}
+        return dict.fromkeys(self.study.trained(), self.study.learning_rates[0])
 
     def seeds(self) -> list[int]:
-        """Of the worlds that are needed; the one to tune on first."""
-        return [*([self.study.tune_seed] if self.tuning_runs() else []), *self.study.seeds]
+        """Seeds of the worlds that are needed; those to tune on first."""
+        return list(dict.fromkeys(r.seed for r in self.tuning_runs())) + list(self.study.seeds)
 
     def overrides(self, run: StudyRun) -> list[str]:
-        """Of the base config, as for `videoopd run --set`; later ones win."""
+        """Overrides of the base config, as for `videoopd run --set`; later ones win."""
         world, arm = self.world(run.seed), self.study.arms[run.arm]
         values: dict[str, Any] = {
             **self.study.settings,
@@ -213,34 +197,50 @@ class Plan:
     def config(self, run: StudyRun) -> Config:
         return load_config(self.study.base, self.overrides(run))
 
-    def _trained(self) -> Iterator[tuple[str, int]]:
-        for name, arm in self.study.arms.items():
-            rounds = self.study.rounds if arm.rounds is None else arm.rounds
-            if rounds:
-                yield name, rounds
 
-
-def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> Plan:
-    """Read a study's TOML; its runs are to be in a folder of `runs`.
+def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Plan]:
+    """Read a study's TOML: a plan for each of its conditions, one where it names none; their runs
+    are to be in folders of `runs`.
 
     Raises `VideoOPDError` with one sentence: the file, the key, and the fix. The config of every
     arm is loaded once, so that a wrong key is found before anything runs.
     """
     path = Path(path)
     data = read_toml(path, "study", "configs/studies/claims.toml")
-    changes = data.pop("quick", None)
-    if quick:
-        if changes is None:
-            raise VideoOPDError(f"{path} has no [quick]; add it, or leave out --quick")
-        data = _merged(data, changes)
+    if quick and "quick" not in data:
+        raise VideoOPDError(f"{path} has no [quick]; add it, or leave out --quick")
+    changes = _table(path, "quick", data.pop("quick", {}))
+    conditions = _table(path, "conditions", data.pop("conditions", {"": {}}))
+    return [
+        _plan(
+            "-".join(filter(None, (path.stem, condition, "quick" if quick else ""))),
+            path,
+            _merged(
+                _merged(data, _table(path, f"conditions.{condition}", own)),
+                changes if quick else {},
+            ),
+            runs,
+            quick=quick,
+        )
+        for condition, own in conditions.items()
+    ]
+
+
+def _table(path: Path, name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise VideoOPDError(f"{path}: {name} = {value!r} is no table; write [{name}] over its keys")
+    return value
+
+
+def _plan(name: str, path: Path, data: Mapping[str, Any], runs: Path, *, quick: bool) -> Plan:
     try:
         study = StudySection.model_validate(data)
     except ValidationError as error:
         raise VideoOPDError(f"{path}: {first_problem(error, StudySection)}") from None
     base = (path.resolve().parent / study.base.expanduser()).resolve()
-    name = path.stem + ("-quick" if quick else "")
-    root = runs.resolve() / name
-    plan = Plan(name, path, quick, study.model_copy(update={"base": base}), root)
+    arms = {arm: study.arms[arm] for arm in study.only_arms or study.arms}
+    study = study.model_copy(update={"base": base, "arms": arms})
+    plan = Plan(name, path, quick, study, runs.resolve() / name)
     for arm in plan.study.arms:
         try:
             plan.config(StudyRun(arm, study.learning_rates[0], study.seeds[0], 1, tuning=False))

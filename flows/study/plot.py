@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.study.curves import AXES, METRICS, Axis, Metric, Result, mean_curve, t_interval
-from opd_core.types import VideoOPDError
 
 
 def plot(by_arm: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Write the plots of the trained arms; those that train nothing are horizontal lines.
+    """Write the plots of the trained arms; those that train nothing are horizontal lines."""
+    import matplotlib
 
-    Raises `VideoOPDError` where matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise VideoOPDError(
-            "the plots need matplotlib, which is not installed; pip install 'videoopd[study]'"
-        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -71,5 +63,5 @@ def _panel(
     panel.set_ylim(min(seen) - margin, max(seen) + margin)
     panel.set_xlim(left=0)
     panel.set_xlabel(AXES[axis])
-    panel.set_ylabel(METRICS[metric])
+    panel.set_ylabel(f"eval {METRICS[metric]}")
     panel.grid(alpha=0.25)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from flows.study.claims import Claim, Comparison
-from flows.study.curves import Interval
+from flows.study.curves import Interval, tuning_means
 from flows.study.evidence import ArmRow, Evidence
 from flows.study.plot import plot
 
@@ -25,9 +26,9 @@ def write_report(evidence: Evidence, folder: Path) -> list[Path]:
         folder / f"{evidence.plan.name}.{kind}" for kind in ("md", "svg", "json")
     )
     plot(evidence.by_arm, picture)
-    content = json.dumps(as_numbers(evidence), indent=1, allow_nan=False)
-    numbers.write_text(content + "\n")
-    table.write_text("\n".join(as_markdown(evidence, picture.name, numbers.name)) + "\n")
+    # JSON has no infinity: a bound that was never reached is null there.
+    numbers.write_bytes(to_json(as_numbers(evidence), indent=1, inf_nan_mode="null") + b"\n")
+    table.write_text("\n\n".join(_blocks(evidence, picture.name, numbers.name)) + "\n")
     return [table, picture, numbers]
 
 
@@ -40,8 +41,8 @@ def as_numbers(evidence: Evidence) -> dict[str, Any]:
         "sessions": list(evidence.sessions),
         "missing": dict(evidence.missing),
         "cpu_seconds": evidence.cpu_seconds,
-        "arms": [asdict(row) for row in evidence.rows],
-        "claims": [_finite(asdict(claim)) for claim in evidence.claims],
+        "arms": evidence.rows,
+        "claims": evidence.claims,
         "tuning": [_without_examples(asdict(r)) for r in evidence.tuning],
         "runs": [_without_examples(asdict(r)) for r in evidence.results],
     }
@@ -53,70 +54,48 @@ def _without_examples(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a bound that was never reached is null there."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_markdown(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
-    """The lines of the report."""
+def _blocks(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
+    """Headings, paragraphs and tables of the report."""
     plan = evidence.plan
     yield f"# Study `{plan.name}`"
-    yield ""
-    yield f"Written by `videoopd study {plan.file}{' --quick' if plan.quick else ''}`; do not edit."
-    yield f"All numbers are in [{numbers}]({numbers})."
-    yield ""
-    yield from _sessions(evidence)
+    yield (
+        f"Written by `videoopd study {plan.file}{' --quick' if plan.quick else ''}`; do not edit.\n"
+        f"All numbers are in [{numbers}]({numbers})."
+    )
+    if evidence.sessions:
+        yield "\n".join(
+            f"- `{s['command']}`, begun {s['began']}, commit {s['commit'] or 'no commit'}: \n"
+            f"  {s['machine']}"
+            for s in evidence.sessions
+        )
     yield f"![mIoU and R1@0.7 of each arm]({picture})"
-    yield ""
     yield (
         "Means over seeds against three costs, with 95 % bands. In brackets: mIoU and R1@0.7 of "
         "what trains nothing, where the line itself may lie outside."
     )
-    yield ""
     yield "## Arms"
-    yield ""
-    yield from _table(evidence.rows)
-    yield ""
+    yield "\n".join(_table(evidence.rows))
     yield (
         f"All runs, tuning included: {evidence.cpu_seconds:,.0f} CPU seconds, or "
         f"{evidence.cpu_seconds / 60:.0f} minutes of one core."
     )
-    yield ""
     yield from _definitions(evidence)
-    yield ""
     yield "## Claims"
-    yield ""
     for claim in evidence.claims:
-        yield from _claim(claim)
+        yield f"**{claim.name}: {claim.verdict}.** Claimed: {claim.statement}."
+        yield "\n".join(_comparisons(claim))
     yield "## Learning rates"
-    yield ""
     yield from _rates(evidence)
     if evidence.missing:
-        yield ""
         yield "## Missing"
-        yield ""
-        for name, reason in sorted(evidence.missing.items()):
-            yield f"- `{name}`: {reason}"
+        yield "\n".join(f"- `{run}`: {reason}" for run, reason in sorted(evidence.missing.items()))
     if evidence.resumed:
-        yield ""
         yield "## Killed and continued"
-        yield ""
-        yield "Their cost is the sum of all attempts, a killed stage's up to its last second:"
-        yield "; ".join(evidence.resumed) + "."
-
-
-def _sessions(evidence: Evidence) -> Iterator[str]:
-    for session in evidence.sessions:
-        commit = session["commit"] or "no commit"
-        yield f"- `{session['command']}`, begun {session['began']}, commit {commit}: "
-        yield f"  {session['machine']}"
-    if evidence.sessions:
-        yield ""
+        yield (
+            "Their cost is the sum of all attempts, a killed stage's up to its last second:\n"
+            + "; ".join(evidence.resumed)
+            + "."
+        )
 
 
 def _table(rows: Sequence[ArmRow]) -> Iterator[str]:
@@ -144,7 +123,6 @@ def _definitions(evidence: Evidence) -> Iterator[str]:
         "*Above base* is paired with the same run's policy 0. *Best* is the highest of the rounds' "
         "means, chosen on the eval split and therefore a little too good."
     )
-    yield ""
     yield (
         "*CPU s*: seconds of processor time of the run's process and its children, one thread, in "
         "all stages of its rounds and between them. It stands for wall-clock on a core of one's "
@@ -154,29 +132,25 @@ def _definitions(evidence: Evidence) -> Iterator[str]:
         "update and the teacher's own answers; a prefix tree counts its video once. Between rounds "
         "curves are linear, and a mean goes as far as every seed does."
     )
-    yield ""
     yield (
         f"*Equal data*: the draw is seeded by run and round, before anything is known of the arm; "
         f"{same} of {compared} rounds worked on the very examples of the first arm with that seed"
         + ("." if same == compared else f" (the least alike shares {smallest:.0%}).")
         + " What an arm then leaves out (TRPV, DBTP) is its own, so its steps may be fewer. *Equal "
         "optimiser*: the same for all but the learning rate, chosen for each arm from one grid by "
-        f"the mIoU at the last round on the {study.world.tune_videos} tune videos of seed "
-        f"{study.tune_seed}, whose world is in no other number."
+        f"the mIoU at the last round on the {study.world.tune_videos} tune videos of "
+        f"{_seeds(evidence)}, which no other number is made of."
     )
 
 
-def _claim(claim: Claim) -> Iterator[str]:
-    yield f"**{claim.name}: {claim.verdict}.** Claimed: {claim.statement}."
-    yield ""
+def _comparisons(claim: Claim) -> Iterator[str]:
     yield "| | measured | 95 % interval | holds if | |"
     yield "|---|---|---|---|---|"
     for c in claim.comparisons:
         sign = "+" if c.kind == "difference" else ""
         measured = "never reached" if c.value is None else f"{c.value:{sign}.3f}"
-        wanted = "> 0" if c.kind == "difference" else f"<= {c.bound:.2f}"
+        wanted = f"> {c.bound:g}" if c.kind == "difference" else f"<= {c.bound:.2f}"
         yield f"| {c.what} | {measured} | {_bounds(c)} | {wanted} | {_verdict(c)} |"
-    yield ""
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -201,18 +175,20 @@ def _rates(evidence: Evidence) -> Iterator[str]:
     if not evidence.tuning:
         yield f"One for all: {rates[0]:g}."
         return
-    found = {(r.arm, r.learning_rate): r.last.miou for r in evidence.tuning}
-    yield f"mIoU on the tune split at the last round, seed {evidence.plan.study.tune_seed}:"
-    yield ""
-    yield "| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
-    yield "|---" * (len(rates) + 1) + "|"
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        cells = []
-        for rate in rates:
-            value = found.get((arm, rate))
-            text = ABSENT if value is None else f"{value:.3f}"
-            cells.append(f"**{text}**" if evidence.tuned.get(arm) == rate else text)
-        yield f"| `{arm}` | " + " | ".join(cells) + " |"
+    yield f"mIoU on the tune split at the last round, {_seeds(evidence)}:"
+    lines = ["| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
+    lines.append("|---" * (len(rates) + 1) + "|")
+    for arm, mious in tuning_means(evidence.tuning, evidence.plan.study.tune_seeds).items():
+        texts = {rate: f"{mious[rate]:.3f}" if rate in mious else ABSENT for rate in rates}
+        texts[evidence.tuned[arm]] = f"**{texts[evidence.tuned[arm]]}**"
+        lines.append(f"| `{arm}` | " + " | ".join(texts.values()) + " |")
+    yield "\n".join(lines)
+
+
+def _seeds(evidence: Evidence) -> str:
+    """The tune seeds in words."""
+    seeds = evidence.plan.study.tune_seeds
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
 def _interval(interval: Interval, sign: str = "") -> str:

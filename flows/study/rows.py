@@ -22,7 +22,7 @@ UNTIMED = "evaluate"
 
 
 def is_complete(plan: Plan, run: StudyRun) -> bool:
-    """Whether the run has all its rounds, evaluated.
+    """Tell whether the run has all its rounds, evaluated.
 
     Raises `VideoOPDError` when its folder holds a run with other settings.
     """
@@ -84,15 +84,15 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
 
 def _by_round(costs: list[StageCost]) -> dict[int, list[StageCost]]:
     """The lines that a round paid for, by the policy it made."""
-    found: dict[int, list[StageCost]] = {}
+    paid: dict[int, list[StageCost]] = {}
     for cost, following in zip(costs, [*costs[1:], None], strict=True):
         evaluating = UNTIMED in (
             cost.stage,
             following and cost.stage == BETWEEN and following.stage,
         )
         if not evaluating:
-            found.setdefault(cost.policy_version + 1, []).append(cost)
-    return found
+            paid.setdefault(cost.policy_version + 1, []).append(cost)
+    return paid
 
 
 def _by_stage(lines: list[StageCost]) -> dict[str, float]:

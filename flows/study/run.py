@@ -14,25 +14,25 @@ the others go on.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flows.console.progress import progress
-from flows.study.curves import Result
+from flows.study.curves import Result, tuning_means
 from flows.study.plan import Plan, StudyRun, load_study
-from flows.study.pool import ONE_THREAD, WorkerPool
 from flows.study.rows import is_complete, read_result
-from flows.study.worker import RunRequest, WorldRequest
+from flows.study.worker import RunRequest, Workers, WorldRequest, started_workers
 from opd_core.types import VideoOPDError
 from storage.files import make_folder, write_json
 
-SESSIONS_FILE = "sessions.json"
+SESSIONS_FILE, LOG_FILE = "sessions.json", "workers.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,48 +50,63 @@ class StudyOptions:
 
 
 def study(options: StudyOptions) -> int:
-    """Run what is missing, then write the report; the exit code, 1 where a run is missing."""
-    plan = load_study(options.file, options.runs, quick=options.quick)
-    failed = {} if options.report else _run_all(plan, options)
-    return _report(plan, options.out, failed)
+    """Run what is missing, then write the reports; the exit code, 1 where a run is missing."""
+    _check_installed()
+    plans = load_study(options.file, options.runs, quick=options.quick)
+    for arm in options.arms:
+        if not any(arm in plan.study.arms for plan in plans):
+            plans[0].check_arm(arm)
+    failed = {} if options.report else _run_all(plans, options)
+    codes = [_report(plan, options.out, failed.get(plan.name, {})) for plan in plans]
+    return max(codes)
 
 
-def _run_all(plan: Plan, options: StudyOptions) -> dict[StudyRun, str]:
-    """Everything that is missing; the runs that failed, with the reason."""
-    failed: dict[StudyRun, str] = {}
+def _check_installed() -> None:
+    """Raises `VideoOPDError` before hours of runs, not after them."""
+    absent = [name for name in ("matplotlib", "pebble", "scipy") if find_spec(name) is None]
+    if absent:
+        raise VideoOPDError(
+            f"a study needs {', '.join(absent)}, not installed here; pip install 'videoopd[study]'"
+        )
+
+
+def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[StudyRun, str]]:
+    """Everything that is missing; of each plan the runs that failed, with the reason."""
     # A wrong setting or a foreign folder is found before a server is started.
-    todo = _missing(plan, options, plan.tuning_runs())
-    if not todo and not _missing(plan, options, plan.runs(best_rates(plan))):
-        return failed
-    make_folder(plan.root)
+    unfinished = [
+        plan
+        for plan in plans
+        if _missing(plan, options, plan.tuning_runs())
+        or _missing(plan, options, plan.runs(best_rates(plan)))
+    ]
+    if not unfinished:
+        return {}
     began = time.monotonic()
-    os.environ.update(ONE_THREAD)
     from flows.launch import quiet_server
 
     wait_for_server = quiet_server()
-    pool: WorkerPool[Any] = WorkerPool(options.jobs, plan.root)
-    try:
-        _note_session(plan)
-        _make_worlds(plan, pool)
-        wait_for_server()
-        _run(plan, pool, "tuning", todo, failed)
-        todo = _missing(plan, options, plan.runs(best_rates(plan)))
-        _run(plan, pool, "runs", todo, failed)
-    finally:
-        pool.close()
+    failed: dict[str, dict[StudyRun, str]] = {}
+    for plan in unfinished:
+        make_folder(plan.root)
+    with started_workers(options.jobs, unfinished[0].root / LOG_FILE) as workers:
+        for plan in unfinished:
+            _note_session(plan)
+            _make_worlds(plan, workers)
+            wait_for_server()
+            tuning = _run(plan, workers, "tuning", _missing(plan, options, plan.tuning_runs()))
+            todo = _missing(plan, options, plan.runs(best_rates(plan)))
+            failed[plan.name] = tuning | _run(plan, workers, "runs", todo)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
 
-def _missing(plan: Plan, options: StudyOptions, runs: list[StudyRun]) -> list[StudyRun]:
-    """Those of the wanted arms that are not complete."""
-    for name in options.arms:
-        plan.check_arm(name)
+def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs of the wanted arms that are not complete."""
     wanted = options.arms or tuple(plan.study.arms)
     return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
 
 
-def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:
+def _make_worlds(plan: Plan, workers: Workers) -> None:
     world = plan.study.world
     arm = next(iter(plan.study.arms))
     requests = {
@@ -113,16 +128,17 @@ def _make_worlds(plan: Plan, pool: WorkerPool[Any]) -> None:
                 raise VideoOPDError(f"the world of seed {seed} cannot be made: {error}")
             advance(1)
 
-        pool.run(requests, answered)
+        workers(requests, answered)
 
 
 def _run(
     plan: Plan,
-    pool: WorkerPool[Any],
+    workers: Workers,
     what: str,
-    runs: list[StudyRun],
-    failed: dict[StudyRun, str],
-) -> None:
+    runs: Sequence[StudyRun],
+) -> dict[StudyRun, str]:
+    """Give out the runs; those that failed, with the reason."""
+    failed: dict[StudyRun, str] = {}
     requests = {
         run: RunRequest(str(plan.study.base), plan.overrides(run), run.rounds) for run in runs
     }
@@ -142,24 +158,24 @@ def _run(
                 flush=True,
             )
 
-        pool.run(requests, answered)
+        workers(requests, answered)
+    return failed
 
 
 def best_rates(plan: Plan) -> dict[str, float]:
-    """The learning rate of each trained arm: the best mean IoU on the tune split, at the last
-    round; of two alike, the smaller. Arms without a complete tuning run have none."""
+    """The learning rate of each trained arm: the best mean over the tune seeds of the mean IoU on
+    the tune split, at the last round; of two alike, the smaller. A rate with which a run is missing
+    is not chosen; arms without any have none."""
     tuning = plan.tuning_runs()
     if not tuning:
         return plan.only_rate()
-    best: dict[str, tuple[float, float]] = {}
-    for result in _results(plan, tuning):
-        assert result.learning_rate is not None
-        key = (result.last.miou, -result.learning_rate)
-        best[result.arm] = max(best.get(result.arm, key), key)
-    return {arm: -rate for arm, (_, rate) in best.items()}
+    return {
+        arm: max(mious, key=lambda rate: (mious[rate], -rate))
+        for arm, mious in tuning_means(_results(plan, tuning), plan.study.tune_seeds).items()
+    }
 
 
-def _results(plan: Plan, runs: list[StudyRun]) -> list[Result]:
+def _results(plan: Plan, runs: Sequence[StudyRun]) -> list[Result]:
     return [read_result(plan, run) for run in runs if is_complete(plan, run)]
 
 
@@ -172,7 +188,7 @@ def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
     wanted = plan.runs(tuned)
     missing = {run: "not run yet" for run in (*tuning, *wanted) if not is_complete(plan, run)}
     missing |= failed
-    untuned = [arm for arm, s in plan.study.arms.items() if s.rounds != 0 and arm not in tuned]
+    untuned = [arm for arm in plan.study.trained() if arm not in tuned]
     results = _results(plan, wanted)
     if not results:
         raise VideoOPDError(
@@ -215,5 +231,5 @@ def _sessions(plan: Plan) -> list[dict[str, Any]]:
     file = plan.root / SESSIONS_FILE
     if not file.exists():
         return []
-    found: list[dict[str, Any]] = json.loads(file.read_text())["sessions"]
-    return found
+    sessions: list[dict[str, Any]] = json.loads(file.read_text())["sessions"]
+    return sessions

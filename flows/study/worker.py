@@ -1,29 +1,38 @@
-"""A process of `videoopd study`: makes worlds and runs runs, one request a line on standard input.
+"""The processes of `videoopd study`, each given one request after the other: a world to make with
+its frames decoded, or a run to bring to its rounds.
 
-    {"world": {...}}            a world with its three splits, its frames decoded and kept
-    {"run": {...}}              the flow `videoopd` with a config, its overrides and its rounds
+Several runs share a process, because starting one (torch, Prefect) takes longer than a short round;
+nothing decoded is carried from one to the next, so that each reads the frame store alike. A process
+that dies fails the request it had, and another takes its place. When the study ends in any way, by
+SIGKILL too, its processes end at once: what they were doing is continued by the next study, as
+after any kill.
 
-Each is answered by a line on standard output. Several runs share a process, because starting one
-(torch, Prefect) takes longer than a short round; nothing decoded is carried from one to the next,
-so that each reads the frame store alike. When standard input ends, the process ends at once: what
-it was doing is continued by the next study, as after any kill.
+By pebble and not by Prefect's process task runner, which is a `concurrent.futures` pool: there one
+process that dies fails every request, and all of them outlive a study that is killed.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import queue
-import signal
-import sys
 import threading
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 from flows.stage.costs import COSTS_FILE, recording
 from opd_core.types import VideoOPDError
+from storage.files import write_whole
+
+Key = TypeVar("Key")
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +58,79 @@ class RunRequest:
     rounds: int
 
 
-def as_line(request: WorldRequest | RunRequest) -> str:
-    kind = "world" if isinstance(request, WorldRequest) else "run"
-    return json.dumps({kind: asdict(request)})
+class Workers(Protocol):
+    """Gives out all requests; `answered` is told each key with the error, or None, in this
+    thread."""
+
+    def __call__(
+        self,
+        requests: Mapping[Key, WorldRequest | RunRequest],
+        answered: Callable[[Key, str | None], None],
+    ) -> None: ...
 
 
-def main() -> None:
-    """Serve until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which then ends us
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
-    requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    _import_all()
-    while True:
-        print(json.dumps(_answer(json.loads(requests.get()))), file=replies, flush=True)
+@contextmanager
+def started_workers(jobs: int, log: Path) -> Iterator[Workers]:
+    """`jobs` processes for as long as this is open; what they print goes to the end of `log`."""
+    from pebble import ProcessExpired, ProcessPool
+
+    os.environ.update(ONE_THREAD)  # theirs from the start; this process computes nothing
+    pool = ProcessPool(
+        jobs, initializer=_begin, initargs=[log], context=multiprocessing.get_context("spawn")
+    )
+
+    def give_out(
+        requests: Mapping[Key, WorldRequest | RunRequest],
+        answered: Callable[[Key, str | None], None],
+    ) -> None:
+        keys: dict[Future[str | None], Key] = {
+            pool.schedule(_answer, [request]): key for key, request in requests.items()
+        }
+        for future in as_completed(keys):
+            try:
+                error = future.result()
+            except ProcessExpired as expired:
+                error = f"its process ended with code {expired.exitcode}; see {log}"
+            except BrokenProcessPool:
+                raise VideoOPDError(
+                    f"the study's processes end while they start; see {log}, then run it again"
+                ) from None
+            answered(keys[future], error)
+
+    try:
+        yield give_out
+    finally:
+        pool.stop()
+        pool.join()
 
 
-def _read(requests: queue.Queue[str]) -> None:
-    for line in sys.stdin:
-        requests.put(line)
-    os._exit(0)
+def _begin(log: Path) -> None:
+    """First thing in a process: it ends with the study, and the first run's first stage does not
+    pay for imports."""
+    study = multiprocessing.parent_process()
+    assert study is not None
 
+    def end_with_the_study() -> None:
+        study.join()
+        os._exit(0)
 
-def _import_all() -> None:
-    """So that the first run's first stage does not pay for it."""
+    threading.Thread(target=end_with_the_study, daemon=True).start()
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     from flows.round import videoopd  # noqa: F401
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: WorldRequest | RunRequest) -> str | None:
+    """The error that a request ended with, or None."""
     try:
-        if "world" in request:
-            _make_world(WorldRequest(**request["world"]))
-        else:
-            _run(RunRequest(**request["run"]))
-        return {"error": None}
+        _make_world(request) if isinstance(request, WorldRequest) else _run(request)
     except VideoOPDError as error:
-        return {"error": str(error)}
+        return str(error)
     except Exception as error:
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"}
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _run(request: RunRequest) -> None:
@@ -121,9 +163,9 @@ def _make_world(request: WorldRequest) -> None:
     lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
     whole = folder / "train-without-tune.jsonl"
     if whole.exists():
-        if len(found := whole.read_text().splitlines()) != request.train_videos:
+        if (videos := len(whole.read_text().splitlines())) != request.train_videos:
             raise VideoOPDError(
-                f"{whole} has {len(found)} videos, not the study's {request.train_videos}; remove "
+                f"{whole} has {videos} videos, not the study's {request.train_videos}; remove "
                 "the study's folder, or give its file another name"
             )
         return
@@ -136,10 +178,5 @@ def _make_world(request: WorldRequest) -> None:
             examples = by_video([e for e in items if isinstance(e, GroundingExample)])
             for _ in encoder.encode_batches(list(cut_at_videos(examples, 256)), "study", None):
                 pass
-    aside = whole.with_suffix(".part")
-    aside.write_text("".join(lines[: request.train_videos]))
-    aside.replace(whole)  # last: it says that the world is whole
-
-
-if __name__ == "__main__":
-    main()
+    # Last and whole or not at all: it says that the world is there.
+    write_whole(whole, "".join(lines[: request.train_videos]))

@@ -23,11 +23,11 @@ _MARKED = re.compile(r"<[|\uff5c][^\s<>|\uff5c]{1,64}[|\uff5c]>")  # also with f
 def control_fault(query: str, known: Collection[str] = ()) -> str | None:
     """Why a sentence cannot be asked, or None. `known`: `control_tokens` of the checkpoint."""
     marked = _MARKED.search(query)
-    found = [token for token in known if token in query]
+    held = [token for token in known if token in query]
     if marked:
-        found.append(marked[0])
-    if found:
-        token = min(found, key=lambda t: (query.index(t), -len(t)))
+        held.append(marked[0])
+    if held:
+        token = min(held, key=lambda t: (query.index(t), -len(t)))
     elif respelled := _MARKED.search(_folded(query)):
         token = respelled[0]
     else:

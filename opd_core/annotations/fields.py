@@ -57,12 +57,12 @@ def as_text(value: Any, what: str) -> str:
     """Stripped, not empty, and encodable."""
     if not isinstance(value, str):
         raise BadAnnotationError(f"{what} is not text")
-    value = value.strip()
-    if not value:
+    text: str = value.strip()
+    if not text:
         raise BadAnnotationError(f"{what} is empty")
-    if _NO_TEXT.search(value):
+    if _NO_TEXT.search(text):
         raise BadAnnotationError(f"{what} holds characters that are no text")
-    return value
+    return text
 
 
 @lru_cache(maxsize=1024)  # all sentences of a video ask

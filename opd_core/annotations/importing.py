@@ -94,23 +94,23 @@ def decide(
     `probes`: what was found in the file.
     """
     first_seen: dict[str, str] = {}
-    for found in annotations:
-        path = None if found.video is None else paths.get(found.video)
+    for annotation in annotations:
+        path = None if annotation.video is None else paths.get(annotation.video)
         probe = None if path is None else probes.get(path)
         usable = probe if isinstance(probe, Probe) else None
         source = rules.source
-        if isinstance(found, Annotated) and found.source and not rules.override_source:
-            source = found.source
+        if isinstance(annotation, Annotated) and annotation.source and not rules.override_source:
+            source = annotation.source
         try:
-            spans, note = _check(found, path, probe, rules, first_seen, why_no_file)
+            spans, note = _check(annotation, path, probe, rules, first_seen, why_no_file)
         except _LeftOutError as error:
-            yield Decision(found, source, path, usable, error.kind, str(error))
+            yield Decision(annotation, source, path, usable, error.kind, str(error))
         else:
-            yield Decision(found, source, path, usable, None, None, spans, note)
+            yield Decision(annotation, source, path, usable, None, None, spans, note)
 
 
 def _check(
-    found: Found,
+    annotation: Found,
     path: str | None,
     probe: ProbeResult | None,
     rules: Rules,
@@ -118,28 +118,28 @@ def _check(
     why_no_file: Callable[[str], str],
 ) -> tuple[tuple[Span, ...], str | None]:
     """The spans that are taken, and a note. Raises `_LeftOutError`."""
-    if isinstance(found, LeftOut):
-        raise _LeftOutError("not of this format", found.reason)
-    if fault := control_fault(found.query):
+    if isinstance(annotation, LeftOut):
+        raise _LeftOutError("not of this format", annotation.reason)
+    if fault := control_fault(annotation.query):
         raise _LeftOutError("control token", fault)
-    if rules.skip_audio_queries and (word := audio_word(found.query)):
+    if rules.skip_audio_queries and (word := audio_word(annotation.query)):
         raise _LeftOutError("audio query", f"the query is about sound ({word!r})")
     if path is None:
-        raise _LeftOutError("no such video", why_no_file(found.video))
+        raise _LeftOutError("no such video", why_no_file(annotation.video))
     if probe is None or isinstance(probe, Unusable):
         reason = "nobody has looked at it" if probe is None else probe.reason
         raise _LeftOutError("unusable video", f"{path}: {reason}")
-    if found.duration and (fault := duration_fault(found.duration, probe.duration)):
+    if annotation.duration and (fault := duration_fault(annotation.duration, probe.duration)):
         raise _LeftOutError("another duration", f"{path}: {fault}")
-    spans = tuple(_checked(span, probe.duration, rules.clamp_seconds) for span in found.spans)
-    example_id = make_example_id(path, found.query, *dict.fromkeys(spans))
+    spans = tuple(_checked(span, probe.duration, rules.clamp_seconds) for span in annotation.spans)
+    example_id = make_example_id(path, annotation.query, *dict.fromkeys(spans))
     if example_id in first_seen:
         raise _LeftOutError("said twice", f"is the same annotation as {first_seen[example_id]}")
-    first_seen[example_id] = found.place
-    off = abs((found.duration or probe.duration) - probe.duration)
+    first_seen[example_id] = annotation.place
+    off = abs((annotation.duration or probe.duration) - probe.duration)
     if off <= TOLERANCE_SECONDS:  # further off, in a long video, it is told; the file's own counts
         return spans, None
-    return spans, f"annotated for {found.duration:g} s, the file has {probe.duration:.2f} s"
+    return spans, f"annotated for {annotation.duration:g} s, the file has {probe.duration:.2f} s"
 
 
 def _checked(span: Span, duration: float, clamp_seconds: float) -> Span:

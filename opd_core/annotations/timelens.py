@@ -48,46 +48,46 @@ def _examples(
     annotations: Iterator[Found], split: str
 ) -> Iterator[GroundingExample | QuarantinedItem]:
     first_seen: dict[str, str] = {}
-    for found in annotations:
-        if isinstance(found, LeftOut):
-            yield _quarantined(found, found.reason)
+    for annotation in annotations:
+        if isinstance(annotation, LeftOut):
+            yield _quarantined(annotation, annotation.reason)
             continue
         try:
-            example = _example(found, split)
+            example = _example(annotation, split)
             if example.example_id in first_seen:
                 raise BadAnnotationError(
                     f"is the same annotation as {first_seen[example.example_id]}"
                 )
         except BadAnnotationError as error:
-            yield _quarantined(found, str(error))
+            yield _quarantined(annotation, str(error))
             continue
-        first_seen[example.example_id] = found.place
+        first_seen[example.example_id] = annotation.place
         yield example
 
 
-def _example(found: Annotated, split: str) -> GroundingExample:
-    assert found.source is not None and found.duration is not None  # `_check_for_a_run`
-    video_path = relative_path(found.video)
-    if fault := control_fault(found.query):
+def _example(annotation: Annotated, split: str) -> GroundingExample:
+    assert annotation.source is not None and annotation.duration is not None  # `_check_for_a_run`
+    video_path = relative_path(annotation.video)
+    if fault := control_fault(annotation.query):
         raise BadAnnotationError(fault)
-    span, *others = (check_span(span, found.duration) for span in found.spans)
+    span, *others = (check_span(span, annotation.duration) for span in annotation.spans)
     return GroundingExample(
-        example_id=make_example_id(video_path, found.query, span, *others),
+        example_id=make_example_id(video_path, annotation.query, span, *others),
         video_path=video_path,
-        duration=found.duration,
-        query=found.query,
+        duration=annotation.duration,
+        query=annotation.query,
         span=span,
-        source=found.source,
+        source=annotation.source,
         split=split,
         other_spans=tuple(tuple(other) for other in others),
     )
 
 
-def _quarantined(found: Found, reason: str) -> QuarantinedItem:
+def _quarantined(annotation: Found, reason: str) -> QuarantinedItem:
     return QuarantinedItem(
-        item_id=found.place,
+        item_id=annotation.place,
         stage="import",
-        video_path=found.video,
+        video_path=annotation.video,
         reason=reason,
         policy_version=None,
         kind=ANNOTATION,

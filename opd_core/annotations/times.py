@@ -84,12 +84,12 @@ def _of_text(text: str, what: str) -> float:
             f"{what} is {text!r}, which may be {point} or {text.replace(',', '')}; "
             "write it with a point or without the comma"
         )
-    if found := _NUMBER.fullmatch(text):
-        return float(found.group(1).replace(",", "."))
-    if found := _CLOCK.fullmatch(text):
-        return _of_clock(found, text, what)
-    if (found := _WORDS.fullmatch(text)) and any(found.groups()):
-        hours, minutes, rest = (float(part or 0) for part in found.groups())
+    if match := _NUMBER.fullmatch(text):
+        return float(match.group(1).replace(",", "."))
+    if match := _CLOCK.fullmatch(text):
+        return _of_clock(match, text, what)
+    if (match := _WORDS.fullmatch(text)) and any(match.groups()):
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
         return hours * 3600 + minutes * 60 + rest
     if text.lstrip("+-").casefold() in _NOT_FINITE:
         return math.nan
@@ -99,8 +99,8 @@ def _of_text(text: str, what: str) -> float:
     )
 
 
-def _of_clock(found: re.Match[str], text: str, what: str) -> float:
-    sign, hours, minutes, rest = found.groups()
+def _of_clock(match: re.Match[str], text: str, what: str) -> float:
+    sign, hours, minutes, rest = match.groups()
     seconds_part = float(rest.replace(",", "."))
     if seconds_part >= 60 or (hours is not None and int(minutes[:9]) >= 60):
         raise BadAnnotationError(f"{what} is {text!r}, which is no time of a clock")
@@ -118,22 +118,22 @@ def pairs_of_text(text: str) -> list[tuple[str, str]]:
     if len(words := text.strip("[]() ").split()) == 2 and all(is_time(word) for word in words):
         return [(words[0], words[1])]
     for pattern in (_PAIR, _COMMA_PAIR):
-        if (found := pattern.findall(text)) and all(
+        if (pairs := pattern.findall(text)) and all(
             _BETWEEN.fullmatch(rest) for rest in pattern.sub("\0", text).split("\0")
         ):
-            return found
+            return pairs
     return []
 
 
 def first_pair(text: str) -> tuple[str, str] | None:
     """The first pair of times in a sentence, whatever their order and sign."""
-    found = _PAIR.search(text)
-    return (found.group(1), found.group(2)) if found else None
+    match = _PAIR.search(text)
+    return (match.group(1), match.group(2)) if match else None
 
 
 def has_other_units(text: str) -> bool:
     """Whether the first pair in a sentence is said to be of frames, minutes, percent, ..."""
-    found = _PAIR.search(text)
-    return found is not None and bool(
-        _OTHER_UNIT.match(text, found.end()) or _FRAMES_BEFORE.search(text[: found.start()])
+    match = _PAIR.search(text)
+    return match is not None and bool(
+        _OTHER_UNIT.match(text, match.end()) or _FRAMES_BEFORE.search(text[: match.start()])
     )

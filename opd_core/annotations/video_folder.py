@@ -32,8 +32,8 @@ class VideoFolder:
         one, of another machine, by the longest end of it that is there; a bare name or id anywhere
         in the folder, if there is exactly one such file. Windows' paths are read as POSIX' are.
         """
-        found = self._find(name)
-        return self._find(unquote(name)) if found is None and "%" in name else found
+        path = self._find(name)
+        return self._find(unquote(name)) if path is None and "%" in name else path
 
     def _find(self, name: str) -> str | None:
         path = NamedPath.of(name)
@@ -45,8 +45,8 @@ class VideoFolder:
             ends = [ends[0], *(ends[n] for n in range(1, len(parts)) if self._ends_in(parts[:n]))]
         suffixes = ("",) if name.lower().endswith(SUFFIXES) else ("", *SUFFIXES)
         candidates = (end + suffix for end in ends for suffix in suffixes)
-        if found := next((name for name in candidates if self._is_file(name)), None):
-            return found
+        if existing := next((name for name in candidates if self._is_file(name)), None):
+            return existing
         if len(parts) > 1 or path.is_absolute:
             return None
         named = self._by_name.get(parts[0], ())
@@ -57,9 +57,9 @@ class VideoFolder:
 
     def why_not(self, name: str) -> str:
         """What to tell a user about a name for which `find` gives None."""
-        found = self._by_name.get(name, ())
-        if len(found) > 1:
-            return f"{name!r} may be {found[0]}, {found[1]}, ...; name it with its folder"
+        paths = self._by_name.get(name, ())
+        if len(paths) > 1:
+            return f"{name!r} may be {paths[0]}, {paths[1]}, ...; name it with its folder"
         return f"the folder of videos has no file for {name!r}"
 
     def _is_file(self, relative: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from opd_core.config.load import Config
-from opd_core.engines.hf import HFEngine
+from opd_core.extensions import ENGINES, TRAINER
 from opd_core.model.agreement import EXACT, Bound, bound_for, served_dtype
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import ExampleEncoder, cut_at_videos
@@ -63,7 +63,7 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
     Sentences of one video are neighbours in `rows`. A video that cannot be read is a difference.
     """
     encoder = ExampleEncoder(config, policy.path)
-    kept = {example.example_id: answers for example, answers in rows}
+    answers_of = {example.example_id: answers for example, answers in rows}
     batches = list(cut_at_videos([e for e, _ in rows], config.rollout.prompts_per_batch))
     for batch in encoder.encode_batches(batches, "audit", policy.version):
         for item in chain.from_iterable(batch.videos):
@@ -76,11 +76,11 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
                 "pixel_hash": item.clip.pixel_hash,
                 "prompt_token_ids": tuple(item.prompt.token_ids),
             }
-            answers = kept[item.example.example_id]
-            found = next((d for r in answers for d in _unlike(r, now)), None)
-            yield Comparison(len(answers), 0, True, 0.0, found)
+            answers = answers_of[item.example.example_id]
+            unlike = next((d for r in answers for d in _unlike(r, now)), None)
+            yield Comparison(len(answers), 0, True, 0.0, unlike)
         for lost in batch.quarantined:
-            first = kept[lost.item_id][0].rollout_id
+            first = answers_of[lost.item_id][0].rollout_id
             yield Comparison(0, 0, True, 0.0, Difference(first, "video", "readable", lost.reason))
 
 
@@ -100,10 +100,11 @@ def sampled_again(
     batches = list(cut_at_videos([e for e, _ in rows], config.rollout.prompts_per_batch))
     chosen = _share(batches, share, generator)
     wanted = {e.example_id for batch in chosen for e in batch}
-    kept = {r.rollout_id: r for e, answers in rows if e.example_id in wanted for r in answers}
-    versions = {r.engine_version for r in kept.values()}
+    stored = {r.rollout_id: r for e, answers in rows if e.example_id in wanted for r in answers}
+    versions = {r.engine_version for r in stored.values()}
     nobody = config.rollout.source == "truth"
-    same_engine = config.rollout.engine == "hf" and (nobody or versions <= {HFEngine.version})
+    repeats = ENGINES[config.rollout.engine].repeats
+    same_engine = repeats is not None and (nobody or versions <= {repeats()})
     if not (same_engine and _exact(config, config.student.dtype)):
         return _student_again(config, policy, [r for r in rows if r[0].example_id in wanted],
                               tolerance)  # fmt: skip
@@ -116,9 +117,11 @@ def sampled_again(
     pairs = []
     for batch in stream:
         for lost in batch.quarantined:
-            if mine := [r for r in kept.values() if r.example_id == lost.item_id]:
+            if mine := [r for r in stored.values() if r.example_id == lost.item_id]:
                 return _lost(mine[0].rollout_id, lost.reason)
-        pairs += [(kept[now.rollout_id], now) for now in batch.records if now.rollout_id in kept]
+        pairs += [
+            (stored[now.rollout_id], now) for now in batch.records if now.rollout_id in stored
+        ]
     apart: list[float] = []
     bound = Bound(tolerance) if tolerance else EXACT
     tokens, first = 0, None
@@ -151,10 +154,12 @@ def scored_again(
     answers = {example.example_id: r for example, r in rows}
     batches = list(cut_at_videos([example for example, _ in rows], VIDEOS_PER_BATCH))
     chosen = _share(batches, share, generator)
-    exact = config.teacher.engine == "hf" and _exact(config, config.teacher.dtype)
+    exact = ENGINES[config.teacher.engine].repeats is not None and _exact(
+        config, config.teacher.dtype
+    )
     same = exact and not elsewhere
     bound = Bound(tolerance) if tolerance is not None else EXACT if same else _rounding(config)
-    kept = {score.rollout_id: score for score in scores}
+    stored = {score.rollout_id: score for score in scores}
     together = [e for batch in chosen for e in batch]
     same_cut = list(cut_at_videos(together, VIDEOS_PER_BATCH)) == chosen
     apart: list[float] = []
@@ -166,12 +171,12 @@ def scored_again(
                 difference = Difference(lost.item_id, "video", "readable", lost.reason)
                 return _compared(rollouts, apart, bound, difference)
             for now in batch.records:
-                was = kept[now.rollout_id]
+                was = stored[now.rollout_id]
                 values = (was.teacher_logprobs, now.teacher_logprobs)
-                found = _logprobs(was.rollout_id, "teacher_logprobs", *values, bound, apart)
+                unlike = _logprobs(was.rollout_id, "teacher_logprobs", *values, bound, apart)
                 rollouts += 1
-                if found:
-                    return _compared(rollouts, apart, bound, found)
+                if unlike:
+                    return _compared(rollouts, apart, bound, unlike)
     return _compared(rollouts, apart, bound, _mean(bound, apart, scores, "teacher_logprobs"))
 
 
@@ -179,31 +184,31 @@ def _student_again(
     config: Config, policy: Policy, rows: Sequence[Scored], tolerance: float | None
 ) -> Comparison:
     """The kept tokens under the trainer's forward of the policy that sampled them."""
-    teacher = config.teacher.model_copy(update={"engine": "hf", "dtype": config.student.dtype})
+    teacher = config.teacher.model_copy(update={"engine": TRAINER, "dtype": config.student.dtype})
     score = config.score.model_copy(
         update={"teacher_topk": 0, "teacher_entropy": False, "hidden_states": False}
     )
     as_teacher = config.model_copy(update={"teacher": teacher, "score": score})
-    given = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
+    largest = tolerance if tolerance is not None else config.rollout.max_engine_mismatch
     student = config.student.dtype
     dtypes = {served_dtype(config, r.engine, student) for _, rows_ in rows for r in rows_}
     device = choose_device(config.machine.device).type
-    bound = bound_for(given, sorted({*dtypes, student}), device)
-    kept = {r.rollout_id: r for _, answers in rows for r in answers}
+    bound = bound_for(largest, sorted({*dtypes, student}), device)
+    stored = {r.rollout_id: r for _, answers in rows for r in answers}
     work = [(e, answers) for e, answers in rows if answers]
     apart: list[float] = []
     for batch in score_rollouts(as_teacher, policy, work):
         for lost in batch.quarantined:
             return _lost(lost.item_id, lost.reason)
         for now in batch.records:
-            was = kept[now.rollout_id]
+            was = stored[now.rollout_id]
             if was.sampling_logprobs is None:
                 continue
             values = (was.sampling_logprobs, now.teacher_logprobs)
-            if found := _logprobs(was.rollout_id, "sampling_logprobs", *values, bound, apart):
-                return _compared(len(kept), apart, bound, found)
-    found = _mean(bound, apart, list(kept.values()), "sampling_logprobs")
-    return _compared(len(kept), apart, bound, found)
+            if difference := _logprobs(was.rollout_id, "sampling_logprobs", *values, bound, apart):
+                return _compared(len(stored), apart, bound, difference)
+    difference = _mean(bound, apart, list(stored.values()), "sampling_logprobs")
+    return _compared(len(stored), apart, bound, difference)
 
 
 def _lost(item_id: str, reason: str) -> Comparison:
@@ -271,7 +276,7 @@ def _mean(
 
 
 def _compared(
-    rollouts: int, apart: Sequence[float], bound: Bound, found: Difference | None
+    rollouts: int, apart: Sequence[float], bound: Bound, difference: Difference | None
 ) -> Comparison:
     largest = max(apart, default=0.0)
-    return Comparison(rollouts, len(apart), bound.largest == 0.0, largest, found)
+    return Comparison(rollouts, len(apart), bound.largest == 0.0, largest, difference)

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from opd_core import registry
+from opd_core.config.section import ChoosingSection
 from opd_core.config.sections import (
     FRAMES_FOLDER,
     DataSection,
@@ -28,23 +30,23 @@ from opd_core.config.sections import (
     RolloutSection,
     RunSection,
     ScoreSection,
-    Section,
     StorageSection,
     TeacherSection,
     UpdateSection,
     VideoSection,
     VLLMSection,
 )
-from opd_core.extensions import OBJECTIVES
+from opd_core.extensions import ENGINES, OBJECTIVES
 from opd_core.types import VideoOPDError
 
-Content = dict[str, dict[str, Any]]
+Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
 
 
-class Config(Section):
+class Config(ChoosingSection):
+    parts = ENGINES
     run: RunSection
     data: DataSection
     student: ModelSection
@@ -61,16 +63,19 @@ class Config(Section):
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
 
+    def chosen(self) -> Sequence[str]:
+        return [self.rollout.engine, self.teacher.engine, self.evaluate.engine]
+
     @property
     def objective_weights(self) -> dict[str, float]:
         """Objective -> its weight in the loss."""
         objective = self.update.objective
-        weights = {objective: 1.0} if isinstance(objective, str) else objective
-        return {str(name): weight for name, weight in weights.items()}
+        return {objective: 1.0} if isinstance(objective, str) else dict(objective)
 
     @property
     def objective_text(self) -> str:
-        """As the table `updates` names it: `policy_gradient`, or `1 policy_gradient + 0.5 grpo`."""
+        """The objective as the table `updates` names it: `policy_gradient`, or
+        `1 policy_gradient + 0.5 grpo`."""
         objective = self.update.objective
         if isinstance(objective, str):
             return objective
@@ -96,8 +101,15 @@ class Config(Section):
                 "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
                 f"= {self.teacher.engine!r}"
             )
+        scorer = ENGINES[self.teacher.engine]
+        needs_scores = self.needs_teacher_scores or self.focus.disagreement == "reverse_kl"
+        if needs_scores and scorer.scorer is None:
+            raise ValueError(
+                f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
+                "teacher.engine = 'hf'"
+            )
         for name in ("teacher_entropy", "hidden_states"):
-            if getattr(self.score, name) and self.teacher.engine != "hf":
+            if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
                     f"score.{name} needs the teacher's own forward pass, which "
                     f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
@@ -107,22 +119,22 @@ class Config(Section):
 
     def _has_inputs_of(self, name: str) -> None:
         objective = OBJECTIVES[name]
-        whole = self.update.teacher_distribution == "hidden_states"
+        exact = self.update.teacher_distribution == "hidden_states"
         if objective.on_policy_only and self.rollout.source != "student":
             raise ValueError(
                 f"update.objective = {name!r} is a gradient on the student's own answers only; "
                 "set rollout.source = 'student', or another objective"
             )
-        if objective.of_teacher == "vocabulary" and not whole:
+        if objective.of_teacher == "vocabulary" and not exact:
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's log-prob of any token; set "
                 "update.teacher_distribution = 'hidden_states' and score.hidden_states = true"
             )
-        if objective.needs_distribution and whole and not self.score.hidden_states:
+        if objective.needs_distribution and exact and not self.score.hidden_states:
             raise ValueError(
                 "update.teacher_distribution = 'hidden_states' needs score.hidden_states = true"
             )
-        if objective.needs_distribution and not whole and self.score.teacher_topk == 0:
+        if objective.needs_distribution and not exact and self.score.teacher_topk == 0:
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
@@ -195,14 +207,14 @@ class Config(Section):
 
 
 def config_hash(content: Content) -> str:
-    """Of a stored config, as it was written: a key that has come since is not in it."""
+    """The hash of a stored config as it was written: a key that has come since is not in it."""
     counts = json.dumps(_what_counts(content), sort_keys=True)
     return hashlib.sha256(counts.encode()).hexdigest()[:16]
 
 
 def _what_counts(content: Content) -> Content:
-    """Without the run's path (a copy of a run is the same), where and whether frames are kept, and
-    how often rows are appended: these change no number."""
+    """A config without the run's path (a copy of a run is the same), where and whether frames are
+    kept, and how often rows are appended: these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()
@@ -248,7 +260,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[key] = value
 
 
-def parse_override(override: str) -> tuple[list[str], Any, str]:
+def parse_override(override: str) -> tuple[list[str], object, str]:
     """`section.key=value` as its names, the value by TOML (text where it is none), and its text."""
     name, separator, text = override.partition("=")
     names = [part.strip() for part in name.split(".")]
@@ -277,6 +289,8 @@ def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
             return f"unknown key {location!r}; {hint}"
         case "missing":
             return f"the key {location!r} is missing; add it"
+        case registry.UNKNOWN:
+            return f"{location} {problem['msg']}"
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
@@ -288,23 +302,26 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:
-            continue  # the name of an entry, such as an arm of a study: the model is known already
+            of_a_part = issubclass(model, ChoosingSection) and model.settings_of(str(part))
+            # Else the name of an entry, such as an arm of a study: the model is known already.
+            model = of_a_part or model
+            continue
         annotation: Any = field.annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(model.model_fields)
+    return model.known_keys() if issubclass(model, ChoosingSection) else list(model.model_fields)
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=_absolute(config, folder))
 
 
-def _absolute(section: BaseModel, folder: Path) -> dict[str, Any]:
-    """Those of its values, sections inside it too, that hold a path; made absolute."""
-    found: dict[str, Any] = {}
+def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
+    """The values of a section that hold a path, in the sections inside it too; made absolute."""
+    absolute: dict[str, object] = {}
     for name, value in section:
         if isinstance(value, Path):
-            found[name] = (folder / value.expanduser()).resolve()
+            absolute[name] = (folder / value.expanduser()).resolve()
         elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
-            found[name] = value.model_copy(update=inside)
-    return found
+            absolute[name] = value.model_copy(update=inside)
+    return absolute

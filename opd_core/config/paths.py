@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel
 
 from opd_core.config.load import Config, parse_override
+from opd_core.config.section import ChoosingSection
 from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
 
@@ -31,11 +32,11 @@ def _from_folder(override: str, folder: Path) -> str:
     kinds = _kinds_at(names)
     if Path in kinds and not isinstance(value, str | dict):
         value = text  # `--set run.path=2026-11-27`: a folder, and no date
-    whole = _whole(kinds, value, folder, override)
-    return override if whole == value else f"{'.'.join(names)}={toml_value(whole)}"
+    absolute = _whole(kinds, value, folder, override)
+    return override if absolute == value else f"{'.'.join(names)}={toml_value(absolute)}"
 
 
-def _whole(kinds: tuple[Any, ...], value: Any, folder: Path, override: str) -> Any:
+def _whole(kinds: tuple[object, ...], value: object, folder: Path, override: str) -> object:
     if isinstance(value, dict):
         fields = {
             name: _kinds(field.annotation)
@@ -51,15 +52,17 @@ def _whole(kinds: tuple[Any, ...], value: Any, folder: Path, override: str) -> A
     return str((folder / Path(value).expanduser()).resolve())
 
 
-def _kinds_at(names: Sequence[str]) -> tuple[Any, ...]:
+def _kinds_at(names: Sequence[str]) -> tuple[object, ...]:
     """What the value of a key may be; nothing for a key that there is not."""
-    kinds: tuple[Any, ...] = (Config,)
+    kinds: tuple[object, ...] = (Config,)
     for name in names:
         models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         fields = [m.model_fields[name] for m in models if name in m.model_fields]
-        kinds = tuple(kind for field in fields for kind in _kinds(field.annotation))
+        parts = [m.settings_of(name) for m in models if issubclass(m, ChoosingSection)]
+        annotations = [*(field.annotation for field in fields), *filter(None, parts)]
+        kinds = tuple(kind for annotation in annotations for kind in _kinds(annotation))
     return kinds
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
+def _kinds(annotation: object) -> tuple[object, ...]:
     return (annotation, *get_args(annotation))

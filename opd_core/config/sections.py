@@ -5,25 +5,23 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES
+from opd_core.config.section import ChoosingSection, Section
+from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["hf", "vllm"]
+EngineName = Annotated[str, ENGINES]
 
 
 class RunSection(Section):
@@ -51,12 +49,13 @@ class TeacherSection(ModelSection):
     """For its predictions and its scores. Scoring by vLLM projects every prompt token onto the
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
-    """k of TRPV: the teacher's own answers to an example, which measure its reliability."""
+    """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
     cache: Path | None = None
-    """Folder of another run, whose teacher's answers to the same question are copied."""
+    """Folder of another run, whose teacher predictions to the same question are copied."""
 
 
-class PromptSection(Section):
+class PromptSection(ChoosingSection):
+    parts = TEMPLATES
     template: Annotated[str, TEMPLATES] = "timelens"
     """How the question is put, and how an answer is read (`opd_core/templates/named.py`)."""
     text: str | None = None
@@ -70,12 +69,8 @@ class PromptSection(Section):
     """How an answer is written, for rollout.source = "truth": `"{start:.1f} - {end:.1f}"`. None: as
     the template whose name is the reader's; a regular expression has none."""
 
-    @field_validator("template", mode="before")
-    @classmethod
-    def _template_is_known(cls, value: Any) -> Any:
-        if problem := TEMPLATES.problem(value):
-            raise ValueError(f"prompt.template {problem}")
-        return value
+    def chosen(self) -> Sequence[str]:
+        return [self.template]
 
     @model_validator(mode="after")
     def _can_be_used(self) -> Self:
@@ -90,11 +85,11 @@ class VideoSection(Section):
     fps: Annotated[float, Field(gt=0)] = 2.0
     max_frames: Positive = 768
     max_video_tokens: Positive = 8192
-    """After merging; frames are resized so that a video stays below it, as its processor counts:
-    very wide pictures and odd numbers of frames may cost a little more."""
+    """The tokens of a video, after merging; frames are resized so that it stays below them, as its
+    processor counts: very wide pictures and odd numbers of frames may cost a little more."""
     max_frame_tokens: Positive | None = None
-    """Of one frame, on fewer of which a short video would spend all of its tokens; the paper's is
-    768. None: no such cap, as the checkpoints' own processors do it unless they are told."""
+    """The tokens of one frame at most: a short video would spend all of its own on few frames. The
+    paper's is 768. None: no such cap, as the checkpoints' processors do it unless they are told."""
     decoder: Literal["pyav", "decord"] = "pyav"
     decode_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A decoder that takes longer is killed and its video quarantined."""
@@ -166,12 +161,13 @@ class ScoreSection(Section):
     """Folder of another run, whose scores of the same content are copied instead of computed."""
 
 
-class FocusSection(Section):
+class FocusSection(ChoosingSection):
+    parts = CURRICULA
     curriculum: Annotated[str, CURRICULA] = "tvdf"
     """Which rollouts are trained on (`opd_core/focus/`)."""
     min_teacher_iou: Fraction = 0.3
-    """TRPV: the mean IoU of the teacher's k answers must reach it. Where it is not given, 0.7 with
-    curriculum = "scc"."""
+    """The mean IoU of an example's teacher predictions must reach it (TRPV). Where it is not given,
+    0.7 with curriculum = "scc"."""
     unit: Literal["example", "rollout"] = "example"
     """`example`: an example with all its rollouts; `rollout`: each rollout by itself."""
     disagreement: Literal["iou", "reverse_kl"] = "iou"
@@ -184,7 +180,7 @@ class FocusSection(Section):
     buckets: Positive = 5
     gaussian_center: float = 0.9
     gaussian_sigma: Annotated[float, Field(gt=0)] = 0.2
-    """Of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
+    """The width of tvdf's `gaussian`, over the disagreement scaled to [0, 1]."""
     max_student_iou: Fraction = 0.7
     """scc: a student that reaches it has the example; the teacher need not score it."""
     frontier: Positive = 900
@@ -195,13 +191,14 @@ class FocusSection(Section):
     timelens_sigma: Annotated[float, Field(gt=0)] = 0.2
     """timelens: the Gaussian over the student's IoU; the values of its released training script."""
 
+    def chosen(self) -> Sequence[str]:
+        return [self.curriculum]
+
     @model_validator(mode="before")
     @classmethod
-    def _reliable_for_its_curriculum(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "curriculum" not in data:
+    def _reliable_for_its_curriculum(cls, data: object) -> object:
+        if not isinstance(data, dict) or data.get("curriculum") not in CURRICULA:
             return data
-        if problem := CURRICULA.problem(data["curriculum"]):
-            raise ValueError(f"focus.curriculum {problem}")
         reliable = CURRICULA[data["curriculum"]].min_teacher_iou
         return data if reliable is None else {"min_teacher_iou": reliable} | data
 
@@ -216,7 +213,7 @@ class LoraSection(Section):
 
 
 class GRPOSection(Section):
-    """Of the objective `grpo`, whose reward is the answer's temporal IoU."""
+    """Settings of the objective `grpo`, whose reward is the answer's temporal IoU."""
 
     scale_by_std: bool = True
     """Divide a group's advantages by the standard deviation of its rewards."""
@@ -228,15 +225,16 @@ class GRPOSection(Section):
     """Weight of the KL to the base student; above 0 it costs one more forward pass of a tree."""
 
 
-class UpdateSection(Section):
+class UpdateSection(ChoosingSection):
+    parts = OBJECTIVES
     objective: Annotated[
         str | Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)], OBJECTIVES
     ] = "policy_gradient"
     """What is minimised; docs/how-to/objectives.md has which to use when. Or a weighted sum, as a
     table: `objective = { policy_gradient = 1.0, grpo = 0.5 }`."""
     teacher_distribution: Literal["topk", "hidden_states"] = "topk"
-    """Of the exact objectives: the teacher's kept top-k and one bucket for the rest, or its whole
-    distribution from kept hidden states (score.hidden_states) and its lm_head."""
+    """What the exact objectives compare with: the teacher's kept top-k and one bucket for the rest,
+    or its whole distribution from kept hidden states (score.hidden_states) and its lm_head."""
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     student_topk: Positive = 32
     """K of `student_topk_reverse_kl`."""
@@ -272,9 +270,9 @@ class UpdateSection(Section):
     """Truncated importance sampling: weights pi_v / mu of the trainer's policy (before its first
     step) over the engine's log-probs. `token`: a token's own ratio (`policy_gradient`, `grpo`);
     `prefix`: the product over the tokens before it (the objectives that are exact at their state);
-    `sequence`: the product over the rollout. `auto`: for rollouts of vLLM `token` or `prefix`, each
-    part of a weighted sum its own; off for those of hf. With weights, steps after the first cost a
-    forward pass more, before any weight moves."""
+    `sequence`: the product over the rollout. `auto`: `token` or `prefix`, each part of a
+    weighted sum its own, for rollouts of an engine that is not the trainer itself. With weights,
+    steps after the first cost a forward pass more, before any weight moves."""
     tis_cap: Annotated[float, Field(ge=1)] = 2.0
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""
@@ -294,12 +292,12 @@ class UpdateSection(Section):
             )
         return self
 
+    def chosen(self) -> Sequence[str]:
+        return [self.objective] if isinstance(self.objective, str) else list(self.objective)
+
     @field_validator("objective", mode="before")
     @classmethod
-    def _objectives_are_known(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else [value]:
-            if problem := OBJECTIVES.problem(name):
-                raise ValueError(f"update.objective {problem}")
+    def _objective_is_there(cls, value: object) -> object:
         if value == {}:
             raise ValueError("update.objective = {} names no objective; give it at least one")
         return value
@@ -327,11 +325,11 @@ class MachineSection(Section):
 
 
 class VLLMSection(Section):
-    """Of every stage whose engine is vLLM."""
+    """Settings of every stage whose engine is vLLM."""
 
     tensor_parallel_size: Positive = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of each GPU. The rest is for the probe: the student once more, in the trainer."""
+    """Share of each GPU. The rest is for the gate: the student once more, in the trainer."""
     dtype: Dtype | None = None
     """None: that of the model."""
     max_model_len: Positive | None = None

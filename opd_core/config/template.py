@@ -13,12 +13,13 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from opd_core.config.load import Config
+from opd_core.config.section import ChoosingSection
 from opd_core.config.toml_text import toml_value
 from opd_core.registry import Registry
 
@@ -45,6 +46,7 @@ def config_template() -> str:
     lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
     for name, field in Config.model_fields.items():
         lines += ["", *_section((name,), section_of(field))]
+    lines += _of_other_packages((), Config)
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +71,16 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
             yield from _optional_section((*place, name), section_of(field))
         else:
             yield from _section((*place, name), section_of(field))
+    yield from _of_other_packages(place, model)
+
+
+def _of_other_packages(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+    """What their parts take, each in a section that is absent unless one writes it."""
+    if issubclass(model, ChoosingSection):
+        for name in model.parts.foreign:
+            if section := model.settings_of(name):
+                yield ""
+                yield from _optional_section((*place, name), section)
 
 
 def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
@@ -95,8 +107,8 @@ def choices(field: FieldInfo) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
 
 
-def _least(field: FieldInfo) -> Any:
-    """For a required number inside an optional section."""
+def _least(field: FieldInfo) -> object:
+    """A value that passes, for a required number inside an optional section."""
     return 8 if int in (field.annotation, *get_args(field.annotation)) else ""
 
 
@@ -115,32 +127,32 @@ def section_of(field: FieldInfo) -> type[BaseModel]:
     return next(k for k in kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
 
 
-def kinds(field: FieldInfo) -> tuple[Any, ...]:
+def kinds(field: FieldInfo) -> tuple[object, ...]:
     """The types that a field may have."""
     return (field.annotation, *get_args(field.annotation))
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the docstring under it, those of the classes it is made from too."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for kind in reversed(model.__mro__):
         if kind is not BaseModel and issubclass(kind, BaseModel):
-            found |= _documented(Path(inspect.getfile(kind))).get(kind.__name__, {})
-    return found
+            texts |= _documented(Path(inspect.getfile(kind))).get(kind.__name__, {})
+    return texts
 
 
 @cache
 def _documented(file: Path) -> dict[str, dict[str, str]]:
     """Class -> field -> the text that stands under it in the file."""
     classes = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef)]
-    found: dict[str, dict[str, str]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for node in classes:
         pairs = zip(node.body, node.body[1:], strict=False)
-        found[node.name] = {
+        texts[node.name] = {
             field.target.id: inspect.cleandoc(text.value.value)
             for field, text in pairs
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             and isinstance(text.value.value, str)
         }  # fmt: skip
-    return found
+    return texts

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 
-def toml_value(value: Any) -> str:
+def toml_value(value: object) -> str:
     """
     >>> toml_value({"rank": 8, "on": True, "names": ("a", "b")})
     '{ rank = 8, on = true, names = ["a", "b"] }'

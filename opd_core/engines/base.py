@@ -1,4 +1,4 @@
-"""Sampling: what an engine is asked for, what it answers, and how a token is drawn.
+"""What an engine is asked for, what it answers, and how a token is drawn.
 
 An engine gets the prompts of one video next to each other, so that it can compute their common
 prefix once. A row's random numbers come from its own seed, so what is sampled does not depend on
@@ -7,14 +7,16 @@ which rows it was sampled with.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opd_core.prompts.encoder import EncodedPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from opd_core.config.sections import ScoreSection
 
 PIXEL_SAMPLE = 64
 
@@ -83,10 +85,42 @@ class Refused:
     reason: str
 
 
-class Engine(Protocol):
-    """What samples from one policy; opened for one stage by `engines/choice.py`."""
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Answers to one prompt, to be scored."""
+
+    key: Hashable
+    prompt: EncodedPrompt
+    answers: Mapping[Hashable, Sequence[int]]
+    """Key of an answer -> its token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model makes of the T tokens of one answer, K tokens kept at each."""
+
+    logprobs: Sequence[float]
+    """[T], under the model's own distribution."""
+    topk_token_ids: Sequence[Sequence[int]] | None
+    """[T, K], likeliest first; None where none were asked for."""
+    topk_logprobs: Sequence[Sequence[float]] | None
+    tail_logprobs: Sequence[float] | None
+    """[T]: log of the mass that is not in the top-k."""
+    entropies: Sequence[float] | None = None
+    """[T], nats."""
+    hidden_states: Sequence[Any] | None = None
+    """[T, D], those before lm_head, arrays."""
+    prompt: SeenPrompt | None = None
+    """None only of an engine that is the trainer's own forward pass: it is given our own prompt."""
+    seconds: float = 0.0
+    """This answer's share of the time it took."""
+
+
+class OpenedEngine(Protocol):
+    """What samples from one policy, and may score; opened for one stage by `engines/choice.py`."""
 
     name: str
+    """As in the config."""
 
     @property
     def version(self) -> str: ...
@@ -95,6 +129,13 @@ class Engine(Protocol):
         self, videos: Sequence[Sequence[Request]], params: SamplingParams
     ) -> Mapping[Hashable, Sequence[Sample] | Refused]:
         """Answers by request key; the requests of one inner sequence share a video."""
+        ...
+
+    def score(
+        self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
+    ) -> Iterator[tuple[Hashable, Scored | Refused]]:
+        """(key of an answer, what it is worth), or (key of a request, why it was not taken); asked
+        only where `extensions.Engine.scorer` says that the engine can. `wanted`: what is kept."""
         ...
 
 

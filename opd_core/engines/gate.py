@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from opd_core.config.load import Config
-from opd_core.engines.base import Engine, Refused, Sample, SeenPrompt, pixel_sample
+from opd_core.engines.base import OpenedEngine, Refused, Sample, SeenPrompt, pixel_sample
 from opd_core.model.agreement import bound_for, served_dtype
 from opd_core.model.vocabulary import excluded_token_ids
 from opd_core.types import VideoOPDError
@@ -37,7 +37,7 @@ TIMESTAMP = re.compile(r"<\d+(?:\.\d+)? seconds>")
 
 
 @dataclass(frozen=True, slots=True)
-class ProbedToken:
+class ComparedToken:
     """What engine and trainer say of a token of an answer."""
 
     example: str
@@ -166,12 +166,18 @@ class Gate:
         return None
 
 
-def probe_engine(
+def gate_of(encoder: ExampleEncoder, max_new_tokens: int) -> Gate:
+    """The gate for answers to the prompts of one checkpoint."""
+    prompts = encoder.prompts
+    return Gate(prompts.tokenizer, max_new_tokens, prompts.architecture, prompts.positions)
+
+
+def mismatches(
     config: Config,
     folder: Path,
     dtype: str,
     encoder: ExampleEncoder,
-    engine: Engine,
+    engine: OpenedEngine,
     item: EncodedExample,
     answers: Mapping[Hashable, Sequence[Sample]],
     company: Sequence[EncodedExample] = (),
@@ -233,21 +239,13 @@ def other_company(
     return [video[::-1] for video in (last, [item, *own]) if video]
 
 
-def probe(model: TreeModel, item: EncodedExample, samples: Sequence[Sample]) -> list[ProbedToken]:
-    """The worst token of each answer to one example."""
-    tokens = asked_again(model, item, {item.example.example_id: samples}, [[item]])
-    return [
-        max((t for t in tokens if t.sample == index), key=_badness) for index in range(len(samples))
-    ]
-
-
 def asked_again(
     model: TreeModel,
     item: EncodedExample,
     answers: Mapping[Hashable, Sequence[Sample]],
     videos: Sequence[Sequence[EncodedExample]],
     max_tokens: int = 16384,
-) -> list[ProbedToken]:
+) -> list[ComparedToken]:
     """Every token of the answers to the examples of `videos`, which hold `item`: in the trees of
     those videos, the last answer first, and of the first answer to `item` once more by itself, as
     one plain sequence. So that an error of the packing shows, also one that sampler and trainer
@@ -271,14 +269,14 @@ def asked_again(
     return [token for group in packs for token in _compared(model, pack(group), answers)]
 
 
-def _badness(token: ProbedToken) -> tuple[bool, float]:
+def _badness(token: ComparedToken) -> tuple[bool, float]:
     """A difference that is no number is the worst of all."""
     return math.isnan(token.difference), token.difference
 
 
 def _compared(
     model: TreeModel, packed: Pack, answers: Mapping[Hashable, Sequence[Sample]]
-) -> Iterator[ProbedToken]:
+) -> Iterator[ComparedToken]:
     import torch
 
     with torch.inference_mode():
@@ -290,4 +288,4 @@ def _compared(
                 trainer, chosen = chosen[: len(sample.token_ids)], chosen[len(sample.token_ids) :]
                 pairs = zip(sample.token_ids, sample.logprobs, trainer, strict=True)
                 for position, values in enumerate(pairs):
-                    yield ProbedToken(example, index, position, *values)
+                    yield ComparedToken(example, index, position, *values)

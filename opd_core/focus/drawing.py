@@ -15,7 +15,7 @@ import polars as pl
 
 
 def uniform_number(seed: int, unit: str) -> float:
-    """In (0, 1), neither end included: 52 bits of a hash, in the middle of their interval."""
+    """A number in (0, 1), without its ends: 52 bits of a hash, in the middle of their interval."""
     digest = hashlib.sha256(f"{seed}\x1f{unit}".encode()).digest()
     return ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) / 2.0**52
 

@@ -23,7 +23,7 @@ def ranked(settings: FocusSection) -> pl.Expr:
 
 
 def pick(units: pl.DataFrame, settings: FocusSection, seed: int) -> pl.DataFrame:
-    """At most `frontier` and `anchors` units; the ranks of the two pools are their own."""
+    """Picks at most `frontier` and `anchors` units; each of the two pools has ranks of its own."""
     frontier = (
         units.filter(ranked(settings))
         .sort("measure", "unit", descending=[True, False])

@@ -45,8 +45,9 @@ def needs_scores(settings: FocusSection) -> bool:
     return needs_predictions(settings) and settings.disagreement == "reverse_kl"
 
 
-def mean_reverse_kls(rollouts: pl.LazyFrame, scores: pl.LazyFrame) -> pl.LazyFrame:
-    """rollout_id, reverse_kl: the mean of sampling - teacher log-probs over an answer's tokens.
+def sampling_k1s(rollouts: pl.LazyFrame, scores: pl.LazyFrame) -> pl.LazyFrame:
+    """rollout_id, reverse_kl: the k1 estimate of KL(pi_v || q) on an answer, nats a token, which is
+    the mean of sampling - teacher log-probs over its tokens.
 
     `rollouts`: rollout_id, sampling_logprobs. `scores`: rollout_id, teacher_logprobs, of one
     teacher. What has no score has no row.
@@ -65,20 +66,20 @@ def select(
     predictions: pl.LazyFrame,
     settings: FocusSection,
     seed: int = 0,
-    reverse_kls: pl.LazyFrame | None = None,
+    sampling_k1s: pl.LazyFrame | None = None,
 ) -> pl.LazyFrame:
     """One row a rollout with the numbers of the decision, in columns of `types.Selection`.
 
     `rollouts`: rollout_id, example_id, policy_version, student_iou.
     `predictions`: example_id, iou (the teacher's answers); may be empty for curricula without.
-    `reverse_kls`: rollout_id, reverse_kl; needed exactly when `needs_scores`.
+    `sampling_k1s`: rollout_id, reverse_kl; needed exactly when `needs_scores`.
     A unit's numbers are the means over its rollouts, of reverse_kl over those that are scored.
     """
-    if needs_scores(settings) and reverse_kls is None:
-        raise ValueError("to rank by reverse_kl takes the reverse KLs of the rollouts")
+    if needs_scores(settings) and sampling_k1s is None:
+        raise ValueError("to rank by reverse_kl takes the k1 estimates of the rollouts")
     chosen = CURRICULA[settings.curriculum]
     by_kl = needs_scores(settings)
-    scored = _with_numbers(rollouts, predictions, settings, reverse_kls if by_kl else None)
+    scored = _with_numbers(rollouts, predictions, settings, sampling_k1s if by_kl else None)
     faults: list[tuple[pl.Expr, str]] = []
     if chosen.ranked is not None:
         faults.append((~_is_number("teacher_iou"), "teacher unknown"))
@@ -88,7 +89,7 @@ def select(
     if chosen.ranked is not None and by_kl:
         unscored = chosen.ranked(settings) & ~_is_number("reverse_kl")
         faults.append((unscored, NO_SCORE))
-    first = (pl.when(found).then(pl.lit(name)) for found, name in faults)
+    first = (pl.when(at_fault).then(pl.lit(name)) for at_fault, name in faults)
     scored = scored.with_columns(fault=pl.coalesce(*first, pl.lit(None, pl.String)))
     units = (
         scored.filter(pl.col("fault").is_null())
@@ -132,16 +133,16 @@ def _with_numbers(
     rollouts: pl.LazyFrame,
     predictions: pl.LazyFrame,
     settings: FocusSection,
-    reverse_kls: pl.LazyFrame | None,
+    sampling_k1s: pl.LazyFrame | None,
 ) -> pl.LazyFrame:
     """The rollouts with the name and the numbers of their unit, in the order they came in."""
     teacher = predictions.group_by("example_id").agg(teacher_iou=pl.col("iou").mean())
     unit = "example_id" if settings.unit == "example" else "rollout_id"
     frame = rollouts.select("rollout_id", "example_id", "policy_version", "student_iou")
-    if reverse_kls is None:
+    if sampling_k1s is None:
         frame = frame.with_columns(reverse_kl=pl.lit(None, pl.Float64))
     else:
-        frame = frame.join(reverse_kls, on="rollout_id", how="left", maintain_order="left")
+        frame = frame.join(sampling_k1s, on="rollout_id", how="left", maintain_order="left")
     if settings.unit == "example":
         frame = frame.with_columns(
             pl.col("student_iou").mean().over("example_id"),
@@ -191,7 +192,7 @@ def known_unreliable(predictions: pl.LazyFrame, settings: FocusSection) -> list[
 
 
 def by_video(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
-    """In order of video and id: sentences of one video are neighbours."""
+    """The examples in order of video and id: sentences of one video are neighbours."""
     return sorted(examples, key=lambda e: (e.video_path, e.example_id))
 
 

@@ -31,6 +31,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opd_core.extensions import ENGINES
+
 if TYPE_CHECKING:
     from opd_core.config.load import Config
 
@@ -42,9 +44,9 @@ class Bound:
     """What differences of log-probs may be, nats."""
 
     largest: float
-    """Of any token."""
+    """The largest difference of any token."""
     mean: float | None = None
-    """Of many tokens; None: only the largest counts."""
+    """The mean difference of many tokens; None: only the largest counts."""
     spread: float = 0.0
     """Four times the root mean square of a difference: what the mean of few tokens may be more."""
     reason: str = "as the config says"
@@ -66,18 +68,20 @@ class Bound:
 
 def served_dtype(config: Config, engine: str, dtype: str) -> str:
     """The precision in which `engine` runs a model whose section of the config says `dtype`."""
-    return (engine == "vllm" and config.vllm.dtype) or dtype
+    own = ENGINES[engine].dtype if engine in ENGINES else None  # `truth` is no engine
+    return (own and own(config)) or dtype
 
 
 EXACT = Bound(0.0, reason="the same computation again")
 
 
-def bound_for(given: float | None, dtypes: Sequence[str], device: str) -> Bound:
-    """`given` where the config gives one; else what rounding makes of these `dtypes` (of sampler
-    and trainer) on a `cpu` or `cuda` device, with room. The engine makes no difference: see above.
+def bound_for(configured: float | None, dtypes: Sequence[str], device: str) -> Bound:
+    """The bound that the config gives, where it does (`configured`); else what rounding makes of
+    these `dtypes` (of sampler and trainer) on a `cpu` or `cuda` device, with room. The engine makes
+    no difference: see above.
     """
-    if given is not None:
-        return Bound(given)
+    if configured is not None:
+        return Bound(configured)
     coarse = next((dtype for dtype in dtypes if dtype != FINE), None)
     if coarse is not None:
         return Bound(4.0, 0.02, 0.35, f"more than rounding in {coarse} does")

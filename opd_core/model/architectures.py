@@ -24,7 +24,7 @@ THIS_FILE = f"{__name__.replace('.', '/')}.py"
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Where a mixture of experts keeps them: fused, one tensor for all experts of a layer.
+    """The place of a model's experts: fused, one tensor for all experts of a layer.
 
     E experts of hidden size D and inner size I. No `nn.Linear` is among them, so LoRA leaves them
     alone. A row of a tree is routed by itself, so a tree stays equal to separate sequences. The
@@ -45,8 +45,8 @@ class Experts:
     reads: transformers takes both forms, by their shapes, and by itself writes its own."""
 
     vllm_settings: tuple[tuple[str, bool], ...]
-    """Of the text config: what vLLM asks for and transformers does in this one way, whatever the
-    checkpoint's config.json says or leaves out."""
+    """Settings of the text config that vLLM asks for and transformers has in this one way, whatever
+    the checkpoint's config.json says or leaves out."""
 
     def holds(self, name: str) -> bool:
         """Whether a stored tensor is all experts' gate_up or down of a layer."""
@@ -56,11 +56,11 @@ class Experts:
 @dataclass(frozen=True, slots=True)
 class Architecture:
     model_type: str
-    """Of config.json."""
+    """What config.json calls the family."""
     published: str
     """Checkpoints that people know, for the error about others."""
     model_class: str
-    """Of transformers. vLLM's registry has it under the same name, and config.json's
+    """The class of transformers. vLLM's registry has it under the same name, and config.json's
     `architectures` names it."""
 
     backbone: str
@@ -110,7 +110,7 @@ class Architecture:
     min_frames: int
     """Frames that a video is given at least."""
     size_rule: SizeRuleName
-    """By what its processor chooses a video's size (`opd_core/video/frame_size.py`): "qwen3_vl",
+    """What its processor chooses a video's size by (`opd_core/video/frame_size.py`): "qwen3_vl",
     the pixels of all frames; "qwen2_vl", those of each."""
 
     def module(self, model: Any, path: str) -> Any:
@@ -143,8 +143,8 @@ class Architecture:
     def vision_settings(self, config: Any) -> Any:
         return getattr(config, self.vision_config)
 
-    def vllm_overrides(self) -> dict[str, Any]:
-        """Of config.json for vLLM, so that it computes what transformers does."""
+    def vllm_overrides(self) -> dict[str, object]:
+        """Settings of config.json for vLLM, so that it computes what transformers does."""
         settings = {} if self.experts is None else dict(self.experts.vllm_settings)
         return {self.text_config: settings} if settings else {}
 
@@ -265,11 +265,11 @@ def architecture_in(folder: Path) -> Architecture:
 
 
 def _named(model_type: object, where: object) -> Architecture:
-    found = ARCHITECTURES.get(str(model_type))
-    if found is None:
+    family = ARCHITECTURES.get(str(model_type))
+    if family is None:
         known = "; ".join(f"{a.model_type} ({a.published})" for a in ARCHITECTURES.values())
         raise VideoOPDError(
             f"{where} is of model_type {model_type!r}, whose prompts, positions and layers are not "
             f"known here; use a checkpoint of {known}, or describe the family in {THIS_FILE}"
         )
-    return found
+    return family

@@ -17,15 +17,10 @@ from typing import Any
 
 import torch
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.model.architectures import architecture_in, architecture_of
 from opd_core.model.lm_head import two_heads
-from opd_core.model.weight_files import (
-    ADAPTER_CONFIG,
-    StoredTensor,
-    base_folder,
-    is_adapter,
-    stored_tensors,
-)
+from opd_core.model.weight_files import StoredTensor, stored_tensors
 from opd_core.types import VideoOPDError
 
 
@@ -119,8 +114,8 @@ def _open_full(
 def _refuse(folder: Path, info: dict[str, Any], model: str, fix: str) -> None:
     missing = _names(info["missing_keys"])
     unexpected = _names(info["unexpected_keys"])
-    mismatched = _names(f"{name} ({_shape(found)} in the file, {_shape(wanted)} in the model)"
-                        for name, found, wanted in info["mismatched_keys"])  # fmt: skip
+    mismatched = _names(f"{name} ({_shape(stored)} in the file, {_shape(wanted)} in the model)"
+                        for name, stored, wanted in info["mismatched_keys"])  # fmt: skip
     wrong = [
         f"{what} {names}"
         for what, names in (
@@ -154,9 +149,9 @@ def _refuse_quantised(folder: Path, stored: dict[str, StoredTensor]) -> None:
     config = json.loads((folder / "config.json").read_text())
     kinds = sorted({t.dtype for t in stored.values()} - {"F64", "F32", "F16", "BF16"})
     if "quantization_config" in config or kinds:
-        found = f"weights of {kinds[0]}" if kinds else "a quantization_config"
+        holds = f"weights of {kinds[0]}" if kinds else "a quantization_config"
         raise VideoOPDError(
-            f"{folder} is quantised ({found}), and is not trained or scored with; give the "
+            f"{folder} is quantised ({holds}), and is not trained or scored with; give the "
             "checkpoint in float32, bfloat16 or float16"
         )
 

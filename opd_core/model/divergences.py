@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Divergences(NamedTuple):
-    """Each [C], nats, never negative."""
+    """Three divergences of a teacher and a policy, each [C], nats, never negative."""
 
     forward_kl: Tensor
     """KL(q || p) = sum q (log q - log p): q is the teacher, p the policy."""
@@ -24,7 +24,7 @@ class Divergences(NamedTuple):
 
 
 def divergences(policy_logprobs_CV: Tensor, teacher_logprobs_CV: Tensor) -> Divergences:
-    """Of log-probabilities that are -inf at the same tokens: those that nobody may say.
+    """Divergences of log-probabilities, -inf at the same tokens: those that nobody may say.
 
     A sum that rounding has made negative is 0. A token that only one of the two can say makes the
     KL in its direction infinite.

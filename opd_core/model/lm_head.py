@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.model.architectures import Architecture, architecture_in
-from opd_core.model.weight_files import StoredTensor, base_folder, header, is_adapter
+from opd_core.model.weight_files import StoredTensor, header
 from opd_core.types import VideoOPDError
 
 
@@ -73,7 +74,7 @@ def teacher_distribution(
 
 
 def weight_names(family: Architecture) -> tuple[str, str]:
-    """Of the head and of the embedding, without what a checkpoint of another age puts before."""
+    """Names of the head and of the embedding, without what older checkpoints put before them."""
     head, embedding = (path.rsplit(".", 1)[-1] for path in (family.lm_head, family.embedding))
     return f"{head}.weight", f"{embedding}.weight"
 
@@ -93,7 +94,8 @@ def two_heads(folder: Path, family: Architecture) -> VideoOPDError:
 
 
 def _is_tied(folder: Path) -> bool:
-    """As transformers reads it, which knows where older checkpoints of each family say it."""
+    """Whether the head is the embedding, by transformers, which knows where older checkpoints of
+    each family say it."""
     from transformers import AutoConfig
 
     try:

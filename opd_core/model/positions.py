@@ -1,6 +1,6 @@
 """Where the tokens of a prompt stand: mRoPE positions, one rule for all who compute.
 
-Sampler, scorer, trainer, probe and gate ask here; nothing else in the project counts positions.
+Sampler, scorer, trainer and gate ask here; nothing else in the project counts positions.
 The rule is that of the released models and of vLLM. transformers' own rope index is not asked:
 from 5.3 on it continues text inside a Qwen2.5-VL video, at `start + max(height, width)`
 (transformers #45381), which is another model than the one that was released.

@@ -34,7 +34,7 @@ class Segment:
     parent: int | None
     """Index of the parent in `PrefixTree.segments`, which stands before its children; or None."""
     key: Hashable = None
-    """Of a completion: whose it is. None for prompt segments, which nobody trains on."""
+    """Whose completion it is. None for prompt segments, which nobody trains on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +159,6 @@ class Pack:
                 ends_N[rows.start : rows.stop] = ends[s]
         return ends_N
 
-    def ancestor_mask(self) -> np.ndarray:
-        """[N, N] bool: row i may see column j, from the parents of segments. Dense: for tests."""
-        mask = np.zeros((self.tokens, self.tokens), dtype=bool)
-        for t, tree in enumerate(self.trees):
-            for s in range(len(tree.segments)):
-                rows = self.rows(t, s)
-                for ancestor in tree.path(s)[:-1]:
-                    above = self.rows(t, ancestor)
-                    mask[rows.start : rows.stop, above.start : above.stop] = True
-                n = len(rows)
-                mask[rows.start : rows.stop, rows.start : rows.stop] = np.tri(n, dtype=bool)
-        return mask
-
 
 def pack(trees: Sequence[PrefixTree]) -> Pack:
     """Lay out trees one after the other. Raises on a completion key that stands twice."""
@@ -229,19 +216,19 @@ def split(tree: PrefixTree, max_tokens: int) -> list[PrefixTree]:
     if tree.tokens <= max_tokens or len(leaves) <= 1:
         return [tree]
     parts: list[PrefixTree] = []
-    kept: set[int] = set()
+    part: set[int] = set()
     for leaf in leaves:
-        wider = kept | set(tree.path(leaf))
-        if kept and sum(len(tree.segments[i].token_ids) for i in wider) > max_tokens:
-            parts.append(_subtree(tree, kept))
+        wider = part | set(tree.path(leaf))
+        if part and sum(len(tree.segments[i].token_ids) for i in wider) > max_tokens:
+            parts.append(_subtree(tree, part))
             wider = set(tree.path(leaf))
-        kept = wider
-    parts.append(_subtree(tree, kept))
+        part = wider
+    parts.append(_subtree(tree, part))
     return parts
 
 
-def _subtree(tree: PrefixTree, kept: set[int]) -> PrefixTree:
-    order = sorted(kept)
+def _subtree(tree: PrefixTree, members: set[int]) -> PrefixTree:
+    order = sorted(members)
     new = {old: i for i, old in enumerate(order)}
     segments = []
     for old in order:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder
 from opd_core.model.architectures import architecture_in
 from opd_core.model.checkpoint import (
     check_checkpoint,
@@ -16,23 +17,18 @@ from opd_core.model.checkpoint import (
     save_checkpoint,
 )
 from opd_core.model.file_modes import give_umask_modes
-from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, stored_tensors
+from opd_core.model.weight_files import stored_tensors
 
 
-def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """As `engines.hf.end_token_ids`, from the folder's files."""
+def generation_config(folder: Path) -> Any:
+    """How the model in `folder` generates: as the folder says, or as follows from its config."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError:
-        generation = GenerationConfig.from_model_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True)
-        )
-    ids = {tokenizer.eos_token_id}
-    configured = generation.eos_token_id
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(i for i in ids if i is not None)
+        model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_model_config(model_config)
 
 
 def published_form(folder: Path, target: Path) -> Path:

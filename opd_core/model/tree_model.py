@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,14 +21,17 @@ from opd_core.model import token_count
 from opd_core.model.architectures import architecture_of
 from opd_core.model.positions import PositionRule
 from opd_core.model.prefix_tree import Pack, PrefixTree
-from opd_core.model.vocabulary import excluded_token_ids
+from opd_core.model.vocabulary import HasVocabulary, excluded_token_ids
 from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from opd_core.model.tree_attention import TreeLayout
 
 
 class TreeModel:
     """A model in evaluation mode; `opd_core/update/student.py` turns on what training needs."""
 
-    def __init__(self, model: Any, tokenizer: Any, rows_per_chunk: int = 1024) -> None:
+    def __init__(self, model: Any, tokenizer: HasVocabulary, rows_per_chunk: int = 1024) -> None:
         from opd_core.model import tree_attention
 
         self.architecture = family = architecture_of(model.config)
@@ -51,7 +54,7 @@ class TreeModel:
         device: torch.device = self.model.device
         return device
 
-    def hidden(self, pack: Pack, layout: Any) -> Tensor:
+    def hidden(self, pack: Pack, layout: TreeLayout) -> Tensor:
         """Last hidden states, [N, D], of one forward pass over a pack."""
         visions = [tree.vision for tree in pack.trees]
         positions_3N = pack.positions(self.prompt_positions)
@@ -71,9 +74,10 @@ class TreeModel:
                 ),
             },
         )
-        return output.last_hidden_state[0]
+        hidden_ND: Tensor = output.last_hidden_state[0]
+        return hidden_ND
 
-    def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: Any) -> Tensor:
+    def decode_hidden(self, token_ids_B: Tensor, positions_B: Tensor, layout: TreeLayout) -> Tensor:
         """Last hidden states, [B, D], of one new text token a row."""
         self.forwards += 1
         token_count.passed(len(token_ids_B))
@@ -83,16 +87,16 @@ class TreeModel:
             tree_layout=layout,
             use_cache=False,
         )
-        return output.last_hidden_state[:, 0]
+        hidden_BD: Tensor = output.last_hidden_state[:, 0]
+        return hidden_BD
 
     def log_softmax(self, hidden_CD: Tensor) -> Tensor:
         """Log-probabilities [C, V] in float32, -inf at the excluded ids."""
-        logits = self._lm_head(hidden_CD).float()
-        logits = logits.index_fill(1, self._excluded, float("-inf"))
-        return logits.log_softmax(dim=1)
+        logits_CV: Tensor = self._lm_head(hidden_CD).float()
+        return logits_CV.index_fill(1, self._excluded, float("-inf")).log_softmax(dim=1)
 
     def completion_distributions(
-        self, pack: Pack, layout: Any | None = None
+        self, pack: Pack, layout: TreeLayout | None = None
     ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
         """One forward pass; then yields, chunk by chunk, (keys, token_ids_C, log_probs_CV).
 
@@ -102,9 +106,10 @@ class TreeModel:
             yield keys, token_ids_C, self.log_softmax(hidden_CD)
 
     def completion_hidden(
-        self, pack: Pack, layout: Any | None = None
+        self, pack: Pack, layout: TreeLayout | None = None
     ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
-        """As `completion_distributions`, before lm_head: (keys, token_ids_C, hidden_CD)."""
+        """Hidden states before lm_head: (keys, token_ids_C, hidden_CD), in the order and the chunks
+        of `completion_distributions`."""
         from opd_core.model.tree_attention import packed_attention
 
         hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))

@@ -11,13 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from opd_core.types import VideoOPDError
 
 
+class HasVocabulary(Protocol):
+    """What is asked here of a Hugging Face tokenizer."""
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+
 def excluded_token_ids(
-    tokenizer: Any, vocab_size: int, placeholders: Sequence[str]
+    tokenizer: HasVocabulary, vocab_size: int, placeholders: Sequence[str]
 ) -> tuple[int, ...]:
     """Ids in [0, vocab_size) that no engine may sample, ascending.
 
@@ -28,6 +34,14 @@ def excluded_token_ids(
     placeholder_ids = {known[token] for token in placeholders if token in known}
     untokenizable = set(range(vocab_size)) - set(known.values())
     return tuple(sorted(placeholder_ids | untokenizable))
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of a model's generation config."""
+    ids = {tokenizer.eos_token_id}
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)
 
 
 def check_same_vocabulary(student: Path, teacher: Path) -> None:

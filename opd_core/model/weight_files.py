@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, is_adapter
 from opd_core.types import VideoOPDError
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -29,36 +29,6 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and no weights of a whole model."""
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def base_folder(adapter: Path) -> Path:
-    """The checkpoint that a PEFT adapter was trained on."""
-    try:
-        named = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VideoOPDError(
-            f"{adapter / ADAPTER_CONFIG} names no base model ({type(error).__name__}: {error}); "
-            "restore it, or write the base's folder as its base_model_name_or_path"
-        ) from None
-    base = adapter / str(named)  # an absolute path stays what it is
-    if not base.is_dir():
-        base = Path(str(named))
-    if not base.is_dir():
-        raise VideoOPDError(
-            f"the adapter in {adapter} was trained on {named}, which is not there; restore it, or "
-            f"correct base_model_name_or_path in its {ADAPTER_CONFIG}"
-        )
-    if is_adapter(base):
-        raise VideoOPDError(
-            f"the adapter in {adapter} stands on {base}, which is an adapter too; merge that one "
-            "into its base first, and name the merged folder"
-        )
-    return base
-
-
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """name -> what is stored, of all the weights of a folder (of an adapter: its own).
 
@@ -67,16 +37,16 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     if not folder.is_dir():
         raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
-    found: dict[str, StoredTensor] = {}
+    stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        found |= header(file)
+        stored |= header(file)
     for name, shard in _index(folder).items():
-        if name not in found or found[name].file.name != shard:
+        if name not in stored or stored[name].file.name != shard:
             raise VideoOPDError(
                 f"{folder / INDEX} names a weight {name} in {shard}, which does not hold it; copy "
                 "or download the checkpoint again"
             )
-    return found
+    return stored
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -137,7 +107,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
                 raise ValueError("its header ends too early")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = {n: StoredTensor(path, e["dtype"], tuple(e["shape"])) for n, e in header.items()}
+        tensors = {n: StoredTensor(path, e["dtype"], tuple(e["shape"])) for n, e in header.items()}
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it has {size:,} bytes and should have {8 + length + end:,}")
@@ -149,7 +119,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise VideoOPDError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from None
-    return found
+    return tensors
 
 
 def _some(names: list[str], what: str) -> str:

@@ -120,12 +120,12 @@ class ExampleEncoder:
         where most of their videos are missing, at the start or later, and not only those of a small
         draw (an evaluation's have to be there in any case).
         """
-        whole = among or [example for batch in batches for example in batch]
+        company = among or [example for batch in batches for example in batch]
         unreadable: set[str | None] = set()
 
         def refuse() -> None:
             every = None if stage == "evaluate" else self._annotated
-            refuse_missing(self._videos, (e.video_path for e in whole), unreadable, every)
+            refuse_missing(self._videos, (e.video_path for e in company), unreadable, every)
 
         if batches:
             refuse()

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from opd_core import torchvision_guard
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.extensions import TEMPLATES
 from opd_core.model.architectures import Architecture, architecture_in
 from opd_core.model.positions import PositionRule
 from opd_core.model.vision_input import VisionInput
-from opd_core.model.weight_files import is_adapter
 from opd_core.spans.answer_reader import THOUGHT
 from opd_core.templates.named import ask
 from opd_core.types import VideoOPDError
@@ -69,16 +69,16 @@ class PromptEncoder:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """Of the checkpoint's model. Raises `VideoOPDError` for a family without a record."""
+        """The family of the checkpoint's model. Raises `VideoOPDError` for one without a record."""
         return architecture_in(self._model_folder)
 
     @property
     def positions(self) -> PositionRule:
-        """Where the checkpoint's model puts the tokens of a prompt."""
+        """The rule by which the checkpoint's model places the tokens of a prompt."""
         return PositionRule.of(self._model_config)
 
     @cached_property
-    def _model_config(self) -> Any:
+    def _model_config(self) -> object:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)
@@ -86,11 +86,7 @@ class PromptEncoder:
     @cached_property
     def _model_folder(self) -> Path:
         """Where config.json is: an adapter's base has it."""
-        if not is_adapter(self.folder):
-            return self.folder
-        from opd_core.model.weight_files import base_folder
-
-        return base_folder(self.folder)
+        return base_folder(self.folder) if is_adapter(self.folder) else self.folder
 
     def encode(self, clip: VideoClip, queries: list[str]) -> list[EncodedPrompt]:
         """One prompt a query, all sharing one `vision`."""
@@ -109,8 +105,8 @@ class PromptEncoder:
                 do_sample_frames=False,
                 return_tensors="pt",
             )
-            given = batch.get(family.second_per_grid)
-            seconds = None if given is None else float(torch.as_tensor(given)[0])
+            stated = batch.get(family.second_per_grid)
+            seconds = None if stated is None else float(torch.as_tensor(stated)[0])
             if seconds is not None:
                 check_even(clip, seconds)
             if vision is None:

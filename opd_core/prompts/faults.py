@@ -37,7 +37,7 @@ class Room:
 
     tokens: int
     new_tokens: int
-    """Of them, for the answer."""
+    """Those of `tokens` that the answer may take."""
     given_by: str
     """The setting or the model that says so, and what to change."""
 
@@ -85,22 +85,22 @@ class CheckedPrompts:
         processor = self._prompts.processor
         t, h, w = prompt.vision.grid_thw
         expected = t * h * w // processor.video_processor.merge_size**2
-        found = prompt.token_ids.count(processor.video_token_id)
-        if found != expected:
-            raise ValueError(f"the prompt has {found} places for {expected} tokens of the video")
+        places = prompt.token_ids.count(processor.video_token_id)
+        if places != expected:
+            raise ValueError(f"the prompt has {places} places for {expected} tokens of the video")
         return prompt
 
     def _blame(self, clip: VideoClip, error: Exception) -> UnusableExample:
-        said = f"{type(error).__name__}: {first_line(error)}"
+        raised = f"{type(error).__name__}: {first_line(error)}"
         if self._works_on(clip):
-            return UnusableExample(faults.PROCESSOR, f"the processor raised {said}")
+            return UnusableExample(faults.PROCESSOR, f"the processor raised {raised}")
         if self._has_worked or self._works_on(_grey_clip()):
-            reason = f"the processor raised {said}, as it does for any sentence about this video"
+            reason = f"the processor raised {raised}, as it does for any sentence about this video"
             return UnusableExample(faults.PROCESSOR, reason)
         raise VideoOPDError(
-            f"the processor of {self._prompts.folder} fails on every example ({said}); correct the "
-            "processor files of the checkpoint or the installed transformers (nothing was recorded "
-            "about the examples)"
+            f"the processor of {self._prompts.folder} fails on every example ({raised}); correct "
+            "the processor files of the checkpoint or the installed transformers (nothing was "
+            "recorded about the examples)"
         )
 
     def _works_on(self, clip: VideoClip) -> bool:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from opd_core.config.load import Config
-from opd_core.config.sections import EngineName
 from opd_core.model.agreement import served_dtype
 from opd_core.templates.own_prompt import template_of
 from opd_core.video.clip import SPEC_VERSION
@@ -22,7 +20,7 @@ PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"
 
 
 def prediction_question(config: Config, processor: str) -> str:
-    """Of the teacher's own k answers; `processor` is the hash of the teacher's processor."""
+    """The key of the teacher's own k answers; `processor`: the hash of the teacher's processor."""
     return _hash(
         config,
         config.teacher.engine,
@@ -35,7 +33,7 @@ def prediction_question(config: Config, processor: str) -> str:
 
 
 def evaluation_question(config: Config, processor: str) -> str:
-    """Of a greedy answer on the eval split; `processor` is the hash of the model's processor."""
+    """The key of a greedy answer on the eval split; `processor`: the hash of the model's own."""
     return _hash(
         config,
         config.evaluate.engine,
@@ -46,7 +44,7 @@ def evaluation_question(config: Config, processor: str) -> str:
     )
 
 
-def _hash(config: Config, engine: EngineName, dtype: str, processor: str, **rest: Any) -> str:
+def _hash(config: Config, engine: str, dtype: str, processor: str, **rest: object) -> str:
     """16 hex digits; of [video], only what changes pixels. The number rises when the model is asked
     otherwise under the same settings: 2, sentences without their full stops, and positions of
     Qwen2.5-VL."""

@@ -14,12 +14,11 @@ from typing import TypeVar
 
 from opd_core import faults
 from opd_core.config.load import Config
-from opd_core.config.sections import EngineName
-from opd_core.engines.base import Engine, Refused, Request, Sample, SamplingParams
-from opd_core.engines.gate import Gate, probe_engine
+from opd_core.engines.base import OpenedEngine, Refused, Request, Sample, SamplingParams
+from opd_core.engines.gate import gate_of, mismatches
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
-from opd_core.spans.protocols import judged
+from opd_core.spans.protocols.known import judged
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import (
     Batch,
@@ -107,7 +106,7 @@ def sample_rollouts(
         seeds,
         config.student.dtype if settings.source == "student" else config.teacher.dtype,
         settings.engine,
-        probed=settings.source == "student",  # a teacher may be too large for a forward of ours
+        compared=settings.source == "student",  # a teacher may be too large for a forward of ours
     )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)
@@ -161,7 +160,7 @@ def predict(
         seeds,
         config.teacher.dtype,
         config.teacher.engine,
-        probed=False,  # a teacher may be too large for a forward of ours
+        compared=False,  # a teacher may be too large for a forward of ours
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
@@ -199,7 +198,7 @@ def evaluate(
         lambda _: (0,),
         config.student.dtype,
         settings.engine,
-        probed=True,
+        compared=True,
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
@@ -212,7 +211,7 @@ def evaluate_model(
     examples: Sequence[GroundingExample],
     done: set[str],
 ) -> Iterator[Batch[ModelEvaluation]]:
-    """As `evaluate`, of weights that are no policy of the run.
+    """Answers as `evaluate` gives them, of weights that are no policy of the run.
 
     `question_hash`: `question_key.evaluation_question` of the config.
     """
@@ -236,17 +235,17 @@ class _Work:
     params: SamplingParams
     seeds: Callable[[GroundingExample], tuple[int, ...]]
     dtype: str
-    engine: EngineName
-    probed: bool
+    engine: str
+    compared: bool
     """Whether an example is also scored by the trainer's own forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     encoder: ExampleEncoder
-    engine: Engine
+    engine: OpenedEngine
     mismatches: dict[tuple[str, int], float]
-    """(example id, sample index) -> what the probe measured."""
+    """(example id, sample index) -> what the gate measured."""
 
 
 def _answer(
@@ -267,10 +266,7 @@ def _answer(
         if any(e.example_id in needed for e in batch)
     ]
     encoder = ExampleEncoder(config, work.policy.path)
-    prompts = encoder.prompts
-    gate = Gate(
-        prompts.tokenizer, work.params.max_new_tokens, prompts.architecture, prompts.positions
-    )
+    gate = gate_of(encoder, work.params.max_new_tokens)
     with opened_engine(config, work.engine, work.policy.path, work.dtype, encoder) as engine:
         asked = _Asked(encoder, engine, {})
         room = room_for(config, work.engine, encoder, work.params.max_new_tokens)
@@ -284,15 +280,16 @@ def _answer(
                 [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
                 for video in encoded.videos
             ]
-            given = engine.sample(requests, work.params) if items else {}
+            said = engine.sample(requests, work.params) if items else {}
             seconds = time.perf_counter() - began
-            faulty = gate.check(engine.name, items, given)
-            answers = {k: a for k, a in given.items() if not isinstance(a, Refused)}
+            faulty = gate.check(engine.name, items, said)
+            answers = {k: a for k, a in said.items() if not isinstance(a, Refused)}
             fit = [i for i in items if i.example.example_id not in faulty]
-            if work.probed and fit and not asked.mismatches:
+            if work.compared and fit and not asked.mismatches:
                 folder, dtype = work.policy.path, work.dtype
-                found = probe_engine(config, folder, dtype, encoder, engine, fit[0], answers, fit)
-                asked.mismatches.update(found)
+                asked.mismatches.update(
+                    mismatches(config, folder, dtype, encoder, engine, fit[0], answers, fit)
+                )
             quarantined = [
                 *encoded.quarantined,
                 *(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from opd_core.config.load import Config
 from opd_core.engines.choice import room_for
+from opd_core.extensions import TRAINER
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.answer_reader import THOUGHT_ENDS
 from opd_core.spans.grounding import answer_iou
@@ -36,7 +37,7 @@ def truth_rollouts(
         if any(wanted(e) for e in batch)
     ]
     encoder = ExampleEncoder(config, policy.path)
-    room = room_for(config, "hf", encoder, config.rollout.max_new_tokens)
+    room = room_for(config, TRAINER, encoder, config.rollout.max_new_tokens)
     batches = encoder.encode_batches(
         plan, "rollout", policy.version, asks=True, room=room, among=examples
     )

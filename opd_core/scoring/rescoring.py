@@ -77,14 +77,14 @@ def rescore(
             )
         records: list[Divergence] = []
         examples = [item.example.example_id for video in encoded.videos for item in video]
-        kept = load([r.rollout_id for example_id in examples for r in rollouts[example_id]])
+        scores = load([r.rollout_id for example_id in examples for r in rollouts[example_id]])
         trees = [rollout_tree(video, rollouts) for video in encoded.videos]
         for group in fill(trees, config.update.max_tokens_per_pack):
             began = time.perf_counter()
             rows: list[tuple[str, _Measured]] = []
             for keys, token_ids_C, hidden_CD in model.completion_hidden(pack(group)):
                 teacher_CD = torch.from_numpy(
-                    np.concatenate([kept[str(key)].hidden_TD for key in keys])
+                    np.concatenate([scores[str(key)].hidden_TD for key in keys])
                 )
                 measured = _measure(model, head_VD, token_ids_C, hidden_CD, teacher_CD)
                 lengths = [len(by_id[str(key)].completion_token_ids) for key in keys]
@@ -93,14 +93,14 @@ def rescore(
             seconds = (time.perf_counter() - began) / max(len(rows), 1)
             for rollout_id, part in rows:
                 records.append(
-                    _record(config, by_id[rollout_id], kept[rollout_id], part, teacher_hash,
+                    _record(config, by_id[rollout_id], scores[rollout_id], part, teacher_hash,
                             seconds)
                 )  # fmt: skip
         yield Batch(tuple(records), (), sum(len(video) for video in encoded.videos))
 
 
 class _Measured(NamedTuple):
-    """Each [C], float32, on the CPU."""
+    """What a forward pass gave, in columns [C], float32, on the CPU."""
 
     divergences: Divergences
     student_logprobs: Tensor
@@ -115,8 +115,8 @@ class _Measured(NamedTuple):
 def _measure(
     model: TreeModel, head_VD: Tensor, token_ids_C: Tensor, hidden_CD: Tensor, teacher_CD: Tensor
 ) -> _Measured:
-    """From the last hidden states of both models, `ROWS_PER_CHUNK` rows at a time."""
-    found: list[tuple[Tensor, ...]] = []
+    """The columns, from the last hidden states of both models, `ROWS_PER_CHUNK` rows at a time."""
+    chunks: list[tuple[Tensor, ...]] = []
     for start in range(0, len(token_ids_C), ROWS_PER_CHUNK):
         part = slice(start, start + ROWS_PER_CHUNK)
         student_CV = model.log_softmax(hidden_CD[part])
@@ -126,16 +126,16 @@ def _measure(
         ids = token_ids_C[part, None]
         exact = divergences(student_CV, teacher_CV)
         chosen = (student_CV.gather(1, ids)[:, 0], teacher_CV.gather(1, ids)[:, 0])
-        found.append(tuple(column.cpu() for column in (*exact, *chosen)))
-    columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        chunks.append(tuple(column.cpu() for column in (*exact, *chosen)))
+    columns = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
     return _Measured(Divergences(*columns[:3]), columns[3], columns[4])
 
 
 def _record(
-    config: Config, rollout: Rollout, kept: Kept, found: _Measured, teacher_hash: str,
+    config: Config, rollout: Rollout, score: Kept, again: _Measured, teacher_hash: str,
     seconds: float,
 ) -> Divergence:  # fmt: skip
-    teacher = _largest(found.teacher_logprobs, kept.teacher_logprobs)
+    teacher = _largest(again.teacher_logprobs, score.teacher_logprobs)
     if not teacher <= SAME_HEAD[config.teacher.dtype]:
         raise VideoOPDError(
             f"the hidden states kept of rollout {rollout.rollout_id} and the lm_head in "
@@ -146,11 +146,11 @@ def _record(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
         teacher_hash=teacher_hash,
-        forward_kl=found.divergences.forward_kl.tolist(),
-        reverse_kl=found.divergences.reverse_kl.tolist(),
-        js=found.divergences.js.tolist(),
+        forward_kl=again.divergences.forward_kl.tolist(),
+        reverse_kl=again.divergences.reverse_kl.tolist(),
+        js=again.divergences.js.tolist(),
         max_teacher_mismatch=teacher,
-        max_student_mismatch=_largest(found.student_logprobs, _sampled(rollout)),
+        max_student_mismatch=_largest(again.student_logprobs, _sampled(rollout)),
         seconds=seconds,
     )
 

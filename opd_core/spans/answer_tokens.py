@@ -85,9 +85,9 @@ def _number_words(text: str) -> str:
     return _POINT.sub(lambda m: f"{m[1]}.{m[2].replace(' ', '')}", text)
 
 
-def _ascii_digit(found: re.Match[str]) -> str:
-    value = unicodedata.decimal(found[0], None)
-    return found[0] if value is None else str(value)
+def _ascii_digit(digit: re.Match[str]) -> str:
+    value = unicodedata.decimal(digit[0], None)
+    return digit[0] if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,20 +165,20 @@ _TOKEN = re.compile(
 def tokens(text: str) -> list[Token]:
     """The tokens of an answer's text, in order; times that were told in parts are one."""
     flat = plain(text)
-    found: list[Token] = []
-    said: Token | None = None
+    in_order: list[Token] = []
+    previous: Token | None = None
     """The last that is no bracket."""
     for match in _TOKEN.finditer(flat):
-        token = _token(match, flat, said)
-        found.append(token)
-        said = said if token.kind == "fill" and len(token.text) == 1 else token
-    return _merged(_without_frames(_decided(found)))
+        token = _token(match, flat, previous)
+        in_order.append(token)
+        previous = previous if token.kind == "fill" and len(token.text) == 1 else token
+    return _merged(_without_frames(_decided(in_order)))
 
 
-def _token(match: re.Match[str], flat: str, said: Token | None) -> Token:
+def _token(match: re.Match[str], flat: str, previous: Token | None) -> Token:
     name = next(kind for kind in _TOKEN.groupindex if match[kind] is not None)
     text, start, end = match[name], match.start(), match.end()
-    below = said is not None and said.kind == "minus" and said.end == start
+    below = previous is not None and previous.kind == "minus" and previous.end == start
     if name == "clock":
         seconds = 0.0
         for part in text.replace(",", ".").split(":"):
@@ -196,7 +196,7 @@ def _token(match: re.Match[str], flat: str, said: Token | None) -> Token:
         kind = "pair" if bracketed and not unit else "commas"
         return Token(kind, text, start, end, scale=SCALES[unit] if unit else None)
     if name == "join":
-        joins = said is not None and said.kind in ("time", "pair", "commas", "bad")
+        joins = previous is not None and previous.kind in ("time", "pair", "commas", "bad")
         minus = text == "-" and flat[end : end + 1].isdigit() and not joins
         return Token("minus" if minus else "strong", text, start, end)
     if name == "coded":
@@ -206,11 +206,11 @@ def _token(match: re.Match[str], flat: str, said: Token | None) -> Token:
     return Token(name, text, start, end)
 
 
-def _decided(found: list[Token]) -> list[Token]:
+def _decided(answer: list[Token]) -> list[Token]:
     """Commas inside numbers as what they are: of a decimal, of thousands, or between two times."""
-    alone = sum(t.kind in ("time", "commas", "pair") for t in found) == 1
+    alone = sum(t.kind in ("time", "commas", "pair") for t in answer) == 1
     decided: list[Token] = []
-    for token in found:
+    for token in answer:
         if token.kind == "pair" or (token.kind == "commas" and alone):
             for i, part in enumerate(token.text.split(",")):
                 if i:
@@ -232,34 +232,34 @@ def _number(token: Token, text: str) -> Token:
     return replace(token, kind="time", text=text, seconds=seconds, exact=exact)
 
 
-def _without_frames(found: list[Token]) -> list[Token]:
+def _without_frames(answer: list[Token]) -> list[Token]:
     """Numbers of frames are of kind `frame`, as the word is: `frame 12`, `frame no. 12`, `12
     frames`."""
-    kinds = [t.kind for t in found]
-    for i, token in enumerate(found):
+    kinds = [t.kind for t in answer]
+    for i, token in enumerate(answer):
         if token.kind != "frame":
             continue
         after = i + 1
-        while after < min(len(found), i + 4) and found[after].text in _BETWEEN:
+        while after < min(len(answer), i + 4) and answer[after].text in _BETWEEN:
             after += 1
         for j in (after, i - 1):
-            if 0 <= j < len(found) and found[j].kind in ("time", "bad") and not found[j].scale:
+            if 0 <= j < len(answer) and answer[j].kind in ("time", "bad") and not answer[j].scale:
                 kinds[j] = "frame"
                 break
-    return [replace(t, kind=kind) for t, kind in zip(found, kinds, strict=True)]
+    return [replace(t, kind=kind) for t, kind in zip(answer, kinds, strict=True)]
 
 
 CONJUNCTIONS = ("and", "&", "und", "et", "y", "e", "и")
 _BETWEEN = frozenset(("number", "no", "no.", "nr", "nr.", ":", "=", "(", "["))
 
 
-def _merged(found: list[Token]) -> list[Token]:
+def _merged(answer: list[Token]) -> list[Token]:
     """`1 minute and 5 seconds` and `1m05` as one time."""
     merged: list[Token] = []
     above: float | None = None
     """The last unit of the time that ends `merged`; None: no part of a time may follow."""
     skipped: list[Token] = []
-    for token in found:
+    for token in answer:
         last = merged[-1] if merged else None
         if last is not None and above is not None:
             if token.kind == "weak" and token.text in (",", *CONJUNCTIONS) and not skipped:

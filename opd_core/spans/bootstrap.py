@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ class Estimate:
     low: float | None
     high: float | None
     share_not_above_zero: float | None = None
-    """Of a difference: the share of resamples in which it is at or below 0. Read it as a one-sided
+    """The share of resamples in which a difference is at or below 0. Read it as a one-sided
     p-value, with a resolution of one resample."""
 
 
@@ -76,7 +75,7 @@ def _known(mean: float, *rest: float | None) -> Estimate:
     return Estimate(float(mean), *(None if number is None else float(number) for number in rest))
 
 
-def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: npt.NDArray[Any]) -> Floats:
+def resampled_means(total_CM: Floats, size_C: Floats, drawn_RC: Floats) -> Floats:
     """[R, M] means of the resamples in which cluster c was drawn `drawn_RC[:, c]` times."""
     return (drawn_RC @ total_CM) / (drawn_RC @ size_C)[:, None]
 

@@ -14,7 +14,7 @@ def temporal_iou(a: Span, b: Span) -> float:
 
 
 def round_span(span: Span) -> Span:
-    """Both ends to whole seconds, halves to the even one as TimeLens does; may become empty.
+    """Rounds both ends to whole seconds, halves to the even one as TimeLens does; may become empty.
 
     >>> round_span(Span(77.0, 92.5))
     Span(start=77.0, end=92.0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
 
 from opd_core.spans.answer_reader import after_thoughts, parse_moment
 from opd_core.types import Span
@@ -36,12 +35,12 @@ _ENDS = re.compile(
 )
 
 
-def parse_json(text: str) -> Span | None:
-    """Of the first JSON object with a start and an end, whatever stands around it."""
+def parse_json_span(text: str) -> Span | None:
+    """The span of the first JSON object with a start and an end, whatever stands around it."""
     text = after_thoughts(text)
     decoder = json.JSONDecoder()
-    for found in _OPEN.finditer(text):
-        part = text[found.start() : found.start() + LONGEST_OBJECT]
+    for brace in _OPEN.finditer(text):
+        part = text[brace.start() : brace.start() + LONGEST_OBJECT]
         try:
             entries, _ = decoder.raw_decode(part)
         except (ValueError, RecursionError):
@@ -52,13 +51,13 @@ def parse_json(text: str) -> Span | None:
     return None
 
 
-def _lenient(part: str) -> dict[str, Any]:
+def _lenient(part: str) -> dict[str, object]:
     flat = _FLAT.match(part)
     entries = _ENTRY.findall(_COMMENT.sub("", flat[1]).translate(_SIGNS)) if flat else []
     return {key: quoted or bare for key, quoted, bare in entries}
 
 
-def _value(entries: dict[str, Any], names: re.Pattern[str]) -> float | None:
+def _value(entries: dict[str, object], names: re.Pattern[str]) -> float | None:
     """Seconds of the first entry that is so called; None where it holds no time."""
     for key, value in entries.items():
         if names.fullmatch(re.sub(r"[^a-z]", "", key.lower())):
@@ -66,7 +65,7 @@ def _value(entries: dict[str, Any], names: re.Pattern[str]) -> float | None:
     return None
 
 
-def _seconds(value: Any) -> float | None:
+def _seconds(value: object) -> float | None:
     if isinstance(value, str):
         return parse_moment(_DECIMAL_COMMA.sub(r"\1.\2", value).lstrip(" ~"))  # one time, so no two
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,5 +1,4 @@
-"""Numbers over evaluation rows, in polars: mean IoU and recall at an IoU, by each protocol of
-`protocols.py`.
+"""Numbers over evaluation rows, in polars: mean IoU and recall at an IoU, by each known protocol.
 
 Rows from before a protocol's answers were kept have null there: a number over any of them is null.
 """
@@ -8,39 +7,54 @@ from __future__ import annotations
 
 import polars as pl
 
-from opd_core.spans.protocols import PROTOCOLS
-
-THRESHOLDS = (0.3, 0.5, 0.7)
-RECALLS = tuple(f"r1_{m * 100:.0f}" for m in THRESHOLDS)
-"""R1@m: the share of examples whose answer reaches m."""
-
-PER_EXAMPLE: dict[str, pl.Expr] = {}
-"""metric -> what one example adds to it; the metric is the mean."""
-NO_SPAN: dict[str, str] = {}
-"""protocol -> the metric that is the share of answers in which it reads no span."""
-for _protocol in PROTOCOLS:
-    _iou = pl.col(_protocol.iou_column)
-    PER_EXAMPLE[f"{_protocol.name}_miou"] = _iou
-    for _m, _name in zip(THRESHOLDS, RECALLS, strict=True):
-        PER_EXAMPLE[f"{_protocol.name}_{_name}"] = (
-            _iou > _m if _protocol.comparison == ">" else _iou >= _m
-        )
-    _own = _protocol.reader is None
-    NO_SPAN[_protocol.name] = "parse_failures" if _own else f"{_protocol.name}_parse_failures"
-    _absent = pl.col(f"{_protocol.column}_start").is_null()
-    PER_EXAMPLE[NO_SPAN[_protocol.name]] = pl.when(_iou.is_not_null()).then(_absent)
+from opd_core.spans.protocols.known import FIELDS, PROTOCOLS
+from opd_core.spans.protocols.protocol import recall
 
 DURATIONS = (30.0, 60.0, 120.0, 300.0)
 """Seconds at which one bucket of lengths of videos ends and the next begins."""
 
 
+def per_example() -> dict[str, pl.Expr]:
+    """metric -> what one example adds to it; the metric is the mean."""
+    values: dict[str, pl.Expr] = {}
+    for name in PROTOCOLS:
+        protocol = PROTOCOLS[name]
+        start, iou = _start_and_iou(name)
+        values[f"{name}_miou"] = iou
+        for m in protocol.thresholds:
+            values[f"{name}_{recall(m)}"] = iou > m if protocol.comparison == ">" else iou >= m
+        values.setdefault(no_span(name), pl.when(iou.is_not_null()).then(start.is_null()))
+    return values
+
+
+def no_span(name: str) -> str:
+    """The metric that is the share of answers in which a protocol reads no span."""
+    return "parse_failures" if PROTOCOLS[name].reader is None else f"{name}_parse_failures"
+
+
+def titles() -> dict[str, str]:
+    """The end of a metric's name -> what people call it, of all that any protocol gives."""
+    return {end: title for name in PROTOCOLS for end, title in PROTOCOLS[name].metrics.items()}
+
+
+def _start_and_iou(name: str) -> tuple[pl.Expr, pl.Expr]:
+    """The columns of a protocol, null where it has not judged the answer."""
+    if name in FIELDS:
+        span, iou = FIELDS[name]
+        return pl.col(f"{span.removesuffix('_span')}_start"), pl.col(iou)
+    one = pl.element()
+    of_it = pl.col("judgements").list.eval(one.filter(one.struct.field("protocol") == name))
+    made = of_it.list.first().struct
+    return made.field("start"), made.field("iou")
+
+
 def grounding_metrics(evaluations: pl.LazyFrame, *by: str) -> pl.LazyFrame:
-    """One row a group: examples, the metrics of PER_EXAMPLE; null where a row has no value.
+    """One row a group: examples, the metrics of `per_example`; null where a row has no value.
 
     `evaluations`: each protocol's IoU and start, and the columns of `by`.
     """
     aggregates = [pl.len().alias("examples")]
-    for name, value in PER_EXAMPLE.items():
+    for name, value in per_example().items():
         whole = pl.when(value.null_count() == 0).then(value.mean())
         aggregates.append(whole.alias(name))
     return evaluations.group_by(*by).agg(aggregates) if by else evaluations.select(aggregates)

@@ -21,7 +21,7 @@ import re
 from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_span
 from opd_core.spans.grounding import format_answer
-from opd_core.spans.json_answer import parse_json
+from opd_core.spans.json_answer import parse_json_span
 from opd_core.types import Span
 
 READERS_VERSION = 3
@@ -49,9 +49,9 @@ def _format_tagged(span: Span) -> str:
 
 
 def _parse_tagged(text: str) -> Span | None:
-    """Of the last `<answer>` that holds something: an answer may be corrected."""
+    """The span of the last `<answer>` that holds something: an answer may be corrected."""
     answers = [
-        found for found in _ANSWER.findall(html.unescape(after_thoughts(text))) if found.strip()
+        answer for answer in _ANSWER.findall(html.unescape(after_thoughts(text))) if answer.strip()
     ]
     return parse_span(answers[-1]) if answers else None
 
@@ -82,7 +82,7 @@ JSON = PromptTemplate(
     "Find the event '{query}' in the video. Answer only with its start and end time in "
     'seconds as JSON, for example {{"start": 12.5, "end": 17.8}}.',
     _format_json,
-    parse_json,
+    parse_json_span,
     f"json {READERS_VERSION}",
     "for whom a program reads the answers",
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from opd_core.extensions import TEMPLATES, PromptTemplate
 from opd_core.spans.answer_reader import after_thoughts, parse_moment
@@ -42,13 +42,14 @@ class PromptSettings(Protocol):
     def reader(self) -> str | None: ...
     @property
     def answer(self) -> str | None: ...
+    def of(self, name: str) -> Any: ...
 
 
 @lru_cache(maxsize=32)
 def template_of(prompt: PromptSettings) -> PromptTemplate:
     """What a config's [prompt] says. Raises `ValueError` with the sentence that says what is wrong
     with it."""
-    named = TEMPLATES[prompt.template]
+    named = _configured(prompt, prompt.template)
     text, reader, answer = prompt.text, prompt.reader, prompt.answer
     if text is not None:
         if prompt.template != "timelens":
@@ -64,7 +65,7 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
         _check_fields("prompt.text", text, ("query",), plain=True)
     parse, key, write = named.parse_span, named.reader, named.format_answer
     if reader is not None and reader in TEMPLATES:
-        other = TEMPLATES[reader]
+        other = _configured(prompt, reader)
         parse, key, write = other.parse_span, other.reader, other.format_answer
     elif reader is not None:
         parse, key = _by_pattern(reader), f"{reader} {READERS_VERSION}"
@@ -81,6 +82,12 @@ def template_of(prompt: PromptSettings) -> PromptTemplate:
     return made
 
 
+def _configured(prompt: PromptSettings, name: str) -> PromptTemplate:
+    """A template as its settings, [prompt.NAME], make it."""
+    template = TEMPLATES[name]
+    return template if template.configured is None else template.configured(prompt.of(name))
+
+
 def _names() -> str:
     return ", ".join(repr(name) for name in TEMPLATES)
 
@@ -92,8 +99,8 @@ def unreadable(template: PromptTemplate) -> str | None:
             text = template.format_answer(span)
         except VideoOPDError as error:
             return str(error)
-        said = template.parse_span(text)
-        if said is None or max(abs(a - b) for a, b in zip(said, span, strict=True)) > 0.5:
+        read_back = template.parse_span(text)
+        if read_back is None or max(abs(a - b) for a, b in zip(read_back, span, strict=True)) > 0.5:
             return text
     return None
 
@@ -163,16 +170,16 @@ def _by_pattern(pattern: str) -> Callable[[str], Span | None]:
     def read(text: str) -> Span | None:
         text = after_thoughts(text)
         try:
-            found = compiled.search(text, timeout=SECONDS_AN_ANSWER)
+            match = compiled.search(text, timeout=SECONDS_AN_ANSWER)
         except TimeoutError:
             raise VideoOPDError(
                 f"prompt.reader = {pattern!r} took more than {SECONDS_AN_ANSWER:g} s on an answer "
                 f"of {len(text):,} characters ({text[:60]!r} ...); write it without a repeat "
                 "inside a repeat"
             ) from None
-        if not found:
+        if not match:
             return None
-        start, end = (parse_moment(found[group] or "") for group in groups)
+        start, end = (parse_moment(match[group] or "") for group in groups)
         return None if start is None or end is None or start >= end else Span(start, end)
 
     return read

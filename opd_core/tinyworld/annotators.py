@@ -10,8 +10,10 @@ at any moment at all; the ends of the others lie up to four seconds outside, aft
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 from opd_core.tinyworld.scenes import Scene
 from opd_core.types import Span

@@ -249,7 +249,7 @@ def build_model(
     return model
 
 
-def _experts(size: ModelSize) -> dict[str, Any]:
+def _experts(size: ModelSize) -> dict[str, object]:
     """Four, of which a token asks two, which do as much as the dense layer."""
     return {
         "num_experts": 4,

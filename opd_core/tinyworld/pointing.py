@@ -104,7 +104,8 @@ class Pointing(nn.Module):
     def loss(
         self, packed: Pack, attention: ListeningAttention, spans: Mapping[Hashable, Span]
     ) -> Tensor:
-        """Of the forward pass just made with `attention`; spans in whole seconds, by key."""
+        """The auxiliary loss of the forward pass just made with `attention`; spans, by key, in
+        seconds."""
         targets = self._targets(packed, spans)
         return self._inside(targets) + 0.3 * (_ends(targets, attention) + self._clock(targets))
 

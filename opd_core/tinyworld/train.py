@@ -15,7 +15,7 @@ loosely, as models do that have learned from data of this field.
     stage 3   - mean log p(loose answer's token) * answer_weight; the loose student's alone
     all       AdamW, linear warm-up, cosine decay
 
-The defaults of `SETTINGS` are those which made the shipped weights.
+`recipes.py` has what made the shipped weights.
 """
 
 from __future__ import annotations
@@ -37,83 +37,24 @@ from torch import Tensor, nn
 
 from opd_core import torchvision_guard
 from opd_core.engines.base import Request, SamplingParams
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack, grow, pack
-from opd_core.model.tree_attention import packed_attention
+from opd_core.model.tree_attention import TreeLayout, packed_attention
 from opd_core.model.tree_model import TreeModel
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.spans.answer_reader import parse_span
 from opd_core.spans.grounding import answer_iou
 from opd_core.tinyworld.data import NAMES, TinyVideo, load_split, loosely_annotated
-from opd_core.tinyworld.models import Role, build_model, build_processor, parameters, save_model
+from opd_core.tinyworld.models import build_model, build_processor, parameters, save_model
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
+from opd_core.tinyworld.recipes import RECIPES, Recipe
 from opd_core.tinyworld.scenes import SCENES
 from opd_core.tinyworld.world import make_world
 from opd_core.types import Span
 
 Report = Callable[[str], None]
 """Called with one line of progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """All that decides the weights."""
-
-    steps: int
-    """Updates of stage 2."""
-    horizon: int
-    """Steps after which the learning rate of stage 2 would reach its floor; beyond `steps` for
-    a model that is stopped early."""
-    lr: float
-    videos_per_step: int = 8
-    """About 24 sentences."""
-    vision_steps: int = 500
-    """Updates of stage 1."""
-    vision_lr: float = 4e-3
-    vision_videos_per_step: int = 32
-    vision_rate: float = 0.3
-    """Learning rate of the vision tower in stage 2, relative to `lr`."""
-    answer_weight: float = 8.0
-    """The mean is over 16 tokens, of which 3 say anything."""
-    inside_layer: int = 2
-    """Layer, counted from 0, after which the model should know which seconds are meant."""
-    pointing_steps: int = 1000
-    """Steps over which the pointing losses fade to a tenth."""
-    warmup: int = 50
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    world_seed: int = 1000
-    """Never that of a world in which the pipeline is proven."""
-    train_videos: int = 3000
-    eval_videos: int = 200
-    loose_steps: int = 0
-    """Updates of stage 3."""
-    loose_lr: float = 1e-3
-    scene: str = "short"
-    """Of the videos, by its name."""
-
-
-_TEACHER = TrainSettings(steps=1500, horizon=1500, lr=1.5e-3)
-_STUDENT = TrainSettings(steps=600, horizon=1500, lr=1.5e-3, inside_layer=1)
-_LONG: dict[str, Any] = {"scene": "long", "videos_per_step": 4, "train_videos": 2000}
-SETTINGS: dict[str, TrainSettings] = {
-    "teacher": _TEACHER,
-    "student": _STUDENT,
-    "loose-student": replace(_STUDENT, steps=1500, loose_steps=300),
-    "long-teacher": replace(_TEACHER, **_LONG),
-    "long-loose-student": replace(_STUDENT, steps=1500, loose_steps=300, **_LONG),
-}
-"""By the name of the model and of its folder."""
-ROLES: dict[str, Role] = {
-    "teacher": "teacher",
-    "student": "student",
-    "loose-student": "student",
-    "long-teacher": "teacher",
-    "long-loose-student": "student",
-}
-"""Whose size a model has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +75,14 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
     lr: float | None = None,
-    settings: TrainSettings | None = None,
+    settings: Recipe | None = None,
     world: Path | str | None = None,
     threads: int = 1,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Trains the model of a name in `SETTINGS`; writes its checkpoint and `TRAINING.json` to `out`.
+    """Trains the model of a name in `RECIPES`; writes its checkpoint and `TRAINING.json` to `out`.
 
-    `steps`, `seed` and `lr` override `settings`, which default to `SETTINGS[name]`. `world` is a
+    `steps`, `seed` and `lr` override `settings`, which default to `RECIPES[name]`. `world` is a
     folder to make (or find) the training videos in, by default a temporary one. Returns the content
     of `TRAINING.json`: settings, numbers, and the accuracy of the weights as read back from disk.
     Nothing in `out` is touched before the training is through.
@@ -149,14 +90,14 @@ def train(
     torchvision_guard.install()
     torch.set_num_threads(threads)
     say = report or (lambda _: None)
-    chosen, role = settings or SETTINGS[name], ROLES[name]
-    given: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
-    chosen = replace(chosen, **{k: v for k, v in given.items() if v is not None})
+    chosen = settings or RECIPES[name]
+    overrides: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
+    chosen = replace(chosen, **{k: v for k, v in overrides.items() if v is not None})
     began = time.monotonic()
     out = Path(out)
     scene = SCENES[chosen.scene]
     processor = build_processor(scene)
-    model = build_model(role, processor.tokenizer, chosen.seed)
+    model = build_model(chosen.size, processor.tokenizer, chosen.seed)
     with tempfile.TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
         model.config.save_pretrained(scratch)
@@ -176,7 +117,7 @@ def train(
     say(f"{name}: mIoU {accuracy.miou:.3f}, R1@0.5 {accuracy.recall_50:.3f} from the saved weights")
     result = {
         "command": _command(name, chosen),
-        "role": role,
+        "role": chosen.size,
         "parameters": parameters(model),
         "settings": asdict(chosen),
         "final_loss": round(loss, 4),
@@ -189,9 +130,9 @@ def train(
     return result
 
 
-def _command(name: str, chosen: TrainSettings) -> str:
+def _command(name: str, chosen: Recipe) -> str:
     """The command line that gives these settings again."""
-    default = SETTINGS[name]
+    default = RECIPES[name]
     options = [
         f"--{option} {getattr(chosen, option)}"
         for option in ("steps", "seed", "lr")
@@ -201,7 +142,7 @@ def _command(name: str, chosen: TrainSettings) -> str:
 
 
 def _load_world(
-    root: Path, chosen: TrainSettings, encoder: PromptEncoder, say: Report
+    root: Path, chosen: Recipe, encoder: PromptEncoder, say: Report
 ) -> tuple[list[TinyVideo], list[TinyVideo]]:
     def every_500(what: str) -> Callable[[int, int], None]:
         return lambda done, total: (
@@ -219,7 +160,7 @@ def _load_world(
 def learn_to_see(
     model: Any,
     videos: Sequence[TinyVideo],
-    chosen: TrainSettings,
+    chosen: Recipe,
     order: random.Random,
     say: Report,
 ) -> None:
@@ -249,7 +190,7 @@ def learn_to_answer(
     model: Any,
     tokenizer: Any,
     videos: Sequence[TinyVideo],
-    chosen: TrainSettings,
+    chosen: Recipe,
     order: random.Random,
     say: Report,
 ) -> float:
@@ -290,7 +231,7 @@ def learn_looseness(
     model: Any,
     tokenizer: Any,
     videos: Sequence[TinyVideo],
-    chosen: TrainSettings,
+    chosen: Recipe,
     order: random.Random,
     say: Report,
 ) -> float:
@@ -326,7 +267,7 @@ def pack_answers(videos: Sequence[TinyVideo]) -> Pack:
     return pack(trees)
 
 
-def answer_loss(trees: TreeModel, packed: Pack, attention: Any) -> Tensor:
+def answer_loss(trees: TreeModel, packed: Pack, attention: TreeLayout) -> Tensor:
     """Mean negative log-probability of the answers' tokens (nats a token)."""
     chosen = [
         log_probs_CV.gather(1, token_ids_C[:, None])[:, 0]
@@ -374,7 +315,7 @@ def _batches(items: int, size: int, order: random.Random) -> Iterator[list[int]]
         yield [waiting.pop() for _ in range(size)]
 
 
-def _adamw(weights: Sequence[nn.Parameter], chosen: TrainSettings) -> torch.optim.Optimizer:
+def _adamw(weights: Sequence[nn.Parameter], chosen: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=chosen.weight_decay)
 
 
@@ -384,9 +325,7 @@ def _rate(step: int, peak: float, warmup: int, horizon: int) -> float:
     return peak * min(1.0, (step + 1) / warmup) * max(0.02, cosine)
 
 
-def _update(
-    optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, chosen: TrainSettings
-) -> None:
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, chosen: Recipe) -> None:
     """One clipped step; a parameter group's own "relative" scales the rate."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -76,7 +76,7 @@ class Shape:
     radius: float
     """Half the extent, pixels."""
     phase: float
-    """In [0, 1): where in its lane a still shape stands, where a bounce begins."""
+    """Where in its lane a still shape stands or a bounce begins, in [0, 1)."""
     sentence: str | None
     """What is asked about it; None for a distractor."""
 
@@ -101,7 +101,7 @@ class VideoPlan:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Where a finished world lies."""
+    """The files and folders of a finished world."""
 
     root: Path
     train: Path
@@ -233,14 +233,17 @@ def _draw_shape(frames: np.ndarray, shape: Shape) -> None:
 def _covers(form: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Which pixels belong to a form, from their distance to its middle."""
     ax, ay = np.abs(dx), np.abs(dy)
+    covered: np.ndarray
     if form == "circle":
-        return ax**2 + ay**2 <= radius**2
-    if form == "square":
-        return (ax <= 0.85 * radius) & (ay <= 0.85 * radius)
-    if form == "triangle":
-        return (ay <= radius) & (ax <= (dy + radius) / 2)
-    arm = 0.3 * radius
-    return ((ax <= arm) & (ay <= radius)) | ((ay <= arm) & (ax <= radius))
+        covered = ax**2 + ay**2 <= radius**2
+    elif form == "square":
+        covered = (ax <= 0.85 * radius) & (ay <= 0.85 * radius)
+    elif form == "triangle":
+        covered = (ay <= radius) & (ax <= (dy + radius) / 2)
+    else:
+        arm = 0.3 * radius
+        covered = ((ax <= arm) & (ay <= radius)) | ((ay <= arm) & (ax <= radius))
+    return covered
 
 
 def encode_mp4(frames: np.ndarray, path: Path) -> None:
@@ -327,9 +330,9 @@ def make_world(
     ).content()
     done, begun = root / "world.json", root / "world.begun.json"
     for manifest in (done, begun):
-        if manifest.exists() and (found := json.loads(manifest.read_text())) != wanted:
+        if manifest.exists() and (made_with := json.loads(manifest.read_text())) != wanted:
             raise ValueError(
-                f"{root} holds a world made with {found}, wanted {wanted}: "
+                f"{root} holds a world made with {made_with}, wanted {wanted}: "
                 "remove the folder or choose another"
             )
     total = train_videos + eval_videos

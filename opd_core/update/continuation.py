@@ -16,19 +16,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.config.load import Config
 from opd_core.config.sections import LoraSection, UpdateSection
 from opd_core.model.architectures import architecture_in
-from opd_core.model.weight_files import ADAPTER_CONFIG, is_adapter, stored_tensors
+from opd_core.model.weight_files import stored_tensors
 from opd_core.types import VideoOPDError
 
 OPTIMIZER_FILE = "optimizer.pt"
 
 
 def continuation(
-    config: Config, policy: Path, version: int, earlier: Mapping[str, Any] | None
+    config: Config, policy: Path, version: int, earlier: Mapping[str, object] | None
 ) -> str | None:
     """Why the optimiser begins anew after policy `version`, whose folder is `policy`; None: it goes
     on, or there was none, as for the base.
@@ -62,7 +62,7 @@ def continuation(
     return None
 
 
-def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
+def _changed(now: UpdateSection, earlier: Mapping[str, object]) -> str | None:
     names = ["adam_betas"] if now.lora else ["freeze_vision", "adam_betas"]
     for name in names:
         value = now.model_dump(mode="json")[name]
@@ -74,20 +74,18 @@ def _changed(now: UpdateSection, earlier: Mapping[str, Any]) -> str | None:
 
 
 def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:
-    from opd_core.model.weight_files import base_folder
-
     described = json.loads((policy / ADAPTER_CONFIG).read_text())
     names = [name for name in stored_tensors(policy) if ".lora_" in name]
     wanted_modules = lora.target_modules or architecture_in(base_folder(policy)).lora_modules
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
-    for key, found, wanted in (
+    for key, trained, wanted in (
         ("rank", described.get("r"), lora.rank),
         ("alpha", described.get("lora_alpha"), lora.alpha),
         ("target_modules", modules, sorted(set(wanted_modules))),
     ):
-        if found != wanted:
+        if trained != wanted:
             raise VideoOPDError(
-                f"policy {version} in {policy} is a LoRA adapter with {key} = {found}, and "
+                f"policy {version} in {policy} is a LoRA adapter with {key} = {trained}, and "
                 f"update.lora.{key} is {wanted}; put that back, or {_start_anew(version)}"
             )
 
@@ -99,7 +97,8 @@ def _start_anew(version: int) -> str:
 
 
 def _refuse_unknown_modules(base: Path, lora: LoraSection) -> None:
-    """By the names of the base's matrices; the vision tower and the head are never adapted."""
+    """Refuses `target_modules` that name no matrix of the base, or one of the vision tower or the
+    head, which are never adapted."""
     family = architecture_in(base)
     known = {
         name.removesuffix(".weight").rsplit(".", 1)[-1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
-from opd_core.extensions import OBJECTIVES
+from opd_core.extensions import OBJECTIVES, is_the_trainer
 from opd_core.types import Rollout
 from opd_core.update.chunk import Chunk
 from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
@@ -25,14 +25,14 @@ from opd_core.update.objectives import ImportanceLevel, truncated_importance_wei
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Of a chunk: what the loss uses, and what a step says of it."""
+    """The weights of a chunk's tokens: those that the loss uses, and those that a step tells."""
 
     of_objective: dict[str, Tensor]
-    """Objective -> [C] truncated pi_v / mu; without an entry where it has none."""
+    """Objective -> [C] truncated pi_v / mu; an objective without weights has no entry."""
     mean_C: Tensor
-    """Of a weighted sum: the mean of its parts, each by its share; 1 without weights."""
+    """The mean over the objectives, each by its share; 1 without weights."""
     cut_C: Tensor
-    """1 where it was cut off, else 0; of a weighted sum the share that was."""
+    """1 where the weight was cut off, else 0; with several objectives the share that was."""
     factor_C: Tensor
     """What a token counts by: its weight, times pi / pi_v in the objectives that have the ratio."""
 
@@ -52,26 +52,26 @@ class Importance:
         """
         if rollout.answered_by != "student":
             return False
-        same = rollout.engine == "hf" and self._float32
+        same = is_the_trainer(rollout.engine) and self._float32
         clipped = any(OBJECTIVES[name].clips_ratio for name in self._shares) and not same
         return clipped or any(self._level(name, rollout) for name in self._shares)
 
     def weights(self, chunk: Chunk) -> Weights:
-        """Of each token, for each objective of the sum."""
+        """Weights of each token, for each objective of the sum."""
         ratio_C = (chunk.chosen_C.detach() - chunk.old_C).exp()
         ones_C = torch.ones_like(ratio_C)
-        found: dict[str, Tensor] = {}
+        by_objective: dict[str, Tensor] = {}
         mean_C, cut_C, factor_C = (torch.zeros_like(ratio_C) for _ in range(3))
         for name, share in self._shares.items():
             weights_C, truncated_C = ones_C, torch.zeros_like(ones_C)
             levels = [self._level(name, fact.rollout) for fact in chunk.facts]
             if any(levels):
                 weights_C, truncated_C = self._truncated(chunk, levels)
-                found[name] = weights_C
+                by_objective[name] = weights_C
             mean_C += share * weights_C
             cut_C += share * truncated_C
             factor_C += share * weights_C * (ratio_C if OBJECTIVES[name].on_policy_only else ones_C)
-        return Weights(found, mean_C, cut_C, factor_C)
+        return Weights(by_objective, mean_C, cut_C, factor_C)
 
     def _level(self, objective: str, rollout: Rollout) -> ImportanceLevel | None:
         """How an objective weighs a rollout; None: it does not."""
@@ -81,7 +81,7 @@ class Importance:
             return None
         if level != "auto":
             return level
-        return None if rollout.engine == "hf" else fitting[0]
+        return None if is_the_trainer(rollout.engine) else fitting[0]
 
     def _truncated(
         self, chunk: Chunk, levels: Sequence[ImportanceLevel | None]

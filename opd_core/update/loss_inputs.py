@@ -7,7 +7,6 @@ the teacher's hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class LossInputs:
         return self._join([s.teacher_logprobs for s in self._scores(chunk)])
 
     def advantages(self, chunk: Chunk) -> Tensor:
-        """That of each token's answer among those to its example, [C]."""
+        """The advantage of each token's answer among those to its example, [C]."""
         return self._join(
             [[f.advantage] * len(f.rollout.completion_token_ids) for f in chunk.facts]
         )
@@ -89,5 +88,5 @@ class LossInputs:
                 )
         return [score for score in scores if score is not None]
 
-    def _join(self, columns: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+    def _join(self, columns: Sequence[object], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.cat([torch.tensor(c, dtype=dtype) for c in columns]).to(self._device)

@@ -185,8 +185,8 @@ def entropy_weights(student_logprobs_CV: Tensor) -> Tensor:
     """[C] `1 - exp(-H)` of pi at each state, in [0, 1), no gradient: the probability that a token
     as uncertain as this comes out otherwise (exp(H) is the number of equally likely tokens). The
     tokens of a fixed format weigh almost nothing, the digits of an answer up to 1."""
-    log_p = student_logprobs_CV.detach()
-    return 1.0 - (-torch.special.entr(log_p.exp()).sum(dim=1)).exp()
+    entropies_C: Tensor = torch.special.entr(student_logprobs_CV.detach().exp()).sum(dim=1)
+    return 1.0 - (-entropies_C).exp()
 
 
 def _logsumexp(x_CV: Tensor) -> Tensor:

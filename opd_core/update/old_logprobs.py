@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from opd_core.update.importance import Importance
 
 
 class OldLogprobs:
-    """Of one update. `precision` opens the forward passes as the training does."""
+    """log pi_v in one update. `precision` opens the forward passes as the training does."""
 
     moved = False
     """Whether the first step is done: from then on the model is another policy."""
@@ -32,7 +31,7 @@ class OldLogprobs:
         self,
         model: TreeModel,
         importance: Importance,
-        precision: Callable[[], AbstractContextManager[Any]],
+        precision: Callable[[], AbstractContextManager[object]],
         max_tokens_per_pack: int,
     ) -> None:
         self._model, self._importance = model, importance
@@ -75,9 +74,9 @@ class OldLogprobs:
 @torch.no_grad()
 def completion_logprobs(model: TreeModel, packed: Pack) -> dict[Hashable, Tensor]:
     """A model's log-probs of each completion of a pack, by its key."""
-    found: dict[Hashable, Tensor] = {}
+    by_key: dict[Hashable, Tensor] = {}
     for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
         chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
         lengths = [len(packed.completions[key]) for key in keys]
-        found.update(zip(keys, chosen_C.split(lengths), strict=True))
-    return found
+        by_key.update(zip(keys, chosen_C.split(lengths), strict=True))
+    return by_key

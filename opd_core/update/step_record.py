@@ -78,7 +78,7 @@ class StepRecord:
         for key, part in zip(self.keys, self._student_T().split(self._lengths), strict=True):
             yield key, tuple(part.tolist())
 
-    def reverse_kl(self) -> float | None:
+    def student_k1(self) -> float | None:
         if self._teacher is None or self._sampling is None:
             return None
         return float((self._student_T() - torch.cat(self._teacher)).mean())
@@ -106,8 +106,8 @@ class StepRecord:
         return self._mean_if_weighted(self._truncated)
 
     def _mean_if_weighted(self, values: list[Tensor]) -> float | None:
-        found = self._of_the_loss(values)
-        return float(found.mean()) if self._weighted and len(found) else None
+        of_loss = self._of_the_loss(values)
+        return float(of_loss.mean()) if self._weighted and len(of_loss) else None
 
     def check_first_step(self, bound: Bound) -> FirstStep | None:
         """How far student and sampler are apart; raises beyond `bound`, naming the worst token."""
@@ -119,20 +119,20 @@ class StepRecord:
         rollout_id, position = self._owner[worst]
         student = float(self._student_T()[worst])
         sampler = float(sampling[worst])
-        found = (
+        worst_token = (
             f"token {position} of rollout {rollout_id} has log-prob {sampler:.6f} from the sampler "
             f"and {student:.6f} from the trainer"
         )
         mend = "the two do not compute the same model: compare their precision and processor"
         if not float(difference[worst]) <= bound.largest:
             raise VideoOPDError(
-                f"{found}, further apart than update.max_logprob_mismatch = {bound.largest} "
+                f"{worst_token}, further apart than update.max_logprob_mismatch = {bound.largest} "
                 f"({bound.reason}); {mend}"
             )
         if fault := bound.mean_fault(difference.tolist()):
             raise VideoOPDError(
-                f"{found}, and the mean difference of {len(difference)} tokens is {fault[0]:.4f}, "
-                f"above {fault[1]:.4f} ({bound.reason}); {mend}, or set "
+                f"{worst_token}, and the mean difference of {len(difference)} tokens is "
+                f"{fault[0]:.4f}, above {fault[1]:.4f} ({bound.reason}); {mend}, or set "
                 "update.max_logprob_mismatch, which then counts alone"
             )
         mean_bound = bound.mean_of(len(difference))
@@ -147,8 +147,8 @@ class StepRecord:
         """log pi - log pi_v of each token of the loss."""
         if self._sampling is None:
             return None
-        found = self._of_the_loss(self._student) - self._of_the_loss(self._old)
-        return found if len(found) else None
+        log_ratio = self._of_the_loss(self._student) - self._of_the_loss(self._old)
+        return log_ratio if len(log_ratio) else None
 
     def _of_the_loss(self, values: list[Tensor]) -> Tensor:
         return torch.cat(values)[torch.cat(self._in_loss)]

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opd_core.adapter_folder import is_adapter
 from opd_core.config.load import Config
 from opd_core.model.agreement import bound_for, served_dtype
 from opd_core.model.architectures import Architecture, architecture_of
@@ -33,7 +34,6 @@ from opd_core.model.checkpoint import save_checkpoint
 from opd_core.model.file_modes import give_umask_modes
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
-from opd_core.model.weight_files import is_adapter
 from opd_core.prompts.batches import EncodedBatch, ExampleEncoder, cut_at_videos
 from opd_core.scoring.trees import rollout_tree
 from opd_core.types import (
@@ -148,7 +148,7 @@ def update_student(
                 grad_norm=grad_norm,
                 tokens=tokens,
                 rollouts=len(measured.keys),
-                reverse_kl=measured.reverse_kl(),
+                reverse_kl=measured.student_k1(),
                 policy_kl=policy_kl,
                 ratio_min=ratio_min,
                 ratio_max=ratio_max,
@@ -303,15 +303,15 @@ class _Student:
         """The base student's log-probs of each completion of a pack, where the loss needs them."""
         return None if self._reference is None else completion_logprobs(self._reference, packed)
 
-    def step(self, left: float) -> tuple[float, float]:
+    def step(self, to_come: float) -> tuple[float, float]:
         """One optimiser step; (learning rate, gradient norm before clipping).
 
-        `left`: share of the round's steps that are still to come, this one among them.
+        `to_come`: share of the round's steps that are still to come, this one among them.
         """
         warm = max(self._settings.warmup_steps, 1)
         rate = self._settings.learning_rate * min(1.0, (self._steps_done + 1) / warm)
-        if left < self._settings.cooldown:
-            rate *= left / self._settings.cooldown
+        if to_come < self._settings.cooldown:
+            rate *= to_come / self._settings.cooldown
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.trainable, self._settings.max_grad_norm)
@@ -325,7 +325,7 @@ class _Student:
         self._steps_done += 1
         return rate, float(norm)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast)

@@ -27,7 +27,7 @@ from opd_core.update.loss_inputs import LossInputs
 def facts_of(
     config: Config, rollouts: Sequence[Rollout], scores: Sequence[TeacherScore | None]
 ) -> list[Fact]:
-    """Of all trained rollouts of one example, side by side with their scores."""
+    """The facts of all trained rollouts of one example, which stand beside their scores."""
     advantages: Sequence[float | None] = [None] * len(rollouts)
     if any(OBJECTIVES[name].needs_groups for name in config.objective_weights):
         grpo = config.update.grpo

@@ -151,8 +151,8 @@ def frame_spec(settings: VideoSection, codec: Codec, size: SizeRule, min_frames:
     return json.dumps(spec, sort_keys=True)
 
 
-def pack(clip: VideoClip, codec: Codec) -> bytes:
-    """A clip as bytes. With `jpeg`, `unpack` gives other pixels, and their hash."""
+def to_bytes(clip: VideoClip, codec: Codec) -> bytes:
+    """A clip as bytes. With `jpeg`, `from_bytes` gives other pixels, and their hash."""
     header: dict[str, Any] = {
         "shape": clip.frames.shape,
         "frame_indices": clip.frame_indices,
@@ -173,8 +173,8 @@ def pack(clip: VideoClip, codec: Codec) -> bytes:
     return b"".join([_HEADER.pack(_digest(text), len(text)), text, *body])
 
 
-def unpack(payload: bytes) -> VideoClip:
-    """The clip of `pack`. Raises ValueError when these are not its bytes, or not its pixels."""
+def from_bytes(payload: bytes) -> VideoClip:
+    """The clip of `to_bytes`. Raises ValueError when these are not its bytes, or not its pixels."""
     try:
         digest, length = _HEADER.unpack_from(payload)
         text = payload[_HEADER.size : _HEADER.size + length]

@@ -54,11 +54,11 @@ def _pair(
     """Keep frames out of one patch that lie further apart than `longest` seconds: the model reads
     one time for both, the middle, when neither came. The earlier one shares its patch with the
     frame before it instead, if that is not there yet. Adds at most `spare` frames."""
-    kept: list[int] = []
+    taken: list[int] = []
     for index, following in itertools.zip_longest(chosen, chosen[1:]):
         apart = following is not None and times[following] - times[index] > longest
-        if apart and (len(kept) + 1) % patch and spare and index - 1 not in (-1, *kept[-1:]):
-            kept.append(index - 1)
+        if apart and (len(taken) + 1) % patch and spare and index - 1 not in (-1, *taken[-1:]):
+            taken.append(index - 1)
             spare -= 1
-        kept.append(index)
-    return kept
+        taken.append(index)
+    return taken

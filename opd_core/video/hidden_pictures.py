@@ -57,7 +57,7 @@ def _vp9_frame(data: memoryview) -> bool:
 
 def _av1(data: memoryview) -> bool:
     """AV1 bitstream specification, 5.3 and 5.9: any shown frame among the units of a packet."""
-    at, found = 0, False
+    at, has_header = 0, False
     while at < len(data):
         header = data[at]
         kind = header >> 3 & 15
@@ -66,12 +66,12 @@ def _av1(data: memoryview) -> bool:
         if header >> 1 & 1:
             size, at = _leb128(data, at)
         if kind in (OBU_FRAME_HEADER, OBU_FRAME):
-            found = True
+            has_header = True
             first = data[at]  # show_existing_frame 1 bit, frame_type 2, show_frame 1
             if first >> 7 or first >> 4 & 1:
                 return True
         at += size
-    return not found
+    return not has_header
 
 
 def _leb128(data: memoryview, at: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from opd_core.video.frame_times import UnusableVideo
@@ -62,7 +63,7 @@ def read_packets(path: str) -> Packets:
     """Raises `UnusableVideo` where the file cannot be read, or ends before its header says."""
     with opened(path) as container:
         stream = video_stream(container)
-        found = Packets(
+        packets = Packets(
             container=container.format.name,
             codec=stream.codec_context.name,
             stream_index=stream.index,
@@ -76,44 +77,44 @@ def read_packets(path: str) -> Packets:
         try:
             for packet in container.demux():
                 if packet.size:
-                    _read_packet(found, packet, codec)
+                    _read_packet(packets, packet, codec)
         except av.FFmpegError as error:
             raise UnusableVideo(f"cannot be read to its end: {reason(error)}") from None
-    if found.first_key is None:
-        found.before_key = 0
+    if packets.first_key is None:
+        packets.before_key = 0
     # MP4 and Matroska count a file's length from zero, others from where it begins
-    missing = found.stated_seconds - max(found.end, found.end - start)
-    if missing > MAX_MISSING_SECONDS + 0.01 * found.stated_seconds:
+    missing = packets.stated_seconds - max(packets.end, packets.end - start)
+    if missing > MAX_MISSING_SECONDS + 0.01 * packets.stated_seconds:
         raise UnusableVideo(
-            f"is truncated: its header says {found.stated_seconds:.1f} s, "
-            f"its data end at {found.stated_seconds - missing:.1f} s"
+            f"is truncated: its header says {packets.stated_seconds:.1f} s, "
+            f"its data end at {packets.stated_seconds - missing:.1f} s"
         )
-    return found
+    return packets
 
 
-def _read_packet(found: Packets, packet: Packet, codec: str) -> None:
+def _read_packet(packets: Packets, packet: Packet[Stream], codec: str) -> None:
     stamp = packet.dts if packet.pts is None else packet.pts
     length = packet.duration or 0
     if stamp is not None and packet.time_base:
-        found.end = max(found.end, float((stamp + length) * packet.time_base))
-    if packet.stream_index != found.stream_index:
+        packets.end = max(packets.end, float((stamp + length) * packet.time_base))
+    if packet.stream_index != packets.stream_index:
         return
     if packet.is_keyframe and stamp is not None:
-        found.first_key = stamp if found.first_key is None else found.first_key
-        found.last_key = stamp
+        packets.first_key = stamp if packets.first_key is None else packets.first_key
+        packets.last_key = stamp
     if packet.is_discard or not shows_picture(codec, memoryview(packet)):
         return
-    found.before_key += found.first_key is None
-    if found.last_key is not None and stamp is not None and stamp < found.last_key:
-        found.open_groups = True
+    packets.before_key += packets.first_key is None
+    if packets.last_key is not None and stamp is not None and stamp < packets.last_key:
+        packets.open_groups = True
     if packet.dts is not None:
-        found.dts.append(packet.dts)
+        packets.dts.append(packet.dts)
     if packet.pts is None:
-        found.unstamped += 1
+        packets.unstamped += 1
         return
-    if found.last is None or packet.pts >= found.last[0]:
-        found.last = packet.pts, length
-    found.pts.append(packet.pts)
+    if packets.last is None or packet.pts >= packets.last[0]:
+        packets.last = packet.pts, length
+    packets.pts.append(packet.pts)
 
 
 def _sound_from(container: InputContainer) -> float | None:
@@ -159,6 +160,6 @@ def threads(pixels: int) -> int:
 def reason(error: BaseException) -> str:
     """One line, without the paths and the numbers of the libraries."""
     if isinstance(error, av.FFmpegError) and error.strerror:
-        return error.strerror
+        return str(error.strerror)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |\[/[^\]]*\] ", "", lines[0]).rstrip(".")

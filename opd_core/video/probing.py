@@ -6,15 +6,16 @@ process costs that process and its own time limit, and nothing else.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from opd_core.video.child import DecoderCrash, DecoderProcess, DecoderTimeout
+from opd_core.child_process import ChildCrash, ChildTimeout
+from opd_core.video.child import DecoderProcess
+from opd_core.video.frame_times import UnusableVideo
 
 RULES = 2
 """Raise it when a look finds other things than before."""
@@ -46,83 +47,55 @@ ProbeResult = Probe | Unusable
 
 def probe_files(
     folder: Path, names: Sequence[str], jobs: int, timeout_seconds: float
-) -> Iterator[tuple[str, ProbeResult]]:
-    """(name, what was found) of each file below `folder`, as they are done, in any order.
+) -> Generator[tuple[str, ProbeResult]]:
+    """(name, what was found) of each file below `folder`, as they are done, in any order. To be
+    closed by who leaves early.
 
     Raises `VideoOPDError` where the decoding process does not start at all.
     """
-    todo = deque(names)
-    results: queue.SimpleQueue[tuple[str, ProbeResult] | BaseException] = queue.SimpleQueue()
-    workers = [_Worker(folder, todo, results, timeout_seconds) for _ in range(min(jobs, len(todo)))]
+    started: list[DecoderProcess] = []
+    of_thread = threading.local()
+
+    def look(name: str) -> ProbeResult:
+        path = folder / name
+        if fault := _fault(path):
+            return fault
+        child: DecoderProcess | None = getattr(of_thread, "child", None)
+        if child is None or child.is_ended:
+            child = of_thread.child = DecoderProcess("pyav")
+            started.append(child)
+        return _survey(child, path, timeout_seconds)
+
+    threads = ThreadPoolExecutor(min(jobs, len(names)) or 1)
     try:
-        for worker in workers:
-            worker.start()
-        for _ in names:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            yield result
+        futures = {threads.submit(look, name): name for name in names}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
     finally:  # also when the reader has had enough, or Ctrl-C
-        todo.clear()
-        for worker in workers:
-            worker.stop()
-
-
-class _Worker(threading.Thread):
-    def __init__(
-        self,
-        folder: Path,
-        todo: deque[str],
-        results: queue.SimpleQueue[tuple[str, ProbeResult] | BaseException],
-        timeout_seconds: float,
-    ) -> None:
-        super().__init__(daemon=True)
-        self._folder = folder
-        self._todo = todo
-        self._results = results
-        self._timeout = timeout_seconds
-        self._child: DecoderProcess | None = None
-
-    def stop(self) -> None:
-        """Ends it in the middle of a file. `todo` is empty by now."""
-        child = self._child
-        if child is not None:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for child in started:
             child.kill()  # whoever waits for it lets go
-        if self.ident is not None:
-            self.join()
+        threads.shutdown()
+        for child in started:
+            child.end()
 
-    def run(self) -> None:
-        try:
-            while True:
-                try:
-                    name = self._todo.popleft()
-                except IndexError:
-                    return
-                self._results.put((name, self._look_at(name)))
-        except BaseException as error:
-            self._results.put(error)
-        finally:
-            if self._child is not None:
-                self._child.close()
 
-    def _look_at(self, name: str) -> ProbeResult:
-        path = self._folder / name
-        try:
-            if path.stat().st_size == 0:
-                return Unusable("it is empty (0 bytes)", final=True)
-        except OSError as error:
-            return Unusable(f"it cannot be read: {error.strerror}", final=False)
-        if self._child is None:
-            self._child = DecoderProcess("pyav")
-        request = {"do": "survey", "path": str(path.absolute())}
-        try:
-            found, _ = self._child.ask(request, time.monotonic() + self._timeout)
-        except DecoderTimeout:
-            self._child = None
-            return Unusable(f"looking at it took longer than {self._timeout:g} s", final=False)
-        except DecoderCrash as error:
-            self._child = None
-            return Unusable(str(error), final=False)
-        if "unusable" in found:
-            return Unusable(f"it {found['unusable']}", final=True)
-        return Probe(**found)
+def _fault(path: Path) -> Unusable | None:
+    """What is wrong with a file before it is opened."""
+    try:
+        is_empty = path.stat().st_size == 0
+    except OSError as error:
+        return Unusable(f"it cannot be read: {error.strerror}", final=False)
+    return Unusable("it is empty (0 bytes)", final=True) if is_empty else None
+
+
+def _survey(child: DecoderProcess, path: Path, seconds: float) -> ProbeResult:
+    request = {"do": "survey", "path": str(path.absolute())}
+    try:
+        return Probe(**child.ask(request, time.monotonic() + seconds))
+    except UnusableVideo as error:
+        return Unusable(f"it {error}", final=True)
+    except ChildTimeout:
+        return Unusable(f"looking at it took longer than {seconds:g} s", final=False)
+    except ChildCrash as error:
+        return Unusable(f"the decoding process {error}", final=False)

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from opd_core.child_process import ChildCrash, ChildTimeout
 from opd_core.config.sections import VideoSection
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.types import VideoOPDError
-from opd_core.video.child import DecoderCrash, DecoderProcess, DecoderTimeout
-from opd_core.video.clip import ClipStore, Codec, VideoClip, frame_spec, pack, unpack
+from opd_core.video.child import DecoderProcess
+from opd_core.video.clip import ClipStore, Codec, VideoClip, frame_spec, from_bytes, to_bytes
 from opd_core.video.frame_selection import sample_frame_indices
 from opd_core.video.frame_size import SizeRule, import_resize_rules
+from opd_core.video.frame_times import UnusableVideo
 
 MAX_CACHE_BYTES = 4 << 30
 """A video at 8,192 tokens is 50 MB of pixels: `cached_videos` alone would not bound the memory."""
@@ -147,7 +149,7 @@ class VideoReader:
             self._thread.join()
         with self._decoding:
             if self._child is not None:
-                self._child.close()
+                self._child.end()
                 self._child = None
 
     def _work_ahead(self) -> None:
@@ -204,49 +206,39 @@ class VideoReader:
 
     def _stored_or_decoded(self, path: Path) -> VideoClip:
         store = self.store
-        if store is not None and (kept := store.get(path, self._spec)) is not None:
+        if store is not None and (stored := store.get(path, self._spec)) is not None:
             try:
-                return unpack(kept)
+                return from_bytes(stored)
             except (ValueError, KeyError, TypeError):
                 store.discard(path, self._spec)
         clip = self._decode(path)
         if store is None and self._codec == "raw":
             return clip
-        payload = pack(clip, self._codec)
+        payload = to_bytes(clip, self._codec)
         if store is not None:
             store.put(path, self._spec, payload)
         # What is lossy is so the first time, too: every stage sees the pixels that are kept.
-        return clip if self._codec == "raw" else unpack(payload)
+        return clip if self._codec == "raw" else from_bytes(payload)
 
     def _decode(self, path: Path) -> VideoClip:
-        settings = self._settings
-        seconds = settings.decode_timeout_seconds
+        seconds = self._settings.decode_timeout_seconds
+        if self._child is None or self._child.is_ended:
+            self._child = DecoderProcess(self._settings.decoder)
         try:
-            if self._child is None:
-                self._child = DecoderProcess(settings.decoder)
             return self._ask_child(self._child, path, time.monotonic() + seconds)
-        except DecoderTimeout:
-            self._child = None
+        except ChildTimeout:
             reason = f"{path.name}: decoding took longer than {seconds:g} s"
             raise DecoderLostError(reason) from None
-        except DecoderCrash as error:
-            self._child = None
-            raise DecoderLostError(f"{path.name}: {error}") from None
-        except VideoError:
-            raise
-        except BaseException:  # Ctrl-C: the child still owes an answer, which the next would get
-            if self._child is not None:
-                self._child.close()
-                self._child = None
-            raise
+        except ChildCrash as error:
+            raise DecoderLostError(f"{path.name}: the decoding process {error}") from None
+        except UnusableVideo as error:
+            raise VideoError(f"{path.name} {error}") from None
 
     def _ask_child(self, child: DecoderProcess, path: Path, deadline: float) -> VideoClip:
         settings = self._settings
-        probed, times = child.ask({"do": "probe", "path": str(path.absolute())}, deadline)
-        if "unusable" in probed:
-            raise VideoError(f"{path.name} {probed['unusable']}")
+        probed = child.ask({"do": "probe", "path": str(path.absolute())}, deadline)
         total, fps = int(probed["total_frames"]), float(probed["fps"])
-        seconds = np.frombuffer(times)
+        seconds: np.ndarray = probed["seconds"]
         indices = sample_frame_indices(
             total,
             fps,
@@ -267,12 +259,8 @@ class VideoReader:
             size = f"{probed['width']}x{probed['height']}"
             raise VideoError(f"{path.name} is {size}, which no model takes: {error}") from None
         request = {"do": "decode", "indices": indices, "height": height, "width": width}
-        reply, pixels = child.ask(request, deadline)
-        if "unusable" in reply:
-            raise VideoError(f"{path.name} {reply['unusable']}")
-        frames = np.frombuffer(pixels, dtype=np.uint8).reshape(reply["shape"])
         return VideoClip.of(
-            frames,
+            child.ask(request, deadline)["frames"],
             tuple(indices),
             fps,
             total,
@@ -284,8 +272,8 @@ class VideoReader:
 
 def _file_key(path: Path) -> _Key:
     try:
-        found = path.stat()
-        if stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
             with path.open("rb") as file:  # rights, a stale mount: not for the decoder to find out
                 file.read(1)
     except FileNotFoundError:
@@ -294,11 +282,11 @@ def _file_key(path: Path) -> _Key:
         raise NoFileError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise VideoError(f"{path} cannot be read: {error}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{path} is no regular file")
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise VideoError(f"{path.name} is empty (0 bytes)")
-    return str(path.absolute()), found.st_mtime_ns, found.st_size
+    return str(path.absolute()), status.st_mtime_ns, status.st_size
 
 
 def _not_there_any_more(path: Path) -> NoFileError | None:

@@ -26,7 +26,7 @@ def contents(run: Run) -> dict[str, Rows]:
 
     Raises `VideoOPDError` where a checkpoint does not hold the weights that `updates` names.
     """
-    found: dict[str, Rows] = {}
+    tables: dict[str, Rows] = {}
     for name, spec in TABLES.items():
         columns = [column.name for column in spec.own_columns if column.name not in OWN]
         rows: Rows = run.scan(name).select(columns).collect().to_dicts()
@@ -35,17 +35,17 @@ def contents(run: Run) -> dict[str, Rows]:
                 del step["seconds"]
             if row.get("reused_from"):
                 row["reused_from"] = row["reused_from"].replace(run.run_id, "RUN")
-        found[name] = sorted(rows, key=lambda row: _key(name, row))
-    for row in found["updates"]:
+        tables[name] = sorted(rows, key=lambda row: _key(name, row))
+    for row in tables["updates"]:
         run.policy(row["policy_version"])
-    return found
+    return tables
 
 
-def differences(found: dict[str, Rows], expected: dict[str, Rows]) -> list[str]:
+def differences(tables: dict[str, Rows], expected: dict[str, Rows]) -> list[str]:
     """What was lost, is there twice, or is not the same; a sentence a table, none where all is."""
     problems = []
     for name in TABLES:
-        ours, theirs = ([_key(name, row) for row in rows[name]] for rows in (found, expected))
+        ours, theirs = ([_key(name, row) for row in rows[name]] for rows in (tables, expected))
         if twice := len(ours) - len(set(ours)):
             problems.append(f"{name} has {twice} rows twice")
         if lost := set(theirs) - set(ours):
@@ -53,7 +53,7 @@ def differences(found: dict[str, Rows], expected: dict[str, Rows]) -> list[str]:
         if added := set(ours) - set(theirs):
             problems.append(f"{name} has {len(added)} rows too many, {min(added)} among them")
         if ours == theirs:
-            for key, row, other in zip(ours, found[name], expected[name], strict=True):
+            for key, row, other in zip(ours, tables[name], expected[name], strict=True):
                 if odd := [column for column in other if row[column] != other[column]]:
                     problems.append(f"{name}, {key}: {odd[0]} differs")
                     break

@@ -14,7 +14,7 @@ _OF_VIEWS = {
     "teacher_iou": "Mean IoU of the round's teacher's own answers.",
     "teacher_answers": "How many those are.",
     "tokens": "Tokens of the answer.",
-    "reverse_kl": "Mean of sampling - teacher log-probs over the answer's tokens, nats.",
+    "reverse_kl": "k1 estimate of KL(pi_v || q): mean sampling - teacher log-prob, nats a token.",
     "trained": "Whether a committed update trained on it.",
     "trained_in": "policy_version of the policy that update made.",
     "position": "0, 1, ... within the answer.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -29,8 +29,8 @@ class Input:
     """Something that the two sides were made from, and that is not the same."""
 
     name: str
-    a: Any
-    b: Any
+    a: object
+    b: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class Diff:
 
 def diff(a: Run, b: Run) -> Diff:
     """What differs between two sides. Raises `VideoOPDError` when a config of theirs is gone."""
-    left, right = dict(_inputs(a)), dict(_inputs(b))
+    of_a, of_b = dict(_inputs(a)), dict(_inputs(b))
     inputs, same = [], []
-    for name in [*left, *(n for n in right if n not in left)]:
-        values = left.get(name, ABSENT), right.get(name, ABSENT)
+    for name in [*of_a, *(n for n in of_b if n not in of_a)]:
+        values = of_a.get(name, ABSENT), of_b.get(name, ABSENT)
         if values[0] == values[1]:
             same.append(name)
         else:
@@ -87,7 +87,7 @@ def _versions(run: Run) -> tuple[int, int]:
     return newest, max(newest - 1, 0)
 
 
-def _inputs(run: Run) -> Iterator[tuple[str, Any]]:
+def _inputs(run: Run) -> Iterator[tuple[str, object]]:
     """name -> value: weights, config, engine, processor, code."""
     content = run_folder.read(run.path)
     newest, parent = _versions(run)
@@ -111,16 +111,16 @@ def _inputs(run: Run) -> Iterator[tuple[str, Any]]:
 
 
 def _values(frame: pl.LazyFrame, column: str) -> str:
-    found = frame.select(pl.col(column).unique()).collect().to_series().drop_nulls()
-    return ", ".join(sorted(found.to_list())) or ABSENT
+    distinct = frame.select(pl.col(column).unique()).collect().to_series().drop_nulls()
+    return ", ".join(sorted(distinct.to_list())) or ABSENT
 
 
-def _config(run: Run, digest: str) -> dict[str, Any]:
+def _config(run: Run, digest: str) -> dict[str, object]:
     if digest == ABSENT:
         digest = str(run_folder.read(run.path)["config_hash"])
     file = run.path / "configs" / f"{digest}.json"
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, object] = json.loads(file.read_text())
     except (OSError, ValueError):
         raise VideoOPDError(
             f"{file} cannot be read, and rows name it; restore it from a copy of the run"
@@ -128,8 +128,8 @@ def _config(run: Run, digest: str) -> dict[str, Any]:
     return content
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -144,14 +144,14 @@ def _data(a: Run, b: Run) -> tuple[list[Input], list[str]]:
     same: list[str] = []
     sides = [run.examples().select("example_id", "split").collect() for run in (a, b)]
     for split in ("train", "eval"):
-        left, right = (set(s.filter(pl.col("split") == split)["example_id"]) for s in sides)
+        of_a, of_b = (set(s.filter(pl.col("split") == split)["example_id"]) for s in sides)
         name = f"{split} examples"
-        if left == right:
+        if of_a == of_b:
             same.append(name)
         else:
-            shared = f"{len(left & right):,} in both"
+            shared = f"{len(of_a & of_b):,} in both"
             values = (f"{len(s):,}, {len(s - o):,} only here, {shared}"
-                      for s, o in ((left, right), (right, left)))  # fmt: skip
+                      for s, o in ((of_a, of_b), (of_b, of_a)))  # fmt: skip
             differing.append(Input(name, *values))
     drawn = [_drawn(run) for run in (a, b)]
     if drawn[0] == drawn[1]:
@@ -185,12 +185,16 @@ def _pixels(run: Run) -> dict[str, str]:
 
 
 def _numbers(a: Run, b: Run) -> Iterator[Number]:
-    def answered(run: Run, column: str) -> pl.LazyFrame:
-        rows = run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
-        return rows.select("example_id", pl.col(column).alias("value"))
-
+    answers = [_answers(run) for run in (a, b)]
+    judgements = [_judgements(rows) for rows in answers]
     for name, column in (("strict", "iou"), ("timelens", "timelens_iou")):
-        yield _mean(f"eval IoU, {name}", "examples", answered(a, column), answered(b, column))
+        sides = [rows.select("example_id", value=column) for rows in answers]
+        yield _mean(f"eval IoU, {name}", "examples", *sides)
+    of_any = pl.concat(side.select("protocol") for side in judgements).unique().collect()
+    for name in of_any["protocol"].sort():
+        mine = pl.col("protocol") == name
+        sides = [side.filter(mine).select("example_id", value="iou") for side in judgements]
+        yield _mean(f"eval IoU, {name}", "examples", *sides)
 
     def of_round(run: Run) -> pl.LazyFrame:
         return run.trajectories().filter(pl.col("policy_version") == _versions(run)[1])
@@ -198,7 +202,7 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
     for name, column in (
         ("student IoU", "student_iou"),
         ("teacher IoU", "teacher_iou"),
-        ("reverse KL, nats a token", "reverse_kl"),
+        ("reverse KL (k1), nats a token", "reverse_kl"),
     ):
         sides = [
             of_round(run).group_by("example_id").agg(value=pl.col(column).mean()) for run in (a, b)
@@ -208,14 +212,27 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
         yield _tokenwise(f"{column} of the same answers", column, of_round(a), of_round(b))
 
 
+def _answers(run: Run) -> pl.LazyFrame:
+    """To the eval split, of the side's newest policy."""
+    return run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
+
+
+def _judgements(answers: pl.LazyFrame) -> pl.LazyFrame:
+    """example_id, protocol, iou, ... of each protocol that has no columns of its own."""
+    judged = (
+        answers.select("example_id", "judgements").explode("judgements").drop_nulls("judgements")
+    )
+    return judged.unnest("judgements")
+
+
 def _mean(name: str, of: str, a: pl.LazyFrame, b: pl.LazyFrame) -> Number:
     """Means over the example_ids that both have a value for."""
     both = a.drop_nulls().join(b.drop_nulls(), on="example_id", suffix="_b").collect()
     if both.is_empty():
         return Number(name, 0, of, None, None)
-    left, right = (float(both[c].sum()) / both.height for c in ("value", "value_b"))
+    mean_a, mean_b = (float(both[c].sum()) / both.height for c in ("value", "value_b"))
     largest = both.select((pl.col("value") - pl.col("value_b")).abs().max()).item()
-    return Number(name, both.height, of, left, right, float(largest))
+    return Number(name, both.height, of, mean_a, mean_b, float(largest))
 
 
 def _tokenwise(name: str, column: str, a: pl.LazyFrame, b: pl.LazyFrame) -> Number:
@@ -229,6 +246,6 @@ def _tokenwise(name: str, column: str, a: pl.LazyFrame, b: pl.LazyFrame) -> Numb
     tokens = both.explode(column, f"{column}_b")
     if tokens.is_empty():
         return Number(name, 0, "answers", None, None)
-    left, right = (float(tokens[c].cast(pl.Float64).mean()) for c in (column, f"{column}_b"))  # type: ignore[arg-type]
+    mean_a, mean_b = (float(tokens[c].cast(pl.Float64).mean()) for c in (column, f"{column}_b"))  # type: ignore[arg-type]
     largest = tokens.select((pl.col(column) - pl.col(f"{column}_b")).abs().max()).item()
-    return Number(name, both.height, "answers", left, right, float(largest))
+    return Number(name, both.height, "answers", mean_a, mean_b, float(largest))

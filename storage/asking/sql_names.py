@@ -38,7 +38,7 @@ class _Word:
     start: int
     end: int
     depth: int
-    """Of the brackets around it; an opening bracket counts as outside of itself."""
+    """How many brackets stand around it; an opening bracket counts as outside of itself."""
 
     @property
     def keyword(self) -> str:

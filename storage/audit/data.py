@@ -43,17 +43,19 @@ def draws(run: Run) -> Checked:
             raise BrokenLink.at(where, "its split when it was drawn", split, "train")
         count += 1
     notes = Counter(c.change for changes in history.values() for c in changes)
-    said = ", ".join(f"{n:,} {name}" for name, n in sorted(notes.items()))
-    return Checked(count, "draws", (f"annotations since the run began: {said}",) if said else ())
+    counts = ", ".join(f"{n:,} {name}" for name, n in sorted(notes.items()))
+    return Checked(
+        count, "draws", (f"annotations since the run began: {counts}",) if counts else ()
+    )
 
 
 def _history(run: Run) -> dict[str, list[DataChange]]:
     """item id -> what became of it, in order."""
-    found: dict[str, list[DataChange]] = {}
+    history: dict[str, list[DataChange]] = {}
     rows = sorted(run.read("data_changes", DataChange), key=lambda c: c.sequence)
     for number, sequence in enumerate(dict.fromkeys(c.sequence for c in rows), start=1):
         if sequence != number:
             raise BrokenLink.at("data_changes", "the next sequence", sequence, number)
     for change in rows:
-        found.setdefault(change.item_id, []).append(change)
-    return found
+        history.setdefault(change.item_id, []).append(change)
+    return history

@@ -28,7 +28,8 @@ PER_MISMATCH = 10.0
 
 
 def divergences(run: Run) -> Checked:
-    """Each row is of a score that kept hidden states, and within the bounds at each token."""
+    """Checks that each row is of a score that kept hidden states, and within the bounds at each
+    token."""
     unique(run, "divergences")
     versions = run.divergences().select("policy_version").unique().collect().to_series().sort()
     count = 0
@@ -44,16 +45,16 @@ def _with_score(run: Run, version: int) -> pl.DataFrame:
     """The rows of a round beside the rollout's and the score's log-probs."""
     import polars as pl
 
-    this = pl.col("policy_version") == version
+    of_round = pl.col("policy_version") == version
     mine = ("max_teacher_mismatch", "max_student_mismatch")
     keys = ["rollout_id", "teacher_hash"]
-    rollouts = run.rollouts().filter(this).select(
+    rollouts = run.rollouts().filter(of_round).select(
         "rollout_id", "sampling_logprobs", tokens=pl.col("completion_token_ids").list.len()
     )  # fmt: skip
     hidden = pl.col("scorer").str.contains("hidden states", literal=True)
-    scores = run.teacher_scores().filter(this).select(*keys, "teacher_logprobs", kept=hidden)
+    scores = run.teacher_scores().filter(of_round).select(*keys, "teacher_logprobs", kept=hidden)
     rows = (
-        run.divergences().filter(this).select(*keys, *COLUMNS, *mine)
+        run.divergences().filter(of_round).select(*keys, *COLUMNS, *mine)
         .join(rollouts, on="rollout_id", how="left")
         .join(scores, on=keys, how="left")
         .sort(keys)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from storage.audit.links import BrokenLink, Checked, rounds
+from storage.stages import RESCORE, round_number
 from storage.tables.schemas import TABLES
-from storage.tables.takes import round_number, take_of
+from storage.tables.takes import take_of
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
@@ -44,7 +45,7 @@ def takes(run: Run) -> Checked:
                 raise BrokenLink.at(f"{name}, {row[:-1]}", "take", row[-1], 0)
     committed = {row["parent_version"] for row in rounds(run)}
     for stale in run.takes().stale():
-        if stale.policy_version in committed and stale.stage != "rescore":
+        if stale.policy_version in committed and stale.stage != RESCORE.name:
             raise BrokenLink(f"{stale.reason()}; run {stale.stage} of round {stale.round} again")
         notes.append(f"stale: {stale.reason()}")
     return Checked(len(reruns), "reruns", tuple(notes))

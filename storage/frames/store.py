@@ -50,7 +50,7 @@ class Usage(NamedTuple):
     clips: int
     """Videos times frame specs."""
     bytes: int
-    """Of its folder."""
+    """What its folder takes on the disk."""
 
 
 def _ours(folder: Path) -> bool:
@@ -92,20 +92,20 @@ class FrameStore:
                 " folder"
             )
         try:
-            found = json.loads(file.read_text())["frame_store"] if file.exists() else None
+            format_read = json.loads(file.read_text())["frame_store"] if file.exists() else None
         except (OSError, ValueError, KeyError, TypeError):
-            found = "unknown"
-        if found not in (None, 1, FORMAT):
+            format_read = "unknown"
+        if format_read not in (None, 1, FORMAT):
             raise VideoOPDError(
-                f"{folder} is no frame store of this program (format {found}, not {FORMAT}); remove"
-                " the folder, which is only a cache, or set frames.path to another"
+                f"{folder} is no frame store of this program (format {format_read}, not {FORMAT}); "
+                "remove the folder, which is only a cache, or set frames.path to another"
             )
         with disk_troubles(folder):
             (folder / CLIPS).mkdir(parents=True, exist_ok=True)
-            for name in _OLDER if found == 1 else ():
-                left = folder / name
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-            if found != FORMAT:
+            for name in _OLDER if format_read == 1 else ():
+                former = folder / name
+                shutil.rmtree(former) if former.is_dir() else former.unlink(missing_ok=True)
+            if format_read != FORMAT:
                 created = datetime.now(UTC).isoformat()
                 write_json(file, {"frame_store": FORMAT, "created_at": created})
         store = cls(folder, max_bytes)

@@ -75,9 +75,9 @@ class VideoHashes:
                 text = file.read()
         except OSError:
             return
-        whole = text.rfind(b"\n") + 1
-        self._read += whole
-        for line in text[:whole].splitlines():
+        lines_end = text.rfind(b"\n") + 1
+        self._read += lines_end
+        for line in text[:lines_end].splitlines():
             try:
                 entry = json.loads(line)
                 size, mtime, ctime = entry["stat"]
@@ -100,5 +100,5 @@ def _line(name: str, stat: _Stat, digest: str) -> str:
 
 
 def _stat(path: Path) -> _Stat:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    file = path.stat()
+    return file.st_size, file.st_mtime_ns, file.st_ctime_ns

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from opd_core.adapter_folder import ADAPTER_CONFIG, is_adapter
 from opd_core.types import Policy, VideoOPDError
 from storage.files import disk_troubles, sync_folder, sync_tree, write_json
 from storage.hashes import WeightsCache, weights_hash
@@ -19,7 +20,15 @@ from storage.hashes import WeightsCache, weights_hash
 __all__ = ["Policy", "publish", "published_hash", "read_manifest", "rebase", "weights_hash"]
 
 MANIFEST_FILE = "manifest.json"
-ADAPTER_FILE = "adapter_config.json"
+
+
+def staging_folder(policies: Path, version: int) -> Path:
+    """An empty folder for policy `version`; what killed attempts at it left is removed."""
+    for leftover in list(policies.glob(f".v{version}.*-*")):
+        shutil.rmtree(leftover)
+    staging = policies / f".v{version}.staging-{uuid.uuid4().hex[:8]}"
+    staging.mkdir(parents=True)
+    return staging
 
 
 def publish(
@@ -93,10 +102,6 @@ def published_hash(folder: Path, cache: WeightsCache | None = None) -> str:
     return digest
 
 
-def is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_FILE).is_file()
-
-
 def rebase(policies: Path, student: Path) -> None:
     """The adapters of a run name the base student where it is now.
 
@@ -105,7 +110,7 @@ def rebase(policies: Path, student: Path) -> None:
     """
     if is_adapter(student):
         return  # its successors stand on its own base, which no config names
-    for path in sorted(policies.glob(f"v*/{ADAPTER_FILE}")):
+    for path in sorted(policies.glob(f"v*/{ADAPTER_CONFIG}")):
         content = json.loads(path.read_text())
         if content.get("base_model_name_or_path") != str(student):
             write_json(path, {**content, "base_model_name_or_path": str(student)})

@@ -12,34 +12,28 @@ A run may be moved: paths in rows are relative to it, and the student's may chan
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-from opd_core.types import GroundingExample, Policy, Rerun, VideoOPDError
-from storage.tables import cleanup, history, older_formats, present, upkeep, views
+from opd_core.types import VideoOPDError
 from storage import locks
-from storage.runs import policies, run_folder
 from storage.files import disk_troubles, write_whole
-from storage.tables.provenance import Provenance, git_commit
-from storage.tables.records import from_rows
-from storage.tables.schemas import TABLES
+from storage.runs import policies, run_folder
+from storage.runs.begun import Begun, begin
+from storage.runs.run_policies import RunPolicies
+from storage.tables import cleanup, history, older_formats, upkeep
 from storage.tables.lance_tables import Tables
-from storage.tables.takes import StageRound, Takes
-
-if TYPE_CHECKING:
-    import polars as pl
-
-Record = TypeVar("Record")
+from storage.tables.provenance import Provenance, git_commit
+from storage.tables.schemas import TABLES
 
 
-class Run:
+class Run(RunPolicies):
     """An open run. For writing when it was opened with a config, else for reading only."""
 
     def __init__(
@@ -49,23 +43,9 @@ class Run:
         student_path: Path | None,
         round: int | None = None,
     ) -> None:
-        content = run_folder.read(path)
-        self.path = path
-        self.run_id: str = content["run_id"]
-        self.created_at: str = content["created_at"]
-        self.config_hash = config_hash
-        self.tables = Tables.open(path / "tables")
+        super().__init__(path, config_hash, student_path)
         self.round = round
-        self._tag: str | None = None
-        self._takes: dict[int, Takes] = {}
-        self.teacher_hash: str = content["teacher"]["weights_hash"]
-        """Of the teacher that the run began with."""
-        self._base_hash: str = content["student"]["weights_hash"]
-        self._base_path = student_path or Path(content["student"]["path"])
-        self._cache = run_folder.weights_cache(path)
         self._attempts: dict[tuple[str, int | None], str] = {}
-
-    # --- opening -------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, path: str | Path, round: int | None = None) -> Self:
@@ -131,7 +111,7 @@ class Run:
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)
-            older_formats.refuse_to_write(run.tables.folder, run.tables.format)
+            run.tables.refuse_to_write()
             run.check_base()
             policies.rebase(path / "policies", student)
             config = path / "configs" / f"{config_hash}.json"
@@ -151,266 +131,29 @@ class Run:
         """Rows written before it are of an older format; None where there are none such."""
         return older_formats.older_rows_end(self.tables.folder)
 
-    # --- policies ------------------------------------------------------------------------------
+    def begin(self, stage: str, version: int, force: bool = False) -> Begun:
+        """Begin a stage of the round of policy `version`: all of it again with `force`, or where
+        its rows are stale; else what is missing of it.
 
-    def check_base(self) -> None:
-        """Raises `VideoOPDError` when the base student is gone or its weights have changed."""
-        if self.weights_hash(self._base_path) != self._base_hash:
-            raise VideoOPDError(
-                f"the weights in {self._base_path} are not those run {self.path} began with; put"
-                " the original student back, or start a new run in another folder"
-            )
-
-    def weights_hash(self, folder: str | Path) -> str:
-        """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
-        return policies.published_hash(Path(folder).resolve(), self._cache)
-
-    def current_policy(self) -> Policy:
-        """The newest committed policy in force, or the base student before the first update."""
-        updates = self.updates().select("policy_version").collect()
-        return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
-
-    def policy(self, version: int) -> Policy:
-        """A committed policy, its weights checked against what was committed."""
-        if version == 0:
-            self.check_base()
-            return Policy(0, self._base_path, self._base_hash)
-        import polars as pl
-
-        row = self.updates().filter(pl.col("policy_version") == version)
-        found = row.select("policy_hash", "checkpoint").collect().rows()
-        if not found:
-            raise VideoOPDError(
-                f"run {self.path} has no policy {version}; `select policy_version from updates`"
-                " lists those it has"
-            )
-        digest, checkpoint = found[0]
-        folder = self.path / checkpoint
-        stored = policies.read_manifest(folder).get("weights_hash")
-        actual = policies.weights_hash(folder, self._base_path, self._cache)
-        if not digest == stored == actual:
-            raise VideoOPDError(
-                f"the checkpoint {folder} does not hold the weights that were committed as policy"
-                f" {version}; restore the folder from a copy of the run"
-            )
-        return Policy(version, folder, digest)
-
-    def config_of_policy(self, policy: Policy) -> dict[str, Any] | None:
-        """The config, as JSON, that a policy was made with; None for the base."""
-        if policy.version == 0:
-            return None
-        digest = policies.read_manifest(policy.path).get("config_hash")
-        path = self.path / "configs" / f"{digest}.json"
-        try:
-            content: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            raise VideoOPDError(
-                f"{path}, the config that policy {policy.version} was made with, is not readable;"
-                " restore it from a copy of the run"
-            ) from None
-        return content
-
-    def staging_folder(self, version: int) -> Path:
-        """An empty folder to save policy `version` into, then `publish_policy`.
-
-        What killed attempts at this version left is removed: call it under `exclusive("update")`.
+        Nothing is written before `Begun.new_take`; call that under `exclusive("round")`. Raises
+        `VideoOPDError` naming the stage that has to be run again first, where what this one would
+        be computed from is stale, and with `force` where a stage cannot be run again.
         """
-        folder = self.path / "policies"
-        for leftover in list(folder.glob(f".v{version}.*-*")):
-            shutil.rmtree(leftover)
-        staging = folder / f".v{version}.staging-{uuid.uuid4().hex[:8]}"
-        staging.mkdir(parents=True)
-        return staging
+        source = run_folder.config_source(self.path)
+        config = source.words if source else "CONFIG"
+        supersede = partial(self._supersede, stage, version)
+        return begin(self.takes(), stage, version, force, supersede, config)
 
-    def publish_policy(self, staging: Path, parent: Policy) -> Policy:
-        """Publishes the successor of `parent`; the row appended to `updates` then commits it.
-
-        The row's `policy_hash` is the reference's `weights_hash`, its `checkpoint` is
-        `run.relative(reference.path)`.
-        """
-        import polars as pl
-
-        version = parent.version + 1
-        take = self.takes().take("update", parent.version)
-        row = self.updates().filter(pl.col("policy_version") == version)
-        committed = row.select("policy_hash").collect().get_column("policy_hash").to_list()
-        manifest = {
-            "policy_version": version,
-            "parent_version": parent.version,
-            "parent_hash": parent.weights_hash,
-            "config_hash": self._writable(),
-            "git_commit": git_commit(),
-            "created_at": datetime.now(UTC).isoformat(),
-            "table_versions": self.tables.versions(),
-            "run_id": self.run_id,
-        }
-        return policies.publish(
-            staging,
-            self.path / "policies" / (f"v{version}.take{take}" if take else f"v{version}"),
-            manifest,
-            committed_hash=committed[0] if committed else None,
-            base=self._base_path,
-            cache=self._cache,
-        )
-
-    def relative(self, path: Path) -> str:
-        """`path` as rows name it: relative to the run, which may be moved."""
-        return path.resolve().relative_to(self.path).as_posix()
-
-    # --- tables --------------------------------------------------------------------------------
-
-    def scan(self, name: str, superseded: bool = False) -> pl.LazyFrame:
-        """A table by name, as of the round that the run was opened at.
-
-        Without the rows that a rerun has superseded or made stale (`storage/tables/takes.py`), unless
-        `superseded`.
-        """
-        frame = self.tables.scan(name, self.version)
-        shown = None if superseded else self._shown(name)
-        return frame if shown is None else frame.filter(shown)
-
-    @property
-    def version(self) -> str | None:
-        """The tag that every table is read at; None: as they are now."""
-        return self._tag
-
-    def takes(self) -> Takes:
-        """Which stages of which rounds were run again."""
-        number = self.tables.version("reruns", self.version)
-        if number not in self._takes:
-            rows = self.tables.read("reruns", Rerun, version=number)
-            self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
-        return self._takes[number]
-
-    def begin_take(self, stage: str, version: int, because: str) -> Rerun:
+    def _supersede(self, stage: str, version: int, because: str) -> None:
         """From now on `stage` writes the next take of a round; its rows so far are superseded.
 
-        Call it under `exclusive("round")`. What was computed from them becomes stale; a new take of
-        `update` supersedes all that was made with later policies.
+        What was computed from them becomes stale; a new take of `update` supersedes all that was
+        made with later policies.
         """
-        rows = self.takes().begin(stage, version, because, self._written())
+        rows = self.takes().next_take(stage, version, because, self.rows_by_take())
         self.append("reruns", rows, stage=stage, policy_version=version)
         for row in rows:
             self._attempts.pop((row.stage, row.policy_version), None)
-        return rows[0]
-
-    def _written(self) -> dict[StageRound, int]:
-        """Rows of the newest take of each stage and round."""
-        takes, counts = self.takes(), dict[StageRound, int]()
-        for (stage, round, take), count in self.rows_by_take().items():
-            if take == takes.take(stage, round):
-                counts[stage, round] = count
-        return counts
-
-    def rows_by_take(self) -> dict[tuple[str, int, int], int]:
-        """(stage, its policy_version, take) -> rows, in all tables whose rows are of a round."""
-        import polars as pl
-
-        counts: dict[tuple[str, int, int], int] = {}
-        for name, spec in TABLES.items():
-            if spec.round_column is None:
-                continue
-            stage = pl.lit(spec.writer) if spec.writer else pl.col("stage")
-            frame = self.scan(name, superseded=True).select(
-                stage.alias("stage"), pl.col(spec.round_column).alias("round"), "take"
-            )
-            found = frame.drop_nulls("round").group_by("stage", "round", "take").len().collect()
-            for *key, count in found.iter_rows():
-                counts[tuple(key)] = counts.get(tuple(key), 0) + count
-        return counts
-
-    def _take(self, name: str, stage: str, round: int | None) -> int:
-        of_a_round = name in TABLES and TABLES[name].round_column is not None
-        return self.takes().take(stage, round) if of_a_round else 0
-
-    def _shown(self, name: str) -> pl.Expr | None:
-        spec = TABLES.get(name)
-        return None if spec is None or spec.round_column is None else self.takes().shown(spec)
-
-    def trajectories(self) -> pl.LazyFrame:
-        """One row a rollout: example, answer, teacher, score, selection, update."""
-        return views.trajectories(self.scan, self.teacher_hash)
-
-    def tokens(self, texts: views.Texts | None = None) -> pl.LazyFrame:
-        """One row a token of an answer; `texts` (ids -> texts) fills in the column `text`."""
-        return views.tokens(self.scan, self.teacher_hash, texts)
-
-    def examples(self) -> pl.LazyFrame:
-        """Every annotation that the run has ever read, as it was first read."""
-        return self.scan("examples")
-
-    def present(self) -> pl.LazyFrame:
-        """Those that the annotation files hold now, as they are there (`storage/tables/present.py`)."""
-        return present.present(self.scan)
-
-    def present_examples(self, filter: pl.Expr | None = None) -> list[GroundingExample]:
-        """The rows of `present` as records; all, or those for which `filter` is true."""
-        rows = self.present() if filter is None else self.present().filter(filter)
-        return from_rows(GroundingExample, rows.collect().to_arrow())
-
-    def last_known_examples(self, filter: pl.Expr) -> list[GroundingExample]:
-        """Those that `filter` is true for, also such as the files hold no longer, as last held."""
-        rows = present.latest(self.scan).filter(filter)
-        return from_rows(GroundingExample, rows.collect().to_arrow())
-
-    def present_evaluations(self) -> pl.LazyFrame:
-        """The answers to what is in the eval split now: what any number is made of."""
-        import polars as pl
-
-        asked = self.present().filter(pl.col("split") == "eval").select("example_id")
-        return self.evaluations().join(asked, on="example_id", how="semi", maintain_order="left")
-
-    def data_changes(self) -> pl.LazyFrame:
-        return self.scan("data_changes")
-
-    def quarantine(self) -> pl.LazyFrame:
-        return self.scan("quarantine")
-
-    def draws(self) -> pl.LazyFrame:
-        return self.scan("draws")
-
-    def teacher_predictions(self) -> pl.LazyFrame:
-        return self.scan("teacher_predictions")
-
-    def rollouts(self) -> pl.LazyFrame:
-        return self.scan("rollouts")
-
-    def teacher_scores(self) -> pl.LazyFrame:
-        return self.scan("teacher_scores")
-
-    def divergences(self) -> pl.LazyFrame:
-        return self.scan("divergences")
-
-    def selections(self) -> pl.LazyFrame:
-        return self.scan("selections")
-
-    def trained_rollouts(self) -> pl.LazyFrame:
-        return self.scan("trained_rollouts")
-
-    def updates(self) -> pl.LazyFrame:
-        return self.scan("updates")
-
-    def evaluations(self) -> pl.LazyFrame:
-        return self.scan("evaluations")
-
-    def model_evaluations(self) -> pl.LazyFrame:
-        return self.scan("model_evaluations")
-
-    def reruns(self) -> pl.LazyFrame:
-        return self.scan("reruns")
-
-    def read(
-        self,
-        name: str,
-        record: type[Record],
-        filter: pl.Expr | None = None,
-        without: Sequence[str] = (),
-    ) -> list[Record]:
-        """Rows that `scan` shows as records, in the order they were written; as `Tables.read`."""
-        shown = self._shown(name)
-        if shown is not None:
-            filter = shown if filter is None else shown & filter
-        return self.tables.read(name, record, filter, self.version, without)
 
     def append(
         self,
@@ -427,6 +170,7 @@ class Run:
         stage = stage or (TABLES[name].writer if name in TABLES else None)
         if stage is None:
             raise ValueError(f"append to {name!r} needs the name of the stage")
+        of_a_round = name in TABLES and TABLES[name].round_column is not None
         attempt = self._attempts.setdefault((stage, policy_version), str(uuid.uuid4()))
         provenance = Provenance(
             run_id=self.run_id,
@@ -435,7 +179,7 @@ class Run:
             config_hash=self._writable(),
             git_commit=git_commit(),
             attempt=attempt,
-            take=self._take(name, stage, policy_version),
+            take=self.takes().take(stage, policy_version) if of_a_round else 0,
         )
         return self.tables.append(name, records, provenance)
 
@@ -458,10 +202,3 @@ class Run:
             tagged[name] = self.tables.tag(name, tag)
             cleanup.clean_up(self.tables, name, self.run_id, since_tag=f"round-{version - 1}")
         return tagged
-
-    def _writable(self) -> str:
-        if self.config_hash is None:
-            raise VideoOPDError(
-                f"run {self.path} was opened for reading; open it with its config to write"
-            )
-        return self.config_hash

@@ -7,6 +7,7 @@ of ours and left alone.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -19,7 +20,7 @@ from typing import Any
 
 from opd_core.types import VideoOPDError
 from storage import locks
-from storage.files import disk_troubles, told_by_disk, write_json
+from storage.files import disk_troubles, short, told_by_disk, write_json
 from storage.hashes import WeightsCache
 from storage.runs.policies import published_hash
 from storage.tables.provenance import git_commit
@@ -106,6 +107,12 @@ class ConfigSource:
     file: Path
     overrides: tuple[str, ...]
 
+    @property
+    def words(self) -> str:
+        """The file and its `--set`s, as one types them."""
+        sets = (word for override in self.overrides for word in ("--set", override))
+        return shlex.join([str(short(self.file)), *sets])
+
 
 def remember_config(path: Path, file: Path, overrides: Sequence[str]) -> None:
     """For people who go on with a run by its folder; no number depends on it."""
@@ -143,7 +150,7 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def removed_if_refused(path: Path) -> Iterator[None]:
+def no_run_if_refused(path: Path) -> Iterator[None]:
     """A command that is refused leaves no folder: where this block makes a run and ends with a
     `VideoOPDError` before anything was computed, what it made is removed.
 

@@ -56,7 +56,7 @@ def _not_needed(dataset: lance.LanceDataset, run_id: str, since_tag: str) -> lis
     if since_tag not in tags:
         return []
     before = time.time() - KEEP_SECONDS
-    found = []
+    not_needed = []
     for entry in dataset.versions():
         version = int(entry["version"])
         if version == 1 or version >= tags[since_tag] or version in tags.values():
@@ -64,5 +64,5 @@ def _not_needed(dataset: lance.LanceDataset, run_id: str, since_tag: str) -> lis
         if entry["timestamp"].timestamp() <= before and history.is_ours(
             history.commit(dataset, version), run_id
         ):
-            found.append(version)
-    return found
+            not_needed.append(version)
+    return not_needed

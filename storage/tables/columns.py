@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
 from opd_core.types import FLOAT64, Span
 
-_PLAIN: dict[Any, pa.DataType] = {
+_PLAIN: dict[object, pa.DataType] = {
     str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()
 }  # fmt: skip
-_IN_LISTS: dict[Any, pa.DataType] = _PLAIN | {int: pa.int32(), float: pa.float32()}
+_IN_LISTS: dict[object, pa.DataType] = _PLAIN | {int: pa.int32(), float: pa.float32()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def span_columns(field_name: str) -> tuple[str, str]:
     return f"{prefix}_start", f"{prefix}_end"
 
 
-def _columns(name: str, hint: Any) -> Iterator[Column]:
+def _columns(name: str, hint: object) -> Iterator[Column]:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"{name} has no description; write Annotated[TYPE, 'what it holds.']")
     annotation, description, *marks = get_args(hint)
@@ -79,7 +79,7 @@ def _columns(name: str, hint: Any) -> Iterator[Column]:
         yield Column(name, _type(kind, FLOAT64 in marks), description, optional)
 
 
-def _type(kind: Any, wide: bool, inside: bool = False) -> pa.DataType:
+def _type(kind: object, wide: bool, inside: bool = False) -> pa.DataType:
     if get_origin(kind) is Sequence:
         return pa.list_(_type(get_args(kind)[0], wide, inside=True))
     if is_dataclass(kind):

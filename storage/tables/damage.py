@@ -31,8 +31,8 @@ def told(folders: Sequence[Path]) -> Iterator[None]:
         if isinstance(error, (KeyboardInterrupt, SystemExit)) or not _is_lances(error):
             raise
         for folder in folders:
-            if found := first_damage(folder / "tables"):
-                raise VideoOPDError(found) from error
+            if broken_table := first_damage(folder / "tables"):
+                raise VideoOPDError(broken_table) from error
         raise
 
 

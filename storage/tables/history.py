@@ -38,12 +38,12 @@ class Commit:
 
 def tags(folder: Path, name: str) -> dict[str, int]:
     """tag -> version, of the table `name` below `folder`."""
-    found = _dataset(folder, name).tags.list()
-    return {tag: int(content["version"]) for tag, content in found.items()}
+    by_tag = _dataset(folder, name).tags.list()
+    return {tag: int(content["version"]) for tag, content in by_tag.items()}
 
 
 def commits(folder: Path, name: str) -> Iterator[Commit]:
-    """Of the versions that are kept, oldest first."""
+    """The commits of the versions that are kept, oldest first."""
     dataset = _dataset(folder, name)
     for entry in dataset.versions():
         yield commit(dataset, int(entry["version"]))
@@ -98,14 +98,14 @@ def rows_at(folder: Path, name: str, version: int) -> int:
 def orphans(folder: Path, name: str) -> list[str]:
     """Data files that no kept version has: what a process killed in a write left behind."""
     dataset = _dataset(folder, name)
-    kept = {
+    in_use = {
         file.path
         for entry in dataset.versions()
         for fragment in dataset.checkout_version(int(entry["version"])).get_fragments()
         for file in fragment.data_files()
     }
     data = folder / f"{name}.lance" / "data"
-    return sorted(p.name for p in data.glob("*.lance") if p.name not in kept)
+    return sorted(p.name for p in data.glob("*.lance") if p.name not in in_use)
 
 
 def _dataset(folder: Path, name: str) -> lance.LanceDataset:

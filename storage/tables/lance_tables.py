@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Record = TypeVar("Record")
-Key = str | int | tuple[Any, ...]
+Key = str | int | tuple[object, ...]
 
 LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
@@ -134,7 +135,7 @@ class Tables:
     def append(
         self,
         name: str,
-        records: Sequence[Any],
+        records: Sequence[object],
         provenance: Provenance,
         timeout: float = LOCK_TIMEOUT_SECONDS,
     ) -> int:
@@ -154,6 +155,7 @@ class Tables:
         rows = to_table(spec, records)
         with disk_troubles(self.folder), self._locked(name, provenance.stage, timeout):
             dataset = self._dataset(name)
+            self._refuse_to_write(spec, dataset)
             fresh = _without_known(rows, dataset, spec.key, provenance.take)
             if fresh.num_rows:
                 lance.write_dataset(
@@ -164,8 +166,17 @@ class Tables:
                 )
         return int(fresh.num_rows)
 
+    def refuse_to_write(self) -> None:
+        """Raises `VideoOPDError` where the tables have to be brought up first."""
+        for name in self.names:
+            self._refuse_to_write(_spec(name), self._dataset(name))
+
+    def _refuse_to_write(self, spec: TableSpec, dataset: lance.LanceDataset) -> None:
+        missing = older_formats.absent(spec, dataset.schema) or ()
+        older_formats.refuse_to_write(self.folder, self.format, missing)
+
     def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
-        """Those of `keys` that have no row, in order. A key of several columns is a tuple."""
+        """The keys, of `keys`, that have no row, in order. A key of several columns is a tuple."""
         columns = _spec(name).key
         known = self._dataset(name).to_table(columns=list(columns))
         values = [known.column(column).to_pylist() for column in columns]
@@ -203,7 +214,7 @@ class Tables:
         """The current version of every table."""
         return {name: self.version(name) for name in TABLES}
 
-    def _locked(self, name: str, stage: str, timeout: float) -> Any:
+    def _locked(self, name: str, stage: str, timeout: float) -> AbstractContextManager[None]:
         return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
 
     def _dataset(self, name: str, version: int | str | None = None) -> lance.LanceDataset:
@@ -223,8 +234,7 @@ class Tables:
                 f"{what} {self.folder} is missing; restore it from a copy of the run"
             ) from None
         missing = older_formats.absent(spec, dataset.schema)
-        # A tag that is older than a migration has the columns of its day.
-        if missing is None or (missing and version is None and self.format == SCHEMA_VERSION):
+        if missing is None:
             raise VideoOPDError(
                 f"the columns of {uri} are not those of format {self.format}; use the program"
                 " that wrote them, or start a new run in another folder"

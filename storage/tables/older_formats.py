@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,36 +92,36 @@ def with_nulls(frame: pl.LazyFrame, spec: TableSpec, missing: list[Column]) -> p
     return frame.with_columns(nulls).select(spec.schema.names)
 
 
-def refuse_to_write(folder: Path, version: int) -> None:
-    """Raises `VideoOPDError` where the tables in `folder` have to be brought up first."""
-    if version < SCHEMA_VERSION:
+def refuse_to_write(folder: Path, version: int, missing: Sequence[Column] = ()) -> None:
+    """Raises `VideoOPDError` where the tables in `folder` have to be brought up first: they are of
+    an older format, or of an earlier program of this one, and columns are `missing`."""
+    if version < SCHEMA_VERSION or missing:
+        lack = f" without {missing[0].name}" if missing else ""
         raise VideoOPDError(
-            f"the tables in {folder} have format {version} and this program writes format"
+            f"the tables in {folder} have format {version}{lack} and this program writes format"
             f" {SCHEMA_VERSION}; bring them up with `videoopd migrate {folder.parent}`, or go on"
             " with the program that wrote them"
         )
 
 
 def migrate(folder: Path) -> dict[str, list[str]]:
-    """Brings the tables in `folder` up to SCHEMA_VERSION: table -> the columns it was given (of a
+    """Brings the tables in `folder` up to this program: table -> the columns it was given (of a
     table that is new, all).
 
     No row is written or moved. Killed at any moment, it goes on when it is called again. Call it as
-    the run's only writer. Raises `VideoOPDError` for tables that are not of an older format.
+    the run's only writer. Raises `VideoOPDError` for tables that are not of an older program.
     """
     import lance
 
     version = format_of(folder)
     given: dict[str, list[str]] = {}
-    if version == SCHEMA_VERSION:
-        return given
-    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     for name, spec in TABLES.items():
         lock = locks.held(folder / ".locks" / f"{name}.lock", "migrate", 120.0)
         with disk_troubles(folder), lock:
             if not (folder / f"{name}.lance").exists():
-                _create(folder, spec, rounds)
-                given[name] = [column.name for column in spec.columns]
+                if version < SCHEMA_VERSION:  # else it is lost, and whoever reads it says so
+                    _create(folder, spec)
+                    given[name] = [column.name for column in spec.columns]
                 continue
             dataset = lance.dataset(folder / f"{name}.lance")
             missing = absent(spec, dataset.schema)
@@ -139,7 +140,10 @@ def migrate(folder: Path) -> dict[str, list[str]]:
                 dataset.add_columns([column.field for column in missing])
                 dataset = lance.dataset(folder / f"{name}.lance")
                 given[name] = [column.name for column in missing]
-            _tag(dataset, f"format-{SCHEMA_VERSION}")
+            if missing or retired or version < SCHEMA_VERSION:
+                _tag(dataset, f"format-{SCHEMA_VERSION}")
+    if version == SCHEMA_VERSION:
+        return given
     content = json.loads((folder / FORMAT_FILE).read_text())
     step = {"from": version, "at": datetime.now(UTC).isoformat()}
     content["migrations"] = [*content.get("migrations", []), step]
@@ -148,10 +152,11 @@ def migrate(folder: Path) -> dict[str, list[str]]:
     return given
 
 
-def _create(folder: Path, spec: TableSpec, rounds: list[str]) -> None:
+def _create(folder: Path, spec: TableSpec) -> None:
     """An empty table, whole or not at all; it was as empty when each of the rounds was finished."""
     import lance
 
+    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
     aside = folder / f".{spec.name}.creating-{uuid.uuid4().hex}"
     try:
         dataset = lance.write_dataset(spec.schema.empty_table(), aside, mode="create")
@@ -169,5 +174,9 @@ def _tags(table: Path) -> list[str]:
 
 
 def _tag(dataset: lance.LanceDataset, tag: str) -> None:
-    if tag not in dataset.tags.list():
+    """Keeps the version; where an earlier one has the tag already, its number is added."""
+    tags = dataset.tags.list()
+    if int(tags.get(tag, {"version": dataset.version})["version"]) != dataset.version:
+        tag = f"{tag}.{dataset.version}"
+    if tag not in tags:
         dataset.tags.create(tag, dataset.version)

@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opd_core.types import Span, UpdateStep, VideoOPDError
+from opd_core.types import Span, VideoOPDError
 from storage.tables.columns import columns_of, span_columns
 from storage.tables.schemas import TableSpec
 
 Record = TypeVar("Record")
 
 
-def to_table(spec: TableSpec, records: Sequence[Any]) -> pa.Table:
+def to_table(spec: TableSpec, records: Sequence[object]) -> pa.Table:
     """The records as rows of `spec`, without provenance; every value checked.
 
     Raises `VideoOPDError` naming the row for: a null where a value must be, NaN anywhere, infinity
     in the columns `spec.finite`, parallel lists of unequal length.
     """
-    values: dict[str, list[Any]] = {}
-    for name, is_span in _fields(spec.record):
+    values: dict[str, list[object]] = {}
+    for name, kind in _fields(spec.record):
         column = [getattr(record, name) for record in records]
-        if is_span:
+        if kind is Span:
             start, end = span_columns(name)
             values[start] = [None if span is None else span[0] for span in column]
             values[end] = [None if span is None else span[1] for span in column]
-        elif name == "steps":
-            values[name] = [[_as_dict(step) for step in steps] for steps in column]
+        elif kind is not None:
+            values[name] = [
+                None if row is None else [_as_struct(one) for one in row] for row in column
+            ]
         else:
             values[name] = column
     schema = pa.schema([column.field for column in spec.own_columns])
@@ -47,35 +49,40 @@ def to_table(spec: TableSpec, records: Sequence[Any]) -> pa.Table:
 
 def from_rows(record: type[Record], table: pa.Table) -> list[Record]:
     """The rows as records, in order; lists become tuples, provenance columns are ignored."""
-    columns: list[list[Any]] = []
-    for name, is_span in _fields(record):
-        if is_span:
+    columns: list[list[object]] = []
+    for name, kind in _fields(record):
+        if kind is Span:
             start, end = (table.column(column).to_pylist() for column in span_columns(name))
             columns.append(
                 [None if s is None else Span(s, e) for s, e in zip(start, end, strict=True)]
             )
-        elif name == "steps":
-            rows = table.column(name).to_pylist()
-            columns.append([tuple(UpdateStep(**step) for step in steps) for steps in rows])
         elif name not in table.column_names:  # left on disk
             columns.append([None] * table.num_rows)
+        elif kind is not None:
+            rows = table.column(name).to_pylist()
+            columns.append([None if r is None else tuple(kind(**one) for one in r) for r in rows])
         else:
             columns.append(_python_values(table.column(name)))
     return [record(*row) for row in zip(*columns, strict=True)]
 
 
-def _fields(record: Any) -> tuple[tuple[str, bool], ...]:
-    """(name, whether it is a span) of each field."""
+def _fields(record: Any) -> Iterator[tuple[str, type | None]]:
+    """(name, `Span` or the record that a list of structs holds; else None) of each field."""
     hints = get_type_hints(record)
-    spans = (Span, Span | None)
-    return tuple((f.name, hints[f.name] in spans) for f in fields(record))
+    for field in fields(record):
+        kinds = [hints[field.name], *get_args(hints[field.name])]
+        lists = (kind for kind in kinds if get_origin(kind) is Sequence)
+        inner: list[type] = [item for kind in lists for item in get_args(kind)]
+        in_lists = next((kind for kind in inner if is_dataclass(kind)), None)
+        yield field.name, Span if Span in kinds else in_lists
 
 
-def _as_dict(step: UpdateStep) -> dict[str, Any]:
-    return {column.name: getattr(step, column.name) for column in columns_of(UpdateStep)}
+def _as_struct(record: Any) -> dict[str, object]:
+    kind: type = type(record)
+    return {column.name: getattr(record, column.name) for column in columns_of(kind)}
 
 
-def _array(spec: TableSpec, field: pa.Field, values: list[Any]) -> pa.Array:
+def _array(spec: TableSpec, field: pa.Field, values: list[object]) -> pa.Array:
     try:
         return pa.array(values, type=field.type)
     except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -83,14 +90,14 @@ def _array(spec: TableSpec, field: pa.Field, values: list[Any]) -> pa.Array:
         raise
 
 
-def _python_values(column: pa.ChunkedArray) -> list[Any]:
+def _python_values(column: pa.ChunkedArray) -> list[object]:
     """`to_pylist`, ten times faster for lists: through one flat buffer."""
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return list(column.to_pylist())
     lengths = pc.list_value_length(column).to_pylist()
     flat = _python_values(pc.list_flatten(column))
-    values: list[Any] = []
+    values: list[object] = []
     position = 0
     for length in lengths:
         if length is None:
@@ -151,14 +158,14 @@ def _check_lengths(spec: TableSpec, table: pa.Table, names: Sequence[str]) -> No
     for name in others:
         row = pc.index(pc.equal(pc.list_value_length(table.column(name)), expected), False).as_py()
         if row >= 0:
-            got = len(table.column(name)[row])
-            problem = f"{name} has {got} entries and {first} has {expected[row].as_py()}"
+            count = len(table.column(name)[row])
+            problem = f"{name} has {count} entries and {first} has {expected[row].as_py()}"
             raise _refused(spec, table, row, problem, "give both one entry a position")
     nested = [n for n in names if pa.types.is_list(table.column(n).type.value_type)]
     for name in nested[1:]:
-        left, right = table.column(nested[0]), table.column(name)
-        if _lengths(left) != _lengths(right):
-            rows = zip(left.to_pylist(), right.to_pylist(), strict=True)
+        first_lists, lists = table.column(nested[0]), table.column(name)
+        if _lengths(first_lists) != _lengths(lists):
+            rows = zip(first_lists.to_pylist(), lists.to_pylist(), strict=True)
             row = next(i for i, (a, b) in enumerate(rows) if _shape(a) != _shape(b))
             problem = f"{name} and {nested[0]} differ in shape"
             raise _refused(spec, table, row, problem, "give both the same shape")
@@ -169,7 +176,7 @@ def _lengths(nested: pa.ChunkedArray) -> list[pa.ChunkedArray]:
     return [pc.list_value_length(nested), pc.list_value_length(pc.list_flatten(nested))]
 
 
-def _shape(nested: list[list[Any]] | None) -> list[int] | None:
+def _shape(nested: list[list[object]] | None) -> list[int] | None:
     return None if nested is None else [len(inner) for inner in nested]
 
 

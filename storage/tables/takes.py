@@ -19,6 +19,7 @@ from operator import or_
 from typing import TYPE_CHECKING
 
 from opd_core.types import Rerun
+from storage.stages import RESCORE, makes_stale, place, round_number
 from storage.tables.schemas import TableSpec
 
 if TYPE_CHECKING:
@@ -26,34 +27,6 @@ if TYPE_CHECKING:
 
 FORCED = "forced"
 """`because` of a take that was asked for."""
-LATER: dict[str, tuple[str, ...]] = {
-    "draw": ("rollout", "score", "rescore", "focus", "update"),
-    "rollout": ("score", "rescore", "focus", "update"),
-    "score": ("rescore", "focus", "update"),
-    "focus": ("update",),
-    "update": (),
-    "evaluate": (),
-    "rescore": (),
-}
-"""Stage that can be run again, in the order of a round -> what is computed from its rows."""
-_ORDER = {stage: place for place, stage in enumerate(LATER)}
-
-
-def round_number(stage: str, policy_version: int) -> int:
-    """What people call the round: the number of the policy that it makes.
-
-    Rows carry the policy that a stage works with. A round samples from policy v, makes policy
-    v + 1, and evaluates what it made.
-
-    >>> round_number("update", 2), round_number("evaluate", 3)
-    (3, 3)
-    """
-    return policy_version + (stage != "evaluate")
-
-
-def policy_version_of(stage: str, round: int) -> int:
-    """The inverse: of the policy that a stage of round `round` works with."""
-    return round - (stage != "evaluate")
 
 
 def take_of(rerun: Rerun) -> str:
@@ -93,6 +66,11 @@ class Stale:
         take = self.cause.new_take
         return f"computed from rows of {self.cause.stage} that take {take} superseded"
 
+    def command(self, config: str) -> str:
+        """What runs it again; `config` as one types it."""
+        stage = self.stage if self.stage == RESCORE.name else f"stage {self.stage}"
+        return f"videoopd {stage} {config} --round {self.round}"
+
 
 @dataclass(frozen=True)
 class Takes:
@@ -112,8 +90,8 @@ class Takes:
 
     def forced(self, stage: str, version: int) -> bool:
         """Whether the newest take was asked for."""
-        found = self._newest.get((stage, version))
-        return found is not None and found.because == FORCED
+        newest = self._newest.get((stage, version))
+        return newest is not None and newest.because == FORCED
 
     def times_forced(self, stage: str, version: int) -> int:
         mine = (r for r in self.reruns if (r.stage, r.policy_version) == (stage, version))
@@ -131,7 +109,7 @@ class Takes:
             for stage in rerun.stale:
                 key = (stage, rerun.policy_version)
                 marked.setdefault(key, Stale(stage, rerun.policy_version, rerun))
-        order = sorted(marked.values(), key=lambda s: (s.policy_version, _ORDER[s.stage]))
+        order = sorted(marked.values(), key=lambda s: (s.policy_version, place(s.stage)))
         return {(s.stage, s.policy_version): s for s in order}
 
     def stale_at(self, stage: str, version: int) -> Stale | None:
@@ -140,10 +118,10 @@ class Takes:
     def in_the_way(self, stage: str, version: int) -> Stale | None:
         """The first thing stale that a stage of a round would be computed from."""
         for found in self.stale():
-            inside = found.policy_version == version and stage in LATER[found.stage]
+            inside = found.policy_version == version and stage in makes_stale(found.stage)
             earlier = found.policy_version < version
             before = earlier and ("update", found.policy_version) in self._stale
-            if inside or (before and found.stage != "rescore"):
+            if inside or (before and found.stage != RESCORE.name):
                 return found
         return None
 
@@ -179,14 +157,15 @@ class Takes:
         for (stage, last), numbers in rounds.items():
             yield stage, last, numbers
 
-    def begin(
-        self, stage: str, version: int, because: str, written: Mapping[StageRound, int]
+    def next_take(
+        self, stage: str, version: int, because: str, rows: Mapping[tuple[str, int, int], int]
     ) -> list[Rerun]:
         """The rows of `reruns` that begin the next take, to be appended in one commit.
 
-        `written` is the number of rows of each stage's newest take.
+        `rows`: (stage, policy_version, take) -> rows there are.
         """
-        stale = tuple(later for later in LATER[stage] if written.get((later, version)))
+        written = {(s, r): count for (s, r, take), count in rows.items() if take == self.take(s, r)}
+        stale = tuple(later for later in makes_stale(stage) if written.get((later, version)))
         begun = [(stage, version, because, stale)]
         if stage == "update":
             made_again = f"policy {version + 1} is made again"

@@ -25,16 +25,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("draw", "validate", "rollout", "score", "focus", "update", "evaluate")
 TARGETS = {
     "append": ("storage.runs.run", "Run", "append"),  # append:TABLE
     "create": ("storage.tables.lance_tables", "Tables", "create"),
     "write": ("lance", None, "write_dataset"),  # write:append
-    "sample": ("opd_core.engines.hf", "HFEngine", "sample"),
+    "sample": ("opd_core.engines.hf.sampling", "HFEngine", "sample"),
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
     "step": ("opd_core.update.student", "_Student", "step"),
     "save": ("opd_core.update.student", "_Student", "save"),
-    "publish": ("storage.runs.run", "Run", "publish_policy"),
+    "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
     "finish": ("storage.runs.run", "Run", "finish_round"),
     "compact": ("storage.tables.lance_tables", "Tables", "compact"),
@@ -74,6 +73,7 @@ def run_without_server(config: str, rounds: int = 1, overrides: Sequence[str] = 
     """The flow's own function with the stages' own functions: the same loop, no Prefect server."""
     from flows import round as loop
     from flows import stages
+    from storage.stages import STAGES
 
     for name in STAGES:
         setattr(loop, name, getattr(stages, name).fn)
@@ -103,8 +103,9 @@ def _import_all() -> None:
 
     torchvision_guard.install()
     for name in (
-        "lance", "polars", "peft", "flows.round", "opd_core.update.student", "opd_core.engines.hf",
-        "opd_core.scoring.trees", "transformers.models.qwen3_vl.modeling_qwen3_vl",
+        "lance", "polars", "peft", "flows.round", "opd_core.update.student",
+        "opd_core.engines.hf.sampling", "opd_core.scoring.trees",
+        "transformers.models.qwen3_vl.modeling_qwen3_vl",
         "transformers.models.qwen3_vl.processing_qwen3_vl",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -28,6 +28,7 @@ from flows.server import prefect_settings as settings
 from flows.server import processes
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
+from tests.known import known
 from tests.tiny_config import as_toml, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,14 +46,15 @@ def test_prefect_yaml_describes_what_is_served() -> None:
     from flows import deployments
 
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {d["name"]: d["entrypoint"] for d in described} == {
-        name: deployments.entrypoint(flow) for name, flow in deployments.DEPLOYMENTS.items()
-    }
+    assert [(d["name"], d["entrypoint"]) for d in described] == [
+        (name, deployments.entrypoint(flow)) for name, flow in deployments.DEPLOYMENTS.items()
+    ]
     for d in described:
         assert d["tags"] == [d["name"]]
         flow = deployments.DEPLOYMENTS[d["name"]]
         assert getattr(deployments, d["entrypoint"].rpartition(".")[2]) is flow
         assert flow.name == "videoopd"
+        assert flow.description.splitlines()[0] == d["description"]
 
 
 def test_every_key_of_prefect_toml_is_a_setting_of_prefect() -> None:
@@ -249,11 +251,12 @@ def test_a_command_uses_the_server_that_is_up(
 @pytest.mark.server
 def test_up_repairs_what_was_killed(up: Project) -> None:
     state = json.loads((up.folder / ".prefect" / "server.json").read_text())
-    os.kill(state["deployments"]["pid"], signal.SIGKILL)
+    os.kill(state["pid"], signal.SIGKILL)
     assert up.videoopd("up").returncode == 0
     after = json.loads((up.folder / ".prefect" / "server.json").read_text())
-    assert after["deployments"]["pid"] != state["deployments"]["pid"]
-    assert len([p for p in processes.marked(up.mark) if "flows.deployments" in p.cmdline()]) == 1
+    assert after["pid"] != state["pid"]
+    words = [word for p in processes.marked(up.mark) for word in p.cmdline()]
+    assert words.count("flows.serving") == words.count("server") == 1, "one of each"
 
 
 @pytest.mark.server
@@ -307,7 +310,7 @@ time.sleep(99)
 """
 
 
-def start_sleeper(folder: Path, mark: str) -> tuple[processes.ProcessId, psutil.Process]:
+def start_sleeper(folder: Path, mark: str) -> tuple[subprocess.Popen[bytes], psutil.Process]:
     """A process and the child that it has started."""
     log = folder / "sleeper.log"
     started = processes.start([sys.executable, "-c", SLEEPER], {}, mark, log, folder)
@@ -324,16 +327,16 @@ def gone(process: psutil.Process) -> bool:
 
 def test_stopping_takes_the_children_along(tmp_path: Path) -> None:
     started, child = start_sleeper(tmp_path, "family")
-    assert processes.stop([started], "family") >= 2
+    assert processes.stop("family") == 2
     assert gone(child)
-    assert started.find() is None
+    assert started.poll() is not None
 
 
 def test_children_are_found_after_their_parent_was_killed(tmp_path: Path) -> None:
     started, child = start_sleeper(tmp_path, "orphans")
-    os.kill(started.pid, signal.SIGKILL)
-    os.waitpid(started.pid, 0)
-    assert processes.stop([started], "orphans") == 1
+    started.kill()
+    started.wait()
+    assert processes.stop("orphans") == 1
     assert gone(child)
 
 
@@ -352,7 +355,7 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path: Path) -> None:
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    child = psutil.Process(int(parent.stdout.readline()))
+    child = psutil.Process(int(known(parent.stdout).readline()))
     end = time.monotonic() + 20
     while "sleep" not in " ".join(child.cmdline()[:3]):  # it has become the command
         assert time.monotonic() < end
@@ -365,10 +368,18 @@ def test_what_ends_with_us_ends_however_we_do(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_number_that_was_used_again_is_another_process() -> None:
-    other = processes.ProcessId(os.getpid(), psutil.Process().create_time() - 60)
-    assert other.find() is None
-    assert processes.stop([other], "nobody's") == 0
+def test_a_number_that_was_used_again_is_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`down` leaves the process alone that has the number of what `up` started by now."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / "server.json").write_text(
+        json.dumps({"url": "http://127.0.0.1:9/api", "pid": os.getpid()})
+    )
+    assert not processes.carries(os.getpid(), str(tmp_path))
+    said: list[str] = []
+    server.down(said.append)
+    assert said == ["nothing was up"]
 
 
 def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,14 +393,41 @@ def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         server._choose_port()
 
 
+def test_a_relative_home_is_one_folder_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", "mine")
+    words = ("-n", "1", "-r", "1", "import os; print(os.environ['PREFECT_HOME'])")
+    assert server._start("timeit", *words, mark="relative", log="told.log").wait(60) == 0
+    told = (tmp_path / "mine" / "told.log").read_text().splitlines()
+    assert told[0] == str(tmp_path / "mine")
+
+
 def test_up_is_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api")
     with pytest.raises(VideoOPDError, match="on this machine"):
         server._choose_port()
 
 
-def test_a_damaged_state_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_state_file_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is up is asked of the processes; the file of an older version had other keys."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    (tmp_path / "server.json").write_text("{")
-    with pytest.raises(VideoOPDError, match="cannot be read"):
-        server.current()
+    for content in ("{", "[]", '{"url": "http://127.0.0.1:9/api", "server": {"pid": 1}}'):
+        (tmp_path / "server.json").write_text(content)
+        assert server.current() is None
+        started, child = start_sleeper(tmp_path, str(tmp_path))
+        said: list[str] = []
+        server.down(said.append)
+        assert said == ["down"] and gone(child) and started.poll() is not None
+        assert not (tmp_path / "server.json").exists()
+        (tmp_path / "sleeper.log").unlink()
+
+
+def test_serving_for_no_server_says_how(project: Project) -> None:
+    done = project._run("flows.serving")
+    assert done.returncode == 2
+    assert done.stderr.startswith("videoopd: PREFECT_API_URL names no server")
+    assert done.stderr.count("\n") == 1

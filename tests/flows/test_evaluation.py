@@ -13,19 +13,14 @@ import pytest
 
 from flows.audit.walk import Depth, audit
 from flows.cli import main
-from flows.evaluation import (
-    Answers,
-    _show_comparison,
-    _show_groups,
-    compare,
-    groups,
-    numbers,
-    of_policy,
-)
-from opd_core.spans.metrics import PER_EXAMPLE
+from flows.evaluation.answers import Answers, of_policy
+from flows.evaluation.command import _show_comparison, _show_groups
+from flows.evaluation.groups import compare, groups, numbers
+from opd_core.spans.metrics import per_example
 from opd_core.tinyworld.world import World
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
+from tests.known import known
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import ROOT, as_toml, tiny_settings
 
@@ -97,7 +92,7 @@ def test_groups_share_out_the_examples(config: Path, tmp_path: Path) -> None:
         assert [g.name for g in parts] == names
         assert sum(g.examples for g in parts) == every.examples
         assert sum(g.videos for g in parts) == every.videos
-        weighted = sum(g.metrics["timelens_r1_30"].value * g.examples for g in parts)
+        weighted = sum(known(g.metrics["timelens_r1_30"].value) * g.examples for g in parts)
         assert weighted / every.examples == pytest.approx(every.metrics["timelens_r1_30"].value)
 
 
@@ -228,14 +223,9 @@ def test_what_cannot_be_read_is_set_aside_and_asked_again(
 
 
 def test_the_deployments_summary_has_the_numbers(config: Path) -> None:
-    from flows import deployments, stages
+    from flows.deployments import DEPLOYMENTS
 
-    original = deployments.stages
-    try:
-        deployments.stages = type("Plain", (), {"evaluate": staticmethod(stages.evaluate.fn)})
-        summary = deployments.evaluate.fn(str(config), 0)
-    finally:
-        deployments.stages = original
+    summary = DEPLOYMENTS["evaluate"].fn(str(config), 0)
     (every,) = groups(of_policy(Run.open(config.with_name("run")), 0))
     assert summary.notes["answers"] == 20
     assert summary.notes["timelens_r1_50"] == every.metrics["timelens_r1_50"].value
@@ -255,11 +245,11 @@ def test_answers_from_before_a_protocol_was_kept_have_no_number_there(
             "timelens_start": [0.0, None, None],
             "timelens_iou": [0.5, None, 0.0],
         }
-    ).with_columns(value.alias(name) for name, value in PER_EXAMPLE.items())
+    ).with_columns(value.alias(name) for name, value in per_example().items())
     answers = Answers("older", older)
     (every,) = groups(answers)
     unknown = {name for name, estimate in every.metrics.items() if estimate.value is None}
-    assert unknown == {name for name in PER_EXAMPLE if name.startswith("timelens")}
+    assert unknown == {name for name in per_example() if name.startswith("timelens")}
     assert (
         every.metrics["strict_miou"].value == 0.5 and every.metrics["strict_miou"].low is not None
     )

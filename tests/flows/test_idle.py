@@ -17,13 +17,14 @@ import pytest
 from flows import alone
 from flows.stage import processor_cache
 from flows.stage.prepare import WorkLeft, opened
-from flows.summaries import STAGES
 from opd_core.config.load import load_config
 from opd_core.types import VideoOPDError
 from storage.locks import InUseError, held, refuse_held
 from storage.runs.run import Run
+from storage.stages import STAGES
 from tests.flows.conftest import ROOT
 from tests.flows.kill_points import run_without_server
+from tests.known import known
 
 HEAVY = {"prefect", "torch", "transformers", "av", "decord"}
 PROGRAM = """
@@ -115,7 +116,7 @@ def test_each_stage_is_seen_to_have_something_to_do_and_does_it_once(
     assert alone.nothing_to_do("evaluate", config, 1, []) is None
     with opened(config) as work:
         alone.alone("evaluate")(work, work.policy_at("evaluate", 1), False)
-    assert alone.nothing_to_do("evaluate", config, 1, []).notes["answers"] == 5
+    assert known(alone.nothing_to_do("evaluate", config, 1, [])).notes["answers"] == 5
     assert alone.nothing_to_do("rollout", config, 1, more) is None
     found = alone.nothing_to_do("focus", config, 1, more)
     assert found is not None and found.rows == 0, "the round is committed, and its choice stays"
@@ -128,8 +129,21 @@ def test_what_is_stale_is_something_to_do(write_config: Any, tmp_path: Path) -> 
         alone.alone("score")(work, work.policy_at("score", 1), True)
     assert alone.nothing_to_do("score", config, 1, []) is not None
     assert alone.nothing_to_do("focus", config, 1, []) is None
-    with pytest.raises(VideoOPDError, match=r"videoopd stage focus \S+config.toml --round 1"):
-        alone.nothing_to_do("update", config, 1, [])
+    for force in (False, True):
+        with pytest.raises(VideoOPDError, match=r"videoopd stage focus \S+config.toml --round 1"):
+            alone.nothing_to_do("update", config, 1, [], force)
+    before = counts(tmp_path / "config.toml")
+    assert alone.nothing_to_do("focus", config, 1, [], True) is None
+    assert counts(tmp_path / "config.toml") == before, "looking supersedes nothing"
+
+
+def test_force_is_refused_before_anything_is_loaded(
+    finished: Path, command_environment: dict[str, str]
+) -> None:
+    said, _, complaint = told(command_environment, "stage", "validate", finished, "--force")
+    assert said["code"] == 2 and "forcing it would give the same answers" in complaint
+    assert len(complaint.splitlines()) == 1
+    assert not HEAVY & set(said["loaded"])
 
 
 def test_only_looking_ends_where_the_work_begins(finished: Path) -> None:
@@ -149,9 +163,14 @@ def test_a_processor_is_opened_again_when_its_files_change(
     folder = Path(shutil.copytree(models["teacher"], tmp_path / "teacher"))
     first = processor_cache.processor_hash_of(folder, tmp_path)
     assert first == prompts.processor_hash(prompts.load_processor(folder))
-    opened_again = []
+    opened_again: list[Path] = []
     load = prompts.load_processor
-    monkeypatch.setattr(prompts, "load_processor", lambda f: opened_again.append(f) or load(f))
+
+    def counted(folder: Path) -> Any:
+        opened_again.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr(prompts, "load_processor", counted)
     assert processor_cache.processor_hash_of(folder, tmp_path) == first and not opened_again
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + "{# other words #}")

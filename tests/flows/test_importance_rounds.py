@@ -30,6 +30,8 @@ from opd_core.types import (
     make_seed,
 )
 from opd_core.update.student import Trained, UpdateResult, update_student
+from storage.stages import stages_before
+from tests.known import known
 
 Noise = Callable[[str, int], float]
 """(rollout id, position) -> mu - pi_v, nats."""
@@ -46,7 +48,7 @@ class Round:
         self.config = config
         with opened(str(config)) as work:
             policy = work.policy()
-            for name in ("draw", "validate", "rollout", "score", "focus"):
+            for name in stages_before("update"):
                 getattr(stages, name).fn(work, policy)
             run = work.run
             self.parent = policy
@@ -72,7 +74,7 @@ class Round:
                 engine="vllm",
                 sampling_logprobs=[
                     logprob + noise(r.rollout_id, t)
-                    for t, logprob in enumerate(r.sampling_logprobs)
+                    for t, logprob in enumerate(known(r.sampling_logprobs))
                 ],
             )
             for r in self.rollouts
@@ -115,12 +117,12 @@ def test_what_grpo_clips_does_not_depend_on_the_engine(round_: Round) -> None:
     round_.update("weighted", round_.by_engine(noisy), *ours, "update.tis=token")
     assert largest_difference(round_, "hf", "vllm") < 1e-4
     assert largest_difference(round_, "hf", "weighted") > 1e-3
-    assert hf.first_step.largest < 1e-4 and 0.25 < vllm.first_step.largest < 0.31
+    assert known(hf.first_step).largest < 1e-4 and 0.25 < known(vllm.first_step).largest < 0.31
     assert len(vllm.steps) > 3
     for a, b in zip(hf.steps, vllm.steps, strict=True):
         for name in ("loss", "policy_kl", "ratio_min", "ratio_max", "effective_sample_size"):
             assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-4, abs=1e-5), name
-    assert vllm.steps[-1].ratio_max > 1.02, "there was something to clip"
+    assert known(vllm.steps[-1].ratio_max) > 1.02, "there was something to clip"
     assert vllm.steps[0].ratio_min == vllm.steps[0].ratio_max == 1.0
     assert vllm.steps[0].policy_kl == 0.0 and vllm.steps[0].tis_weight_mean is None
 
@@ -139,11 +141,11 @@ def test_an_engine_that_is_off_by_a_factor_scales_every_step(round_: Round, obje
             assert b.loss == pytest.approx(math.exp(0.25) * a.loss, rel=1e-3, abs=1e-5)
             assert b.tis_weight_mean == pytest.approx(math.exp(0.25), abs=1e-4)
         else:
-            of_first = (math.exp(0.25) - b.tis_weight_mean) / (math.exp(0.25) - 1.0)
+            of_first = (math.exp(0.25) - known(b.tis_weight_mean)) / (math.exp(0.25) - 1.0)
             assert of_first == pytest.approx(b.rollouts / b.tokens, abs=1e-4)
         assert b.policy_kl == pytest.approx(a.policy_kl, rel=0.05, abs=1e-6), number
         assert a.tis_weight_mean is None
-    assert hf.steps[-1].ratio_max > 1.0001, "the policy has moved"
+    assert known(hf.steps[-1].ratio_max) > 1.0001, "the policy has moved"
 
 
 @pytest.mark.parametrize("case", ["policy_gradient", "exact_reverse_kl", "sum", "mixed engines"])
@@ -161,7 +163,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
     result = round_.update(
         f"{case}-def", rollouts, f"update.objective={objective}", "update.tis_cap=1.1"
     )
-    assert result.first_step.largest > 0.25
+    assert known(result.first_step).largest > 0.25
     by_id = {r.rollout_id: r for r in rollouts}
     for step in result.steps[:2]:
         token, prefix, ratio, losses, cut_token, cut_prefix = [], [], [], [], [], []
@@ -169,7 +171,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
             rollout, score = by_id[seen.rollout_id], round_.scores[seen.rollout_id]
             before = 1.0
             for t, now in enumerate(seen.student_logprobs):
-                pi_v, mu = old[seen.rollout_id][t], rollout.sampling_logprobs[t]
+                pi_v, mu = known(old[seen.rollout_id])[t], known(rollout.sampling_logprobs)[t]
                 own = math.exp(pi_v - mu)
                 token.append(min(own, 1.1))
                 prefix.append(min(before, 1.1))
@@ -193,7 +195,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
         used = mixed(token, prefix, 1.0)
         assert step.tis_weight_mean == near(sum(used) / len(used))
         cut = mixed(cut_token, cut_prefix, 0.0)
-        assert step.tis_truncated == near(sum(cut) / len(cut)) and 0 < step.tis_truncated < 1
+        assert step.tis_truncated == near(sum(cut) / len(cut)) and 0 < known(step.tis_truncated) < 1
         factor = mixed([w * r for w, r in zip(token, ratio, strict=True)], prefix, 1.0)
         size = sum(factor) ** 2 / (len(factor) * sum(f * f for f in factor))
         assert step.effective_sample_size == near(size)
@@ -202,7 +204,7 @@ def test_the_numbers_of_a_step_are_those_of_the_definition(round_: Round, case: 
         assert step.policy_kl == near(kl)
         if case in ("policy_gradient", "mixed engines"):
             assert step.loss == near(sum(losses) / len(losses))
-    assert result.steps[1].ratio_max > 1.00001
+    assert known(result.steps[1].ratio_max) > 1.00001
 
 
 def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Round) -> None:
@@ -216,7 +218,10 @@ def test_what_is_left_out_of_the_loss_is_in_no_number_of_its_weights(round_: Rou
     ]
     settings = ["update.objective=policy_gradient", "update.max_logprob_mismatch=100"]
     whole = round_.update("whole", rollouts, *settings).steps[0]
-    assert abs(whole.tis_weight_mean - 1.0) > 1e-3 and whole.effective_sample_size < 0.999
+    assert (
+        abs(known(whole.tis_weight_mean) - 1.0) > 1e-3
+        and known(whole.effective_sample_size) < 0.999
+    )
     left = round_.update("left", rollouts, *settings, "update.skip_special_tokens=true").steps[0]
     assert left.tis_weight_mean == pytest.approx(1.0, abs=1e-4)
     assert left.effective_sample_size == pytest.approx(1.0, abs=1e-4)

@@ -81,7 +81,7 @@ def launch() -> Iterator[Launch]:
     def run(
         config: Path, point: str | None = None, n: int = 1, seconds: float | None = None
     ) -> int:
-        request = {
+        request: dict[str, Any] = {
             "config": str(config),
             "log": str(config.with_name("log.txt")),
             "overrides": [],
@@ -233,5 +233,5 @@ def left_behind(home: str) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.Error, OSError):
             continue
-    _, alive = psutil.wait_procs(found, timeout=10)
+    alive: list[psutil.Process] = psutil.wait_procs(found, timeout=10)[1]
     return alive

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
-from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
+from storage.stages import stages_before
+from tests.known import largest
+from tests.opd_core.engines.vllm_fixtures import (
+    Kind,
+    answered,
+    make_config,
+    make_model,
+    read_examples,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
-MOE = "qwen3_vl_moe"
-ROUND = ("draw", "validate", "rollout", "score", "focus", "update")
+MOE: Kind = "qwen3_vl_moe"
+ROUND = stages_before("evaluate")
 SETTINGS = {
     "rollout.examples_per_round": 6,
     "focus.top_k": 6,
@@ -51,7 +60,7 @@ def assert_evidence(run: Run, rounds: int) -> None:
     """Sampler and trainer agreed in each round, and nothing was set aside."""
     rows = run.rollouts().collect()
     assert len(rows) == 12 * rounds
-    assert rows["engine_mismatch"].drop_nulls().max() < 1e-5
+    assert largest(rows["engine_mismatch"]) < 1e-5
     updates = list(run.updates().collect().iter_rows(named=True))
     assert len(updates) == rounds
     for update in updates:
@@ -122,7 +131,7 @@ def test_a_dense_student_of_a_teacher_with_experts(tmp_path: Path, tiny_world: W
     assert_evidence(run, 1)
     assert architecture_in(run.policy(1).path).model_type == "qwen3_vl"
     scores = run.teacher_scores().collect()
-    assert len(scores) == 12 and scores["teacher_logprobs"].list.max().max() < 0
+    assert len(scores) == 12 and largest(scores["teacher_logprobs"].list.max()) < 0
     (update,) = run.updates().collect().iter_rows(named=True)
     assert update["steps"][0]["reverse_kl"] > 0
 
@@ -172,9 +181,9 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
     tmp_path: Path, tiny_world: World
 ) -> None:
     pytest.importorskip("vllm")
-    from opd_core.engines.base import Request, SamplingParams
-    from opd_core.engines.choice import opened_vllm
-    from opd_core.engines.gate import probe
+    from opd_core.engines.base import Request, Sample, SamplingParams
+    from opd_core.engines.gate import asked_again
+    from opd_core.engines.vllm.record import opened_vllm
     from opd_core.prompts.batches import ExampleEncoder
 
     config = make_config(tmp_path, tiny_world, kind=MOE)
@@ -193,11 +202,13 @@ def test_vllm_is_given_the_published_form_and_notices_other_experts(
     item = batch.videos[0][0]
     with opened_vllm(config, theirs, "float32", encoder, 8) as engine:
         assert engine.weights_compared["language"] > 20
-        answers = engine.sample([[Request("x", item.prompt, (1, 2))]], SamplingParams(8))
+        answers = answered(engine.sample([[Request("x", item.prompt, (1, 2))]], SamplingParams(8)))
     trainer = TreeModel(load_model(theirs, "float32"), encoder.prompts.tokenizer)
-    assert max(token.difference for token in probe(trainer, item, answers["x"])) < 1e-4
+    samples: dict[Hashable, list[Sample]] = {item.example.example_id: answers["x"]}
+    tokens = asked_again(trainer, item, samples, [[item]])
+    assert max(token.difference for token in tokens) < 1e-4
     # Square matrices have no form that can be told: vLLM turns them round, and is found out.
-    config_of_it = model.config
+    config_of_it: Any = model.config
     config_of_it.text_config.moe_intermediate_size = config_of_it.text_config.hidden_size // 2
     torch.manual_seed(0)
     save_checkpoint(QWEN3_VL_MOE.load_class()(config_of_it), theirs)

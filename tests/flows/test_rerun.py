@@ -20,16 +20,16 @@ from flows.audit.walk import Depth, audit
 from flows.commands.status import print_status
 from flows.rescore import rescore_run
 from flows.stage.prepare import opened
-from flows.stage.rerun import command as command_of
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
+from storage.stages import STAGES, stages_before
 from storage.tables.schemas import TABLES
 from tests.flows.kill_points import run_without_server
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUND = ("draw", "validate", "rollout", "score", "focus")
+ROUND = stages_before("update")
 
 
 def stage(config: str, name: str, round: int | None = None, force: bool = False) -> Any:
@@ -302,9 +302,11 @@ def test_a_rerun_of_nothing_and_of_what_is_not_there(write_config: Any, tmp_path
     config, run = str(write_config(tmp_path)), tmp_path / "run"
     run_without_server(config)
     versions = Run.open(run).tables.versions()
-    for name in ("draw", "rollout", "score", "focus", "update", "evaluate"):
+    for name in STAGES:
         assert stage(config, name, round=1).rows == 0
     assert Run.open(run).tables.versions() == versions
+    with pytest.raises(VideoOPDError, match="forcing it would give the same answers"):
+        stage(config, "validate", round=1, force=True)
     assert Run.open(run).reruns().collect().is_empty()
     with pytest.raises(VideoOPDError, match="in round 7; give a round from 1 to 2"):
         stage(config, "score", round=7, force=True)
@@ -379,7 +381,7 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
     stage(config, "score", round=1, force=True)
     assert Run.open(run).divergences().collect().is_empty()
     assert "videoopd rescore" in "".join(
-        command_of(s, "CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"
+        s.command("CONFIG") for s in Run.open(run).takes().stale() if s.stage == "rescore"
     )
     rescore_run(Run.open(run))
     rescore_run(Run.open(run))

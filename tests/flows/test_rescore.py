@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from opd_core.config.load import load_config
+from opd_core.engines.hf.scoring import entropies
 from opd_core.model.divergences import divergences
 from opd_core.model.lm_head import load_lm_head
 from opd_core.model.prefix_tree import pack
 from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.prompts.batches import ExampleEncoder
-from opd_core.scoring.trees import entropies, rollout_tree
+from opd_core.scoring.trees import rollout_tree
 from opd_core.types import GroundingExample, Rollout, TeacherScore, VideoOPDError
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
@@ -99,7 +100,7 @@ def test_rescored_divergences_are_those_of_both_models_forwards(
     run = kept.with_name("run")
     assert main(["rescore", str(run), "--round", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "16 rollouts rescored" in printed and "reverse KL, sampled" in printed
+    assert "16 rollouts rescored" in printed and "reverse KL, k1" in printed
     assert main(["rescore", str(kept)]) == 0, "a config names its run"
     assert "16 rollouts rescored" in capsys.readouterr().out, "round 1 was done, round 2 was not"
     assert main(["rescore", str(run)]) == 0

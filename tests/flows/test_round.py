@@ -33,8 +33,9 @@ from opd_core.types import (
 )
 from storage.runs.policies import read_manifest, weights_hash
 from storage.runs.run import Run
+from storage.stages import STAGES, stages_before
 from storage.tables.schemas import TABLES
-from tests.flows.kill_points import STAGES, run_without_server
+from tests.flows.kill_points import run_without_server
 
 FULL = {"update.objective": "exact_reverse_kl", "focus.top_k": 6}
 RECORDS = {
@@ -255,9 +256,9 @@ def test_the_summary_says_what_the_tables_say(
         ]
         assert found.rollouts == len(sampled) == 20
         assert found.tokens == sum(len(r.completion_token_ids) for r in sampled)
-        assert found.reverse_kl == pytest.approx(sum(gaps) / len(gaps), rel=1e-6)
+        assert found.sampling_k1 == pytest.approx(sum(gaps) / len(gaps), rel=1e-6)
         assert found.teacher_passes_saved == 20 - 12
-        assert f"{found.reverse_kl:.3f}" in two_rounds[1], "the command prints the same number"
+        assert f"{found.sampling_k1:.3f}" in two_rounds[1], "the command prints the same number"
 
 
 def test_run_again_it_goes_on_with_round_three(
@@ -316,7 +317,7 @@ def test_a_teacher_that_is_the_student_scores_what_was_sampled(
     sampled = {r.rollout_id: r.sampling_logprobs for r in rows(run, "rollouts")}
     for score in rows(run, "teacher_scores"):
         assert score.teacher_logprobs == pytest.approx(sampled[score.rollout_id], abs=1e-5)
-    assert abs(summary.rounds[-1].reverse_kl) < 1e-5
+    assert abs(summary.rounds[-1].sampling_k1) < 1e-5
     (update,) = rows(run, "updates")
     assert abs(update.steps[0].loss) < 1e-6 and update.steps[0].loss > -1e-7
     assert update.steps[0].grad_norm < 1e-4
@@ -325,7 +326,7 @@ def test_a_teacher_that_is_the_student_scores_what_was_sampled(
 def test_rollouts_of_another_policy_are_refused(write_config: Any, tmp_path: Path) -> None:
     other = "f" * 64
     with opened(str(write_config(tmp_path))) as work:
-        begin(work, ["draw", "validate", "rollout"])
+        begin(work, stages_before("score"))
         one = rows(work.run, "rollouts")[0]
         foreign = replace(
             one, rollout_id=make_rollout_id(0, one.example_id, 9), sample_index=9, policy_hash=other
@@ -349,7 +350,7 @@ def test_a_student_that_is_not_the_sampler_is_refused(
 ) -> None:
     """The right hash beside log-probs of something else: the first step notices."""
     with opened(str(write_config(tmp_path)), given) as work:
-        begin(work, ["draw", "validate", "rollout"])
+        begin(work, stages_before("score"))
         one = rows(work.run, "rollouts")[0]
         shifted = replace(
             one,
@@ -390,7 +391,7 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`trained({...})`: checkpoint of an update on always the same rollouts, other settings."""
     config = write_config(tmp_path_factory.mktemp("trained"))
     with opened(str(config)) as work:
-        begin(work, ["draw", "validate", "rollout", "score", "focus"])
+        begin(work, stages_before("update"))
 
     def train(name: str, *overrides: str) -> tuple[Path, Any]:
         from opd_core.update.student import Trained, update_student

@@ -6,16 +6,32 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from opd_core.annotations.formats.readers import FORMATS
 from opd_core.config.load import load_config
+from opd_core.config.section import ChoosingSection
 from opd_core.config.template import config_template
-from opd_core.extensions import CURRICULA, OBJECTIVES, TEMPLATES, Objective
+from opd_core.engines import choice
+from opd_core.extensions import (
+    CURRICULA,
+    ENGINES,
+    OBJECTIVES,
+    TEMPLATES,
+    TRAINER,
+    Engine,
+    Objective,
+    is_the_trainer,
+)
+from opd_core.model.agreement import served_dtype
 from opd_core.registry import Registry
+from opd_core.spans.protocols.known import PROTOCOLS
 from opd_core.types import VideoOPDError
 from tests.foreign_package import install
 
@@ -25,6 +41,7 @@ MINE = """
 from opd_core.extensions import Objective
 MINE = Objective(about="mine", loss=lambda inputs, chunk, weights_C: chunk.chosen_C)
 NO_OBJECTIVE = 3
+OF_A_DICT = Objective(about="", loss=MINE.loss, settings=dict)
 """
 
 
@@ -82,12 +99,12 @@ def test_a_name_that_two_packages_give_is_refused(
         known["mine"]
 
 
-@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, FORMATS])
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, ENGINES, FORMATS, PROTOCOLS])
 def test_every_part_says_what_it_is(parts: Registry[Any]) -> None:
     assert list(parts) and all(parts[name].about for name in parts)
 
 
-@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES])
+@pytest.mark.parametrize("parts", [OBJECTIVES, CURRICULA, TEMPLATES, ENGINES])
 def test_a_new_config_explains_them_all(parts: Registry[Any]) -> None:
     lines = " ".join(config_template().replace("#", "").split())
     assert [n for n in parts if f"{n}: {parts[n].about}" not in lines] == []
@@ -107,10 +124,59 @@ def test_what_each_objective_needs() -> None:
     }
 
 
+def test_what_each_engine_can_and_needs() -> None:
+    assert [n for n in ENGINES if ENGINES[n].scorer is None] == []
+    assert [n for n in ENGINES if is_the_trainer(n)] == [TRAINER] == ["hf"]
+    assert not is_the_trainer("truth"), "rows of no engine"
+    assert [n for n in ENGINES if ENGINES[n].needs] == ["vllm"]
+    config = load_config(ROOT / "configs/tiny.toml", ["vllm.dtype=float32"])
+    served = [served_dtype(config, n, "bfloat16") for n in (*ENGINES, "truth")]
+    assert served == ["bfloat16", "float32", "bfloat16"]
+
+
+def test_an_engine_that_needs_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "ENGINES", {"x": replace(ENGINES["hf"], needs=("no-such-1", "b"))})
+    with pytest.raises(VideoOPDError, match=r"'x', which is not .*\(no-such-1, or b\)"):
+        choice.installed_engine("x")
+
+
+def test_an_engine_by_another_name_than_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = nullcontext(SimpleNamespace(name="hf"))
+    monkeypatch.setattr(choice, "ENGINES", {"x": Engine(about="", opened=lambda *_: opened)})
+    config = load_config(ROOT / "configs/tiny.toml")
+    with (
+        pytest.raises(VideoOPDError, match="the engine 'x' opens one that calls itself 'hf'"),
+        choice.opened_engine(config, "x", config.student.path, "float32", cast(Any, None)),
+    ):
+        pass
+
+
+def test_settings_that_are_no_section_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {"videoopd.objectives": {"mine": "other_five:OF_A_DICT"}}
+    monkeypatch.syspath_prepend(install(tmp_path, "other_five", MINE, points))
+
+    class Choosing(ChoosingSection):
+        parts = registry()
+
+        def chosen(self) -> list[str]:
+            return []
+
+    with pytest.raises(VideoOPDError, match="'mine' .*inherits from .*config.section.Section"):
+        Choosing.model_validate({"mine": {}})
+
+
+def test_settings_of_our_own_are_found_like_those_of_others() -> None:
+    config = load_config(ROOT / "configs/tiny.toml", ["update.grpo.clip_low=0.1"])
+    assert config.update.of("grpo") is config.update.grpo and config.of("vllm") is config.vllm
+    assert config.update.of("sft") is None and config.of("hf") is None
+
+
 def test_the_how_tos_name_them_all() -> None:
-    pages = ("objectives", "curricula")
+    pages = ("objectives", "curricula", "evaluate")
     text = "".join((ROOT / "docs" / "how-to" / f"{page}.md").read_text() for page in pages)
-    assert [n for n in (*OBJECTIVES, *CURRICULA) if f"| `{n}` |" not in text] == []
+    assert [n for n in (*OBJECTIVES, *CURRICULA, *PROTOCOLS) if f"| `{n}` |" not in text] == []
 
 
 def test_configs_are_read_without_torch() -> None:

@@ -131,7 +131,7 @@ def selection(**changes: object) -> Selection:
     return Selection(**{**dict.fromkeys(absent), **content, **changes})
 
 
-def one_of_each() -> dict[str, object]:
+def one_of_each() -> dict[str, Any]:
     """A record for every table; optional fields absent where there are any."""
     return {
         "examples": GroundingExample("e", "a.mp4", 9.0, "a dog", Span(1.0, 2.0), "s", "train"),

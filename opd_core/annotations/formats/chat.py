@@ -73,5 +73,5 @@ def is_prompt(text: str) -> bool:
 
 def quoted_sentence(text: str) -> str | None:
     """In quotes after `sentence` or `event`, as the prompts of TimeLens and of Time-R1 have it."""
-    found = (pattern.search(text) for pattern in _QUOTED)
-    return next((match.group(1) for match in found if match), None)
+    matches = (pattern.search(text) for pattern in _QUOTED)
+    return next((match.group(1) for match in matches if match), None)

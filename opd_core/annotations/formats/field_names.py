@@ -90,8 +90,8 @@ class Fields:
         """The row's own names of lists with nothing in them."""
         self._add(row, "")
         for name in NESTED:
-            if found := self._values.get(plain(name)):
-                self._add(_as_row(found[1]), f"{found[0]}.")
+            if nested := self._values.get(plain(name)):
+                self._add(_as_row(nested[1]), f"{nested[0]}.")
 
     def _add(self, row: dict[str, Any], within: str) -> None:
         for name, value in row.items():
@@ -110,13 +110,13 @@ class Fields:
 
     def value(self, names: tuple[str, ...]) -> Any:
         """Of the first; None where none is given."""
-        found = self.first(names)
-        return None if found is None else found[1]
+        field = self.first(names)
+        return None if field is None else field[1]
 
     def in_other_units(self) -> str | None:
         """The row's own name of a start or end that is not in seconds."""
-        found = (name for key, (name, _) in self._values.items() if _OTHER_UNITS.fullmatch(key))
-        return next(found, None)
+        named = (name for key, (name, _) in self._values.items() if _OTHER_UNITS.fullmatch(key))
+        return next(named, None)
 
 
 def _as_row(value: Any) -> dict[str, Any]:

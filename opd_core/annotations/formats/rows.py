@@ -188,10 +188,10 @@ class _Row:
 
 
 def _list(fields: Fields, of: tuple[str, ...]) -> list[Any] | None:
-    found = fields.first(of)
-    if found is not None and not isinstance(found[1], list):
-        raise BadAnnotationError(f"{found[0]!r} is not a list")
-    return found[1] if found else None
+    field = fields.first(of)
+    if field is not None and not isinstance(field[1], list):
+        raise BadAnnotationError(f"{field[0]!r} is not a list")
+    return field[1] if field else None
 
 
 def _of_event(event: Any, place: str, of: OfVideo) -> Annotated:
@@ -215,9 +215,9 @@ def _paired(queries: tuple[str, Any], spans: tuple[str, Any] | None) -> Iterator
     return zip(queries[1], spans[1], strict=True)
 
 
-def _the_one(found: Iterator[T | None], what: str) -> T | None:
+def _the_one(values: Iterator[T | None], what: str) -> T | None:
     """Raises where a chat goes on about another moment."""
-    several = list(dict.fromkeys(value for value in found if value))
+    several = list(dict.fromkeys(value for value in values if value))
     if len(several) > 1:
         raise BadAnnotationError(f"the chat has {len(several)} {what}; one is expected")
     return several[0] if several else None
@@ -226,13 +226,13 @@ def _the_one(found: Iterator[T | None], what: str) -> T | None:
 def _refuse_cut_out(fields: Fields, duration: float | None) -> None:
     """A row about a part of its file: from where its times count is not said."""
     start, end = (fields.first((name,)) for name in names.CUT)
-    for found, whole in ((start, 0.0), (end, duration)):
-        if found is None or (isinstance(found[1], float) and math.isnan(found[1])):
+    for field, whole in ((start, 0.0), (end, duration)):
+        if field is None or (isinstance(field[1], float) and math.isnan(field[1])):
             continue
-        at = seconds(found[1], repr(found[0]))
-        if whole is None or abs(at - whole) > CUT_TOLERANCE_SECONDS * (found is end):
+        at = seconds(field[1], repr(field[0]))
+        if whole is None or abs(at - whole) > CUT_TOLERANCE_SECONDS * (field is end):
             raise BadAnnotationError(
-                f"the row is about a cut-out of its video ({found[0]!r} is {at:g}), and does not "
+                f"the row is about a cut-out of its video ({field[0]!r} is {at:g}), and does not "
                 "say whether its times count from there; cut the video, or give times of all of it"
             )
 

@@ -5,9 +5,7 @@ kernels would take the stage along. So it gets a process of its own (and, with t
 process group): started when a stage opens it, gone when the stage closes it, and killed by itself
 when the stage's process is no more, however that ended.
 
-The parent sends pickled messages through a pair of sockets, one video at a time, and gets one reply
-a batch. Pickle is safe here: nobody else can write to an unnamed socket. What the child prints goes
-into a file, whose last lines explain a crash.
+The parent sends one video at a time, and gets one reply a batch.
 """
 
 from __future__ import annotations
@@ -15,22 +13,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opd_core.engines.base import Refused, Request, Sample, SamplingParams
-from opd_core.engines.vllm.engine import (
+from opd_core import child_process
+from opd_core.child_process import Child, ChildCrash
+from opd_core.engines.base import (
+    Refused,
+    Request,
+    Sample,
+    SamplingParams,
     Scored,
+    ScoreRequest,
+)
+from opd_core.engines.vllm.engine import (
     VLLMEngine,
     VLLMPrompt,
     VLLMSettings,
@@ -38,13 +37,15 @@ from opd_core.engines.vllm.engine import (
 )
 from opd_core.types import VideoOPDError
 
-PARENT_CHECK_SECONDS = 0.5
+if TYPE_CHECKING:
+    from opd_core.config.sections import ScoreSection
+
 CLOSE_SECONDS = 20.0
 """For an orderly end (vLLM's workers, shared memory); then the child is killed."""
 END = "end of the batch"
 
 
-class ChildEngine:
+class ChildEngine(Child):
     """A `VLLMEngine` elsewhere. Starts at once, in the background; the first call waits for it.
 
     A context manager. A `VideoOPDError` about a batch leaves it ready for the next one; after any
@@ -54,28 +55,11 @@ class ChildEngine:
     name = "vllm"
 
     def __init__(self, settings: VLLMSettings, threads: int) -> None:
-        ours, theirs = socket.socketpair()
-        package_root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "opd_core.engines.vllm.child", str(theirs.fileno()),
-             str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=os.environ | prepare_environment(settings.device, threads) | {"PYTHONPATH": path},
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
-        self._connection = Connection(ours.detach())
+        environment = prepare_environment(settings.device, threads)
+        super().__init__("opd_core.engines.vllm.child", environment=environment)
         self._opened: tuple[str, dict[str, int]] | None = None
-        self._send(settings)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        with _explained():
+            self.send(settings)
 
     @property
     def version(self) -> str:
@@ -89,7 +73,7 @@ class ChildEngine:
 
     def _open(self) -> tuple[str, dict[str, int]]:
         if self._opened is None:
-            self._opened = self._receive()
+            self._opened = self._answer()
         return self._opened
 
     def sample(
@@ -102,66 +86,47 @@ class ChildEngine:
         return answers
 
     def score(
-        self, videos: Sequence[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored] | Refused]:
-        scores: dict[Hashable, list[Scored] | Refused] = self._ask("score", topk, videos)
-        return scores
+        self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
+    ) -> Iterator[tuple[Hashable, Scored | Refused]]:
+        prompts = [
+            [
+                VLLMPrompt(
+                    r.key,
+                    r.prompt.text,
+                    _clip(r),
+                    completions=tuple((key, tuple(ids)) for key, ids in r.answers.items()),
+                )
+                for r in video
+            ]
+            for video in videos
+        ]
+        scores: dict[Hashable, Scored | Refused] = self._ask("score", wanted.teacher_topk, prompts)
+        yield from scores.items()
 
     def _ask(self, what: str, how: Any, videos: Sequence[Sequence[VLLMPrompt]]) -> Any:
         self._open()
-        self._send((what, how))
-        for video in videos:
-            self._send(video)
-        self._send(END)
-        return self._receive()
+        with _explained():
+            for message in ((what, how), *videos, END):
+                self.send(message)
+        return self._answer()
 
-    def _send(self, message: Any) -> None:
-        try:
-            self._connection.send(message)
-        except OSError:
-            raise self._lost() from None
-
-    def _receive(self) -> Any:
-        try:
-            status, content = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._lost() from None
+    def _answer(self) -> Any:
+        with _explained():
+            status, content = self.receive()
         if status == "done":
             return content
         if status == "refused":
             raise VideoOPDError(content)
-        self.kill()
+        self.end()
         raise RuntimeError(f"the vLLM process failed:\n{content}")
-
-    def _lost(self) -> VideoOPDError:
-        """It is gone: say why."""
-        self.kill()
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        code = self._process.returncode
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        last = f": {' | '.join(lines[-3:])}" if lines else ""
-        return VideoOPDError(
-            f"the vLLM process {how}{last}; free memory or correct the [vllm] section, and rerun "
-            "the stage, which goes on where it was"
-        )
 
     def close(self) -> None:
         """Ends it, its workers, and gives its memory back. May be called twice."""
-        if self._process.returncode is None:
-            with contextlib.suppress(OSError):
-                self._connection.send(None)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=CLOSE_SECONDS)
-        self.kill()
-
-    def kill(self) -> None:
-        if self._process.returncode is None:
-            # Its own session: the group is the child and vLLM's workers.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._connection.close()
+        if not self.is_ended:
+            with contextlib.suppress(ChildCrash):
+                self.send(None)
+            self.wait(CLOSE_SECONDS)
+        self.end()
 
     def __enter__(self) -> ChildEngine:
         return self
@@ -170,10 +135,23 @@ class ChildEngine:
         if kind is None or issubclass(kind, GeneratorExit):
             self.close()
         else:
-            self.kill()  # it may be in the middle of a batch
+            self.end()  # it may be in the middle of a batch
 
 
-def _clip(request: Request) -> Any:
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A crash as what a user is told."""
+    try:
+        yield
+    except ChildCrash as crash:
+        last = f": {' | '.join(crash.last_lines)}" if crash.last_lines else ""
+        raise VideoOPDError(
+            f"the vLLM process {crash}{last}; free memory or correct the [vllm] section, and rerun "
+            "the stage, which goes on where it was"
+        ) from None
+
+
+def _clip(request: Request | ScoreRequest) -> Any:
     if request.prompt.clip is None:
         raise ValueError(f"the prompt of {request.key!r} has no frames, which vLLM needs")
     return request.prompt.clip
@@ -215,22 +193,12 @@ def _problem(error: Exception) -> tuple[str, str]:
     return "failed", "".join(traceback.format_exception(error))
 
 
-def _end_with(parent: int) -> None:
-    """Kill the process group once the parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_SECONDS)
-    os.killpg(0, signal.SIGKILL)
-
-
 def main() -> None:
-    handle, parent = int(sys.argv[1]), int(sys.argv[2])
-    os.set_inheritable(handle, False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = child_process.connect()
     gc.disable()  # until the engine is open: vLLM makes two million objects on its way there
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # EOFError, OSError: the parent is gone, or has killed the connection.
     with contextlib.suppress(EOFError, OSError):
-        _serve(Connection(handle))
+        _serve(connection)
     sys.stdout.flush()
     os._exit(0)  # interpreters that hold an engine take seconds to end
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,20 +29,21 @@ import torch
 from torch import Tensor
 
 from opd_core import torchvision_guard
+from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.config.sections import VLLMSection
 from opd_core.engines.base import (
     Refused,
     Sample,
     SamplingParams,
+    Scored,
     SeenPrompt,
     pixel_sample,
     sample_rows,
 )
 from opd_core.engines.vllm import loaded_weights
 from opd_core.model.architectures import ARCHITECTURES, Architecture, architecture_in
-from opd_core.model.published import end_token_ids, merge_adapter, published_form
-from opd_core.model.vocabulary import excluded_token_ids
-from opd_core.model.weight_files import ADAPTER_CONFIG, base_folder, is_adapter
+from opd_core.model.published import generation_config, merge_adapter, published_form
+from opd_core.model.vocabulary import end_token_ids, excluded_token_ids
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip, hash_pixels
 
@@ -71,19 +73,8 @@ class VLLMPrompt:
     clip: VideoClip
     seeds: tuple[int, ...] = ()
     """To sample: one answer each."""
-    completions: tuple[tuple[int, ...], ...] = ()
-    """To score: token ids of answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The log-probs of one answer, from prompt_logprobs."""
-
-    logprobs: tuple[float, ...]
-    topk_token_ids: tuple[tuple[int, ...], ...]
-    """[T, K], likeliest first; K = 0 where none were asked for."""
-    topk_logprobs: tuple[tuple[float, ...], ...]
-    prompt: SeenPrompt
+    completions: tuple[tuple[Hashable, tuple[int, ...]], ...] = ()
+    """To score: key and token ids of answers."""
 
 
 class _Asked(NamedTuple):
@@ -93,7 +84,7 @@ class _Asked(NamedTuple):
     key: Hashable
     seen: SeenPrompt
     length: int = 0
-    """Tokens of the completion, where one is scored."""
+    """Tokens of the completion, where one is scored; `key` is then its own."""
 
 
 class VLLMEngine:
@@ -143,7 +134,7 @@ class VLLMEngine:
         self._llm.collective_rpc("use_family", args=(family.model_type,))
         self._possible = vocab_size - len(excluded)
         self._llm.collective_rpc("exclude_tokens", args=(list(excluded),))
-        self._end_ids = end_token_ids(served, tokenizer)
+        self._end_ids = end_token_ids(generation_config(served), tokenizer)
         self.weights_compared = self._check_weights(served)
 
     def _load(self, vllm: Any, served: Path, with_adapter: bool) -> Any:
@@ -265,15 +256,18 @@ class VLLMEngine:
 
     def score(
         self, prompts: Iterable[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, list[Scored] | Refused]:
-        """Log-probs of each prompt's completions: a prefill of prompt and completion each, of which
+    ) -> dict[Hashable, Scored | Refused]:
+        """Log-probs of each completion by its key: a prefill of prompt and completion, of which
         vLLM projects every row onto the vocabulary. `Refused` as in `sample`."""
         import vllm
 
+        began = time.perf_counter()
         topk = min(topk, self._possible)
 
         def ask(prompt: VLLMPrompt) -> list[_Asked]:
-            rendered, seen = self._render(prompt, max(map(len, prompt.completions)) + 1)
+            rendered, seen = self._render(
+                prompt, max(len(ids) for _, ids in prompt.completions) + 1
+            )
             wanted = vllm.SamplingParams(
                 temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
             )
@@ -286,16 +280,17 @@ class VLLMEngine:
                         },
                         wanted,
                     ),
-                    prompt.key,
+                    key,
                     seen,
                     len(completion),
                 )
-                for completion in prompt.completions
+                for key, completion in prompt.completions
             ]
 
         asked, refused = self._ask_each(prompts, ask)
         outputs = self._run()
-        scores: dict[Hashable, list[Scored]] = {}
+        seconds = (time.perf_counter() - began) / max(len(asked), 1)
+        scores: dict[Hashable, Scored] = {}
         for name, key, seen, length in asked:
             output = outputs[name]
             tokens = list(output.prompt_token_ids)
@@ -303,13 +298,14 @@ class VLLMEngine:
             rows = output.prompt_logprobs[-length:]
             own = tuple(at[token].logprob for token, at in zip(tokens[-length:], rows, strict=True))
             top = [sorted(at.items(), key=lambda entry: -entry[1].logprob)[:topk] for at in rows]
-            scores.setdefault(key, []).append(
-                Scored(
-                    own,
-                    tuple(tuple(token for token, _ in row) for row in top),
-                    tuple(tuple(entry.logprob for _, entry in row) for row in top),
-                    used,
-                )
+            logprobs = [tuple(entry.logprob for _, entry in row) for row in top]
+            scores[key] = Scored(
+                logprobs=own,
+                topk_token_ids=[tuple(i for i, _ in row) for row in top] if topk else None,
+                topk_logprobs=logprobs if topk else None,
+                tail_logprobs=[tail_logprob(row) for row in logprobs] if topk else None,
+                prompt=used,
+                seconds=seconds,
             )
         return {**scores, **refused}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from opd_core.config.sections import GRPOSection
 from opd_core.extensions import Objective
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def loss(inputs: LossInputs, chunk: Chunk, weights_C: Tensor | None) -> Tensor:
 OBJECTIVE = Objective(
     about="no teacher: the reward of an answer (its IoU) among those to the same prompt",
     loss=loss,
+    settings=GRPOSection,
     on_policy_only=True,
     clips_ratio=True,
     needs_groups=True,

@@ -1,7 +1,7 @@
 """The benches run; what they measure is for `make bench`."""
 
-from opd_core.bench.accelerator import accelerator_rows
-from opd_core.bench.interleaved import at_least, at_most, medians
+from flows.bench.accelerator import accelerator_rows
+from flows.bench.interleaved import at_least, at_most, medians
 
 
 def test_the_accelerators_script_runs_on_a_cpu_in_the_small() -> None:

@@ -6,16 +6,17 @@ import copy
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import stages
+from flows.bench.interleaved import Row
 from flows.bench.kills import _Bench, _problems, _remember, _stage
 from flows.bench.run import keep
 from flows.stage.prepare import opened
-from opd_core.bench.interleaved import Row
 from opd_core.types import VideoOPDError
 from storage.asking.contents import contents, differences
 from storage.runs.run import Run
@@ -77,12 +78,13 @@ def test_contents_differ_in_what_was_lost_or_doubled_or_changed(finished: Path) 
     whole = contents(Run.open(finished.with_name("run")))
     assert differences(whole, copy.deepcopy(whole)) == []
     assert all("written_at" not in row for rows in whole.values() for row in rows)
-    for change, words in (
+    changes: tuple[tuple[Callable[[list[Any]], object], str], ...] = (
         (lambda rows: rows.pop(0), "rollouts has lost 1 rows"),
         (lambda rows: rows.append(rows[0]), "rollouts has 1 rows twice"),
         (lambda rows: rows.append(rows[0] | {"rollout_id": "v9"}), "1 rows too many, ('v9',)"),
         (lambda rows: rows[3].update(text="?"), ": text differs"),
-    ):
+    )
+    for change, words in changes:
         other = copy.deepcopy(whole)
         change(other["rollouts"])
         (problem,) = differences(other, whole)

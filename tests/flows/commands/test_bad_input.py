@@ -25,8 +25,10 @@ from flows.stage.prepare import opened
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from storage.stages import stages_before
 from storage.tables.schemas import TABLES
 from tests import video_files
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 SCRIPT = Path(__file__).resolve().parents[1] / "kill_points.py"
@@ -56,7 +58,9 @@ def count(folder: Path) -> dict[str, int]:
 # --- configs and folders, through the real command ----------------------------------------------
 
 
-def test_an_unknown_key_names_the_nearest(command: Any, write_config: Any, tmp_path: Path) -> None:
+def test_an_unknown_key_names_the_nearest(
+    command: Any, write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = write_config(tmp_path)
     line = said(command("run", config, "--set", "update.learning_rat=1"))
     assert "unknown key 'update.learning_rat'" in line and "'learning_rate'" in line
@@ -68,7 +72,7 @@ def test_a_config_that_is_not_there(command: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_missing_model_folder(command: Any, write_config: Any, tmp_path: Path) -> None:
+def test_a_missing_model_folder(command: Any, write_config: WriteConfig, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     line = said(command("run", write_config(tmp_path, {"student.path": nowhere})))
     assert f"no model folder at {nowhere}" in line and "student.path" in line
@@ -86,7 +90,7 @@ def refused(config: Path) -> str:
 
 
 def test_a_model_folder_without_weights(
-    write_config: Any, models: dict[str, Path], tmp_path: Path
+    write_config: WriteConfig, models: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(models["teacher"], tmp_path / "teacher")
     (tmp_path / "teacher" / "model.safetensors").unlink()
@@ -94,7 +98,9 @@ def test_a_model_folder_without_weights(
     assert "teacher holds no *.safetensors" in said
 
 
-def test_a_model_cut_short(write_config: Any, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_cut_short(
+    write_config: WriteConfig, models: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(models["student"], tmp_path / "student")
     weights = tmp_path / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -102,7 +108,9 @@ def test_a_model_cut_short(write_config: Any, models: dict[str, Path], tmp_path:
     assert "is not a whole safetensors file" in said
 
 
-def test_different_vocabularies(write_config: Any, models: dict[str, Path], tmp_path: Path) -> None:
+def test_different_vocabularies(
+    write_config: WriteConfig, models: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(models["teacher"], tmp_path / "teacher")
     path = tmp_path / "teacher" / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -141,7 +149,7 @@ def poisoned(
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_nan_log_probs_never_make_a_row(
-    write_config: Any, poisoned: Callable[[str], Path], tmp_path: Path, role: str
+    write_config: WriteConfig, poisoned: Callable[[str], Path], tmp_path: Path, role: str
 ) -> None:
     said = refused(write_config(tmp_path, {f"{role}.path": poisoned(role), **UNIFORM}))
     assert "log-prob" in said and "nan" in said
@@ -155,14 +163,14 @@ def test_nan_log_probs_never_make_a_row(
 
 
 def test_a_nan_of_the_teachers_scores_is_set_aside_while_the_rest_goes_on(
-    write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A score that is no number for one rollout: quarantined by its id, and never trained on."""
     from opd_core.model.tree_model import TreeModel
 
     config = write_config(tmp_path, UNIFORM)
     with opened(str(config)) as work:
-        for name in ("draw", "validate", "rollout"):
+        for name in stages_before("score"):
             getattr(stages, name).fn(work, work.policy())
         spoil = Run.open(tmp_path / "run").rollouts().collect()["rollout_id"][3]
         whole = TreeModel.completion_hidden
@@ -207,7 +215,7 @@ def line_of(video: str, *events: tuple[str, float, float], duration: float = 6.0
 
 
 def test_bad_annotations_are_set_aside_and_the_rest_goes_on(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -237,7 +245,7 @@ def test_bad_annotations_are_set_aside_and_the_rest_goes_on(
     assert count(tmp_path)["rollouts"] == 2 * 2 and count(tmp_path)["updates"] == 1
 
 
-def test_no_usable_annotation_is_an_error(write_config: Any, tmp_path: Path) -> None:
+def test_no_usable_annotation_is_an_error(write_config: WriteConfig, tmp_path: Path) -> None:
     train = annotate(tmp_path / "train.jsonl", [line_of("a.mp4", ("backwards", 4, 2))])
     said = refused(write_config(tmp_path, {"data.train": train}))
     assert f"{train} holds no usable example" in said and "it ends at 2 s, not after" in said
@@ -260,7 +268,7 @@ BAD_VIDEOS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.fixture
-def mixed(write_config: Any, tmp_path: Path) -> Path:
+def mixed(write_config: WriteConfig, tmp_path: Path) -> Path:
     """A config: three good videos, and every bad one, each with two sentences."""
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -314,7 +322,7 @@ def rows_of(table: Any) -> dict[str, list[str]]:
 
 
 def test_annotations_that_are_left_out_are_counted_and_told(
-    write_config: Any, tmp_path: Path, tiny_world: World
+    write_config: WriteConfig, tmp_path: Path, tiny_world: World
 ) -> None:
     bad = [line_of("a.mp4", ("backwards", 4, 2), ("b", 9, 1)), line_of("c.mp4", ("late", 90, 99))]
     train = tmp_path / "train.jsonl"
@@ -327,7 +335,7 @@ def test_annotations_that_are_left_out_are_counted_and_told(
 
 
 def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """A FIFO is refused before it is opened, so the child itself waits, as decord does for some."""
     videos = tmp_path / "videos"
@@ -374,7 +382,7 @@ def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
 
 
 def test_no_usable_video_at_all_is_an_error_that_says_why(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     said = refused(write_config(tmp_path, {"data.videos": tmp_path / "elsewhere"}))
     assert f"the folder of videos {tmp_path / 'elsewhere'} is not there" in said
@@ -386,7 +394,7 @@ def test_a_video_that_goes_away_before_it_is_scored(mixed: Path, tmp_path: Path)
     from opd_core.prompts.batches import forget_decoded
 
     with opened(str(mixed)) as work:
-        for name in ("draw", "validate", "rollout"):
+        for name in stages_before("score"):
             getattr(stages, name).fn(work, work.policy())
         (tmp_path / "videos" / "good1.mp4").unlink()
         forget_decoded()  # as in a process that was started again
@@ -421,12 +429,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("stage", ["rollout", "update"])
 def test_a_full_disk_is_one_sentence_and_free_space_completes_the_round(
-    write_config: Any, tmp_path: Path, small_disk: Path, stage: str
+    write_config: WriteConfig, tmp_path: Path, small_disk: Path, stage: str
 ) -> None:
     config = write_config(tmp_path, {"run.path": small_disk / "run"} | UNIFORM)
     filler = small_disk / "filler"
     with opened(str(config)) as work:
-        for name in ("draw", "validate", "rollout", "score", "focus", "update"):
+        for name in stages_before("evaluate"):
             if name == stage:
                 fill(filler, leave=4096 if stage == "rollout" else 300_000)
                 with pytest.raises(VideoOPDError, match="its disk is full; free some space"):
@@ -453,7 +461,7 @@ def fill(path: Path, leave: int) -> None:
 
 @pytest.mark.server
 def test_a_full_disk_ends_the_command_with_code_2(
-    command: Any, write_config: Any, tmp_path: Path, small_disk: Path
+    command: Any, write_config: WriteConfig, tmp_path: Path, small_disk: Path
 ) -> None:
     # No frames, whose store would add a warning where it is what does not fit.
     settings = {"run.path": small_disk / "run", "frames.enabled": False}

@@ -186,10 +186,10 @@ def test_a_server_that_does_not_answer_is_named_with_the_command_to_run(
 
 
 def test_an_unknown_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(options: object) -> None:
+    def broken(**given: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(looking, "status", broken)
+    monkeypatch.setattr(looking.status, "callback", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["status", "somewhere"])
 
@@ -197,13 +197,13 @@ def test_an_unknown_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
 def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def panicking(options: object) -> None:
+    def panicking(**given: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
             raise pl.exceptions.PanicException("called unwrap on an Err value") from error
 
-    monkeypatch.setattr(looking, "status", panicking)
+    monkeypatch.setattr(looking.status, "callback", panicking)
     before = signal.getsignal(signal.SIGINT)
     assert cli.main(["status", "somewhere"]) == 130
     assert "continue with the same command" in capsys.readouterr().err

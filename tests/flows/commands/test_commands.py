@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from flows import cli
-from flows.commands import about
+from flows.commands import about, looking
 from flows.console import answers
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
@@ -50,10 +50,7 @@ def told(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(*words: Any) -> tuple[int, str, str]:
         capfd.readouterr()
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(str(ended.code))
+        code = cli.main([str(word) for word in words])
         return code, *capfd.readouterr()
 
     return run
@@ -444,7 +441,7 @@ def test_a_truncated_table_is_a_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     table: str,
-    words: tuple[object, ...],
+    words: tuple[str, ...],
 ) -> None:
     config, run = finished
     copy = tmp_path / "copy"
@@ -514,20 +511,24 @@ def test_a_damaged_frame_store_does_not_spoil_the_status(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "required: COMMAND"),
+        ((), "missing command; `videoopd --help`"),
         (("rnu", "x"), "did you mean 'run'?"),
-        (("run",), "required: CONFIG"),
+        (("run",), "missing argument 'CONFIG'; `videoopd run --help`"),
+        (("run", "c", "--rounds"), "requires an argument; `videoopd run --help`"),
         (("run", "c", "--rounds", "0"), "'0' is not a whole number above 0"),
-        (("run", "c", "--round", "x", "--nothing"), "--round"),
+        (("run", "c", "--round", "x", "--nothing"), "did you mean '--rounds'?"),
+        (("run", "c", "d"), "extra argument (d)"),
         (("stage", "scroe", "c"), "did you mean 'score'?"),
-        (("stage", "x", "c"), "give one of: draw, validate, rollout"),
+        (("stage", "x", "c"), "'x' is not one of 'draw', 'validate', 'rollout'"),
         (("audit", "r", "--deep", "2"), "'2' is not a share"),
-        (("export", "r", "--out", "x"), "required: --to"),
-        (("query", "r", "s", "--format", "xls"), "give one of: table, json"),
+        (("audit", "r", "--videos", "nan"), "'nan' is not a share"),
+        (("export", "r", "--out", "x"), "missing option '--to'; choose from: parquet"),
+        (("query", "r", "s", "--format", "xls"), "not one of 'table', 'json'"),
         (("completion", "csh"), "did you mean 'zsh'?"),
         (("bench", "tres"), "did you mean 'trees'?"),
         (("tinyworld", "make", "--out", "/proc/x"), "cannot be made"),
         (("study", "nowhere.toml"), "there is no study at"),
+        (("study", "x.toml", "sft"), "arms stand after --arms"),
         (
             ("import", "timelens-100k", "no.jsonl", "--videos", ".", "--out", "/tmp/x.jsonl"),
             "no.js",
@@ -574,12 +575,12 @@ def test_quietly_there_is_no_progress(
     monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
     seen = []
 
-    def working(options: object) -> None:
+    def working(**given: object) -> None:
         seen.append(is_quiet())
         with progress("score", 3) as advance:
             advance(3)
 
-    monkeypatch.setattr("flows.commands.looking.status", working)
+    monkeypatch.setattr(looking.status, "callback", working)
     for words in (("-q", "status", "r"), ("status", "r", "--quiet"), ("status", "r")):
         told(*words)
     assert seen == [True, True, False] and not is_quiet()
@@ -619,8 +620,7 @@ def test_quiet_rounds_are_one_line(
 def test_versions_are_read_from_metadata() -> None:
     code = (
         "import sys, flows.cli\n"
-        "try:\n    flows.cli.main(['--version'])\n"
-        "except SystemExit as ended: assert not ended.code\n"
+        "assert flows.cli.main(['--version']) == 0\n"
         "assert not {'torch', 'transformers', 'lance', 'polars', 'pydantic'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -634,30 +634,62 @@ def test_versions_are_read_from_metadata() -> None:
 
 
 @pytest.mark.parametrize("shell", about.SHELLS)
-def test_completion_is_made_of_the_parser(told: Told, shell: str) -> None:
+def test_completion_is_a_script_that_asks_this_program(told: Told, shell: str) -> None:
     code, out, _ = told("completion", shell)
     assert code == 0
-    for word in ("audit", "validate", "stale", "parquet", "rounds"):
-        assert word in out
+    assert f"_VIDEOOPD_COMPLETE={shell}_complete" in out
+
+
+TYPED = {
+    "sta": ["stage", "status"],
+    "stage va": ["validate"],
+    "stage validate ti": ["tiny.toml"],
+    "run ti": ["tiny.toml"],
+    "query r s --format par": ["parquet"],
+    "run r --ro": ["--rounds"],
+}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_completion_completes_in_a_real_bash(told: Told, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", TYPED)
+def test_completion_completes_in_a_real_bash(told: Told, tmp_path: Path, typed: str) -> None:
+    """Where the program leaves names of files to bash, it says so by `compopt`."""
     (tmp_path / "videoopd.bash").write_text(told("completion", "bash")[1])
     (tmp_path / "tiny.toml").write_text("")
-    script = """
+    script = f"""
+    videoopd() {{ {sys.executable} -m flows.cli "$@"; }}
+    compopt() {{ COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}")); }}
     source videoopd.bash
-    complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_videoopd
-                       echo "${COMPREPLY[@]}"; }
-    complete_words videoopd sta; complete_words videoopd stage va; complete_words videoopd run ti
-    complete_words videoopd query r s --format par
+    COMP_WORDS=(videoopd {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+    _videoopd_completion videoopd
+    echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert [line.split() for line in done.stdout.splitlines()] == [
-        ["stage", "status"], ["validate"], ["tiny.toml"], ["parquet"],
-    ]  # fmt: skip
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == TYPED[typed]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_zsh_reads_its_script(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "videoopd.zsh").write_text(told("completion", "zsh")[1])
+    subprocess.run(["zsh", "-n", tmp_path / "videoopd.zsh"], check=True)
+
+
+def test_several_arms_stand_after_one_option(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("flows.study.run.study", given.append)
+    words = ("study", "x.toml", "--arms", "base", "sft", "grpo", "--jobs", 3, "--arms", "opd")
+    assert told(*words)[0] == 0
+    assert sorted(given[0].arms) == ["base", "grpo", "opd", "sft"] and given[0].jobs == 3
+
+
+def test_help_names_the_commands_in_the_order_of_their_use(told: Told) -> None:
+    _, out, _ = told("--help")
+    named = re.findall(r"^  ([a-z]+)  +[a-z]", out, re.MULTILINE)
+    assert named == list(cli.program.commands)
+    assert named.index("init") < named.index("run") < named.index("status") < named.index("up")
 
 
 def test_bench_lists_what_it_measures(told: Told) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from flows.cli import main
 from opd_core.model.tree_model import load_model
-from opd_core.spans.protocols import PROTOCOLS
+from opd_core.spans.protocols.known import PROTOCOLS
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 
@@ -67,7 +67,8 @@ def loaded_by_anybody(folder: Path) -> str:
 
 def exported(run: str, out: Path) -> ModelCard:
     assert main(["export", run, "--to", "hub-folder", "--out", str(out)]) == 0
-    return ModelCard.load(out / "README.md")
+    card: ModelCard = ModelCard.load(out / "README.md")
+    return card
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -156,7 +157,8 @@ def test_the_card_says_what_the_tables_say(
     runs: dict[str, Path], tmp_path: Path, models: dict[str, Path]
 ) -> None:
     card = exported(str(runs["full"]), tmp_path / "out")
-    data = card.data.to_dict()
+    described: Any = card.data  # its fields are those of the file
+    data = described.to_dict()
     assert data["base_model"] == models["student"].name
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "video-text-to-text"
     assert {"arxiv:2602.02994", "on-policy-distillation"} <= set(data["tags"])
@@ -164,15 +166,13 @@ def test_the_card_says_what_the_tables_say(
     run = Run.open(runs["full"])
     answers = run.evaluations().collect()
     ious = answers.filter(answers["policy_version"] == 2)["iou"]
-    (strict,) = [r for r in card.data.eval_results if r.metric_name == "mIoU (strict)"]
+    (strict,) = [r for r in described.eval_results if r.metric_name == "mIoU (strict)"]
     assert strict.metric_value == pytest.approx(ious.mean(), abs=1e-4)
     assert strict.metric_args == {"protocol": "strict", "examples": len(ious)}
-    assert {r.metric_args["protocol"] for r in card.data.eval_results} == {
-        p.name for p in PROTOCOLS
-    }
-    for protocol in PROTOCOLS:
-        assert f"{protocol.name}: {protocol.words}." in card.text
-        assert f"| {protocol.name} | answers without a span |" in card.text
+    assert {r.metric_args["protocol"] for r in described.eval_results} == set(PROTOCOLS)
+    for name in PROTOCOLS:
+        assert f"{name}: {PROTOCOLS[name].about}." in card.text
+        assert f"| {name} | answers without a span |" in card.text
     for text in ("2602.02994", "teacher", run.teacher_hash, "| 2 | sft | 4 |", '"learning_rate"',
                  "AutoModelForImageTextToText.from_pretrained", run.run_id):  # fmt: skip
         assert text in card.text, text
@@ -193,11 +193,11 @@ def test_the_licence_and_name_of_the_base_are_said_on(tmp_path: Path) -> None:
 def test_an_answer_that_was_never_judged_is_absent_in_the_card() -> None:
     """As in a run of an older format, whose answers no other protocol has read."""
     from flows.commands.model_card import Evaluated, _metrics, _results
-    from flows.evaluation import Group
+    from flows.evaluation.groups import Group
     from opd_core.spans.bootstrap import Estimate
-    from opd_core.spans.metrics import PER_EXAMPLE
+    from opd_core.spans.metrics import per_example
 
-    absent = {name: name.startswith("timelens") for name in PER_EXAMPLE}
+    absent = {name: name.startswith("timelens") for name in per_example()}
     metrics = {n: Estimate(None if gone else 0.5, None, None) for n, gone in absent.items()}
     found = [Evaluated(1, Group("all", 3, 1, metrics))]
     config = {"data": {"eval": "eval.jsonl"}}

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,15 +29,15 @@ def clock(value: float, point: str = ".") -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{point}{milli:03d}"
 
 
-def lines(rows: list[dict]) -> bytes:
+def lines(rows: list[dict[str, Any]]) -> bytes:
     return "\n".join(json.dumps(row) for row in rows).encode()
 
 
-def array(rows: list[dict]) -> bytes:
+def array(rows: list[dict[str, Any]]) -> bytes:
     return json.dumps(rows, indent=2).encode()
 
 
-def parquet(rows: list[dict]) -> bytes:
+def parquet(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
@@ -53,11 +54,11 @@ def table(examples: Examples, delimiter: str, header: bool, encoding: str, comma
     return text.getvalue().encode(encoding)
 
 
-def row(e: GroundingExample, **rest: object) -> dict:
+def row(e: GroundingExample, **rest: object) -> dict[str, Any]:
     return {"video": e.video_path, "query": e.query} | rest
 
 
-def verl(e: GroundingExample, truth: object) -> dict:
+def verl(e: GroundingExample, truth: object) -> dict[str, Any]:
     question = TEMPLATES["video-opd"].text.format(query=e.query)
     return {
         "data_source": "tvg",
@@ -68,7 +69,7 @@ def verl(e: GroundingExample, truth: object) -> dict:
     }
 
 
-def swift(e: GroundingExample) -> dict:
+def swift(e: GroundingExample) -> dict[str, Any]:
     question = TEMPLATES["timelens"].text.format(query=e.query)
     answer = f"The event happens in {e.span.start} - {e.span.end} seconds"
     return {
@@ -80,7 +81,7 @@ def swift(e: GroundingExample) -> dict:
     }
 
 
-def factory(e: GroundingExample) -> dict:
+def factory(e: GroundingExample) -> dict[str, Any]:
     chat = swift(e)["messages"]
     who = {"user": "human", "assistant": "gpt"}
     return {
@@ -89,7 +90,7 @@ def factory(e: GroundingExample) -> dict:
     }
 
 
-def time_r1(e: GroundingExample) -> dict:
+def time_r1(e: GroundingExample) -> dict[str, Any]:
     empty = {"video_start": None, "video_end": None, "qid": "x"}
     named = {"video": e.video_path, "duration": e.duration, "sentence": e.query}
     return named | {"timestamp": list(e.span)} | empty

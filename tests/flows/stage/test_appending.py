@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.stage.appending import appending
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.types import Batch, QuarantinedItem, Rollout, VideoOPDError
 from storage.runs.run import Run
 from storage.tables import history

@@ -16,6 +16,7 @@ from flows.stage.prepare import opened
 from opd_core.types import VideoOPDError, make_rollout_id
 from storage.runs.run import Run
 from tests.flows.annotation_files import annotate, drawn, row, write_videos
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4")
@@ -24,7 +25,7 @@ EVAL = [("end of a", 2, 5), ("end of a again", 3, 5)]
 
 
 @pytest.fixture
-def config(write_config: Any, tmp_path: Path) -> Path:
+def config(write_config: WriteConfig, tmp_path: Path) -> Path:
     write(tmp_path, OLD)
     annotate(tmp_path / "eval.jsonl", row("a.mp4", *EVAL))
     settings = {

@@ -14,6 +14,7 @@ from opd_core.prompts.batches import ExampleEncoder
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from tests.flows.annotation_files import annotate, drawn, reasons, row, write_videos
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
@@ -21,7 +22,7 @@ TRAIN = [row(name, (f"one of {name}", 0, 2), (f"two of {name}", 1, 4)) for name 
 
 
 @pytest.fixture
-def config(write_config: Any, tmp_path: Path) -> Path:
+def config(write_config: WriteConfig, tmp_path: Path) -> Path:
     """Four videos of two sentences; evaluated on three of them."""
     settings = {
         "data.videos": write_videos(tmp_path / "videos", *NAMES),

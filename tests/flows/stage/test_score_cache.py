@@ -116,7 +116,7 @@ def test_an_audit_follows_copies_to_what_was_computed(few_words: Path) -> None:
 @pytest.mark.parametrize("column", ["teacher_logprobs", "content_hash", "reused_from"])
 def test_an_audit_finds_a_copy_that_is_none(few_words: Path, tmp_path: Path, column: str) -> None:
     copy = Path(shutil.copytree(few_words, tmp_path / "run"))
-    changed = {
+    changed: Callable[[dict[str, Any]], Any] = {
         "teacher_logprobs": lambda row: [p - 0.01 for p in row[column]],
         "content_hash": lambda row: "0" * 32,
         "reused_from": lambda row: row[column] + "0",

@@ -8,16 +8,18 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from flows.stage import costs as stage_costs
 from flows.stage.costs import StageCost, measured, read_costs, recording
+from flows.summaries import StageSummary
 from opd_core.model import token_count
 from opd_core.types import Policy
+from tests.known import known
 
-POLICY = SimpleNamespace(version=3)
+POLICY = Policy(3, Path("policy"), "hash")
+SUMMARY = StageSummary("busy", 3, 0, 0, 0.0)
 
 
 def spin(seconds: float) -> None:
@@ -27,25 +29,26 @@ def spin(seconds: float) -> None:
 
 
 @measured
-def busy(work: object, policy: Policy) -> str:
+def busy(work: object, policy: Policy) -> StageSummary:
     spin(0.2)
     token_count.passed(7)
-    return "summary"
+    return SUMMARY
 
 
 @measured
-def idle(work: object, policy: Policy) -> None:
+def idle(work: object, policy: Policy) -> StageSummary:
     time.sleep(0.2)
+    return SUMMARY
 
 
 @measured
-def failing(work: object, policy: Policy) -> None:
+def failing(work: object, policy: Policy) -> StageSummary:
     raise ValueError("no")
 
 
 def test_cpu_wall_and_tokens_of_each_stage_and_of_what_lies_between(tmp_path: Path) -> None:
     with recording(tmp_path / "costs.jsonl"):
-        assert busy(None, POLICY) == "summary"
+        assert busy(None, POLICY) == SUMMARY
         spin(0.1)
         idle(None, POLICY)
     first, between, second = read_costs(tmp_path / "costs.jsonl")
@@ -62,30 +65,33 @@ def test_without_a_recording_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert busy(None, POLICY) == "summary"
+    assert busy(None, POLICY) == SUMMARY
     assert list(tmp_path.iterdir()) == []
 
 
 def test_children_count_alive_or_ended(tmp_path: Path) -> None:
     program = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    children: list[subprocess.Popen[bytes]] = []
 
     @measured
-    def ended(work: object, policy: Policy) -> None:
+    def ended(work: object, policy: Policy) -> StageSummary:
         subprocess.run([sys.executable, "-c", program], check=True)
+        return SUMMARY
 
     @measured
-    def alive(work: object, policy: Policy) -> subprocess.Popen[bytes]:
+    def alive(work: object, policy: Policy) -> StageSummary:
         child = subprocess.Popen(
             [sys.executable, "-c", program + "\nprint(flush=True)\ninput()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        child.stdout.readline()
-        return child
+        known(child.stdout).readline()
+        children.append(child)
+        return SUMMARY
 
     with recording(tmp_path / "costs.jsonl"):
         ended(None, POLICY)
-        child = alive(None, POLICY)
-        child.communicate(b"\n")
+        alive(None, POLICY)
+        children[0].communicate(b"\n")
         idle(None, POLICY)  # its time as a child that has ended is not counted again
     costs = {c.stage: c.cpu_seconds for c in read_costs(tmp_path / "costs.jsonl")}
     assert costs["ended"] >= 0.3 and costs["alive"] >= 0.3
@@ -118,7 +124,7 @@ with stage_costs.recording(Path(sys.argv[1])):
     file = tmp_path / "costs.jsonl"
     command = [sys.executable, "-c", program, str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    process.stdout.readline()
+    known(process.stdout).readline()
     time.sleep(1.0)
     process.kill()
     process.communicate()

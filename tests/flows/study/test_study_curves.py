@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from flows.study.curves import (
     budget_to_reach,
     by_round,
     mean_curve,
-    paired_difference,
     t_interval,
-    t_quantile,
+    tuning_means,
     value_at,
 )
 from tests.flows.study.study_points import result
-
-
-def test_t_quantiles() -> None:
-    """The closed forms of 1, 2 and 4 degrees of freedom (Shaw 2006), and the normal's limit."""
-    p = 0.975
-    root_alpha = math.sqrt(4 * p * (1 - p))
-    four = 2 * math.sqrt(math.cos(math.acos(root_alpha) / 3) / root_alpha - 1)
-    expected = {
-        1: math.tan(math.pi * (p - 0.5)),
-        2: (2 * p - 1) / math.sqrt(2 * p * (1 - p)),
-        4: four,
-        100_000: 1.959988,
-    }
-    for freedom, quantile in expected.items():
-        assert t_quantile(p, freedom) == pytest.approx(quantile, rel=1e-6)
-
-
-def test_t_quantile_inverts_the_density() -> None:
-    """The density integrated numerically up to the quantile is the probability."""
-    for freedom in (3, 5, 8):
-        norm = math.gamma((freedom + 1) / 2) / (
-            math.sqrt(freedom * math.pi) * math.gamma(freedom / 2)
-        )
-        end, cells = t_quantile(0.9, freedom), 20_000
-        step = end / cells
-        area = sum(
-            norm * (1 + ((i + 0.5) * step) ** 2 / freedom) ** (-(freedom + 1) / 2)
-            for i in range(cells)
-        )
-        assert 0.5 + area * step == pytest.approx(0.9, abs=1e-7)
 
 
 def test_the_interval_of_a_mean() -> None:
@@ -59,14 +29,13 @@ def test_one_value_has_no_interval() -> None:
     assert t_interval([0.5]).low is None and t_interval([0.5]).mean == 0.5
 
 
-def test_a_paired_difference_forgets_what_the_seeds_share() -> None:
-    a = [result("a", s, (0, 0), (1, 0.1 * s + 0.02)) for s in range(5)]
-    b = [result("b", s, (0, 0), (1, 0.1 * s)) for s in range(6)]
-    difference = paired_difference(a, b, "miou")
-    assert difference.count == 5
-    assert difference.mean == pytest.approx(0.02)
-    assert difference.low == pytest.approx(0.02) and difference.high == pytest.approx(0.02)
-    assert paired_difference(a, [result("b", 9, (0, 0))], "miou") is None
+def test_a_rate_that_a_tune_seed_lacks_has_no_mean() -> None:
+    tuning = [
+        result("a", seed, (0, 0.2), (1, miou), rate=rate)
+        for rate, mious in ((1e-3, (0.4, 0.6)), (1e-2, (0.9,)))
+        for seed, miou in zip((100, 101), mious, strict=False)
+    ]
+    assert tuning_means(tuning, (100, 101)) == {"a": {1e-3: pytest.approx(0.5)}}
 
 
 def test_between_rounds_a_curve_is_linear() -> None:
@@ -88,7 +57,7 @@ def test_a_mean_curve_goes_as_far_as_every_seed() -> None:
 def test_the_mean_of_a_round() -> None:
     results = [result("a", 0, (0, 0.2), (10, 0.4)), result("a", 1, (0, 0.4), (20, 0.8))]
     found = by_round(results, "cpu_seconds", "miou")
-    assert found == [(0.0, pytest.approx(0.3)), (15.0, pytest.approx(0.6))]
+    assert found == pytest.approx(np.array([(0.0, 0.3), (15.0, 0.6)]))
 
 
 def test_where_a_level_is_first_reached() -> None:
@@ -100,7 +69,7 @@ def test_where_a_level_is_first_reached() -> None:
 
 
 def test_a_mean_curve_ends_where_the_curve_does() -> None:
-    """`end * 59 / 59` is more than `end` for some of these."""
+    """Where a product of floats, as `end * 59 / 59`, is more than `end` for some of these."""
     for end in (1.1, 2.836327402999999, 0.1, 7.7, 33.3, 1e-3):
         curve = mean_curve([result("a", 0, (0, 0.2), (end, 0.4))], "cpu_seconds", "miou")
         assert curve[-1][0] <= end and curve[-1][1].mean == pytest.approx(0.4)

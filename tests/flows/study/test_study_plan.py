@@ -15,7 +15,7 @@ STUDY = f"""
 base = "{CONFIGS / "tiny.toml"}"
 rounds = 2
 seeds = [0, 1, 2]
-tune_seed = 100
+tune_seeds = [100]
 learning_rates = [1e-4, 1e-3]
 [world]
 train_videos = 10
@@ -32,8 +32,6 @@ settings = {{ "rollout.rollouts_per_example" = 8 }}
 [arms.long]
 title = "longer"
 rounds = 5
-[claims]
-opd = "opd"
 [quick]
 seeds = [7]
 [quick.world]
@@ -48,7 +46,8 @@ def load(tmp_path: Path) -> Callable[..., Plan]:
     def load(text: str = STUDY, quick: bool = False) -> Plan:
         file = tmp_path / "mine.toml"
         file.write_text(text)
-        return load_study(file, tmp_path / "studies", quick=quick)
+        (plan,) = load_study(file, tmp_path / "studies", quick=quick)
+        return plan
 
     return load
 
@@ -68,7 +67,7 @@ def test_an_arm_that_is_not_there_is_named_with_its_fix(load: Callable[..., Plan
 
 
 def test_tuning_may_be_shorter(load: Callable[..., Plan]) -> None:
-    short = load(STUDY.replace("tune_seed = 100", "tune_seed = 100\ntune_rounds = 3"))
+    short = load(STUDY.replace("tune_seeds = [100]", "tune_seeds = [100]\ntune_rounds = 3"))
     assert [r.rounds for r in short.tuning_runs()] == [2, 2, 3, 3]
 
 
@@ -77,6 +76,42 @@ def test_one_learning_rate_needs_no_tuning(load: Callable[..., Plan]) -> None:
     assert plan.tuning_runs() == []
     assert plan.only_rate() == {"opd": 1e-4, "long": 1e-4}
     assert plan.seeds() == [0, 1, 2]
+
+
+def test_each_tune_seed_has_its_runs_and_its_world(load: Callable[..., Plan]) -> None:
+    plan = load(STUDY.replace("tune_seeds = [100]", "tune_seeds = [100, 101]"))
+    opd = [(r.learning_rate, r.seed) for r in plan.tuning_runs() if r.arm == "opd"]
+    assert opd == [(rate, seed) for rate in (1e-4, 1e-3) for seed in (100, 101)]
+    assert plan.seeds() == [100, 101, 0, 1, 2]
+
+
+CONDITIONS = """
+[conditions.clean]
+[conditions.loose]
+seeds = [5]
+only_arms = ["base", "opd"]
+[conditions.loose.settings]
+"rollout.examples_per_round" = 4
+[quick]
+"""
+
+
+def test_each_condition_is_a_study_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(STUDY.replace("[quick]\n", CONDITIONS, 1))
+    clean, loose = load_study(file, tmp_path / "studies")
+    assert [p.name for p in (clean, loose)] == ["mine-clean", "mine-loose"]
+    assert clean.root != loose.root and clean.world(0) != loose.world(0)
+    assert (list(clean.study.arms), list(loose.study.arms)) == (
+        ["base", "opd", "long"], ["base", "opd"],
+    )  # fmt: skip
+    assert (clean.study.seeds, loose.study.seeds) == ((0, 1, 2), (5,))
+    run = StudyRun("opd", 1e-3, 5, 2, tuning=False)
+    assert [p.config(run).rollout.examples_per_round for p in (clean, loose)] == [8, 4]
+    assert loose.config(run).rollout.rollouts_per_example == 8, "the arm's own settings stay"
+    quick = load_study(file, tmp_path / "studies", quick=True)
+    assert [p.name for p in quick] == ["mine-clean-quick", "mine-loose-quick"]
+    assert [p.study.seeds for p in quick] == [(7,), (7,)]
 
 
 def test_every_arm_runs_on_every_seed_with_its_own_learning_rate(
@@ -130,8 +165,9 @@ MISTAKES = [
     ("tune_videos", "tuned_videos", "unknown key 'world.tuned_videos'; did you mean 'tune_videos'"),
     ('title = "Video-OPD"', 'titel = "x"', "unknown key 'arms.opd.titel'; did you mean 'title'?"),
     ("rounds = 5", "round = 5", "unknown key 'arms.long.round'; did you mean 'rounds'?"),
-    ("tune_seed = 100", "tune_seed = 1", "tune_seed = 1 is one of the seeds"),
-    ('opd = "opd"', 'opd = "odp"', "claims.opd = 'odp' is no arm of the study; did you mean 'opd'"),
+    ("tune_seeds = [100]", "tune_seeds = [1]", "tune_seeds has 1, one of the seeds"),
+    ("[world]", 'only_arms = ["odp"]\n[world]', "only_arms names 'odp', .* did you mean 'opd'"),
+    ("[quick]", "[conditions]\nloose = 1\n[quick]", "conditions.loose = 1 is no table; write"),
     ("rollouts_per_example", "rollout_per_example", "arm 'opd': .*did you mean 'rollouts_per_ex"),
     ("seeds = [0, 1, 2]", "seeds = []", "seeds = .* is not valid"),
     ("[quick]", "[fast]", "unknown key 'fast'"),
@@ -161,7 +197,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("file", sorted((CONFIGS / "studies").glob("*.toml")), ids=lambda p: p.stem)
 def test_the_projects_studies_load(tmp_path: Path, file: Path, quick: bool) -> None:
-    plan = load_study(file, tmp_path, quick=quick)
+    (plan,) = load_study(file, tmp_path, quick=quick)
     for run in (*plan.tuning_runs(), *plan.runs(dict.fromkeys(plan.study.arms, 1e-4))):
         config = plan.config(run)
         # Equal data, equal optimiser: what may not differ between arms.

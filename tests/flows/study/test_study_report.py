@@ -15,6 +15,7 @@ from flows.study.plan import load_study
 from flows.study.report import write_report
 from tests.flows.study.study_points import point, result
 from tests.flows.study.test_study_plan import STUDY
+from tests.known import known
 
 SESSION = {
     "command": "videoopd study mine.toml",
@@ -24,19 +25,27 @@ SESSION = {
 }
 
 
+CLAIM = """
+[[claims]]
+name = "Student beyond teacher"
+statement = "the student ends above its teacher"
+arms = ["opd", "long"]
+against = ["base"]
+rows = [{}, { measure = "cost_to_best", bound = 0.5 }]
+"""
+
+
 @pytest.fixture
 def evidence(tmp_path: Path) -> Evidence:
     file = tmp_path / "mine.toml"
-    file.write_text(
-        STUDY.replace('opd = "opd"', 'opd = "opd"\nopd_one = "long"\nteacher = "base"', 1)
-    )
+    file.write_text(STUDY.replace("[quick]", CLAIM + "[quick]", 1))
     curves = {
         "base": [[(0, 0.4)], [(0, 0.42)], [(0, 0.44)]],
         "opd": [[(0, 0.4), (10, 0.5)], [(0, 0.42), (12, 0.53)], [(0, 0.44), (11, 0.55)]],
         "long": [[(0, 0.4), (20, 0.4)]],
     }
     return Evidence(
-        plan=load_study(file, tmp_path / "runs"),
+        plan=load_study(file, tmp_path / "runs")[0],
         results=[result(a, s, *c) for a, seeds in curves.items() for s, c in enumerate(seeds)],
         tuning=[
             result("opd", 100, (0, 0.4), (9, 0.51), rate=1e-3),
@@ -84,7 +93,7 @@ def test_the_plot_is_whole(evidence: Evidence, tmp_path: Path) -> None:
     assert {"optimiser steps", "CPU seconds (one core)", "tokens through the models"} <= words
     assert {"eval mIoU", "eval R1@0.7", "opd", "long"} <= words
     base = next(word for word in words if word and word.startswith("base "))
-    miou, r1_70 = re.fullmatch(r"base \((0\.\d{3}), (0\.\d{3})\)", base).groups()
+    miou, r1_70 = known(re.fullmatch(r"base \((0\.\d{3}), (0\.\d{3})\)", base)).groups()
     text = (tmp_path / "mine.md").read_text()
     assert re.search(rf"^\| `base` .*{miou}.*{r1_70}", text, re.MULTILINE), "as in the table"
 

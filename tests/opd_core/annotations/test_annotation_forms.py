@@ -11,6 +11,7 @@ import json
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from opd_core.annotations.times import seconds
 from opd_core.annotations.video_folder import VideoFolder
 from opd_core.annotations.video_names import NamedPath
 from opd_core.types import Span
+from tests.known import only
 
 V, Q = {"video": "a.mp4"}, {"query": "a dog runs"}
 VQ = V | Q
@@ -37,7 +39,7 @@ def user(content: object) -> dict[str, object]:
     return {"role": "user", "content": content}
 
 
-def table(rows: list[dict[str, object]]) -> bytes:
+def table(rows: list[Any]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
@@ -210,8 +212,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_in_every_form(name: str) -> None:
-    found = read(*FILES[name])
-    assert all(isinstance(item, Annotated) for item in found), found
+    found = only(Annotated, read(*FILES[name]))
     assert [(item.video, item.query) for item in found] == [("a.mp4", "a dog runs")] * 2
     assert [item.spans for item in found] == [(Span(2.0, 4.5),), (Span(5.0, 6.0),)]
     assert len({item.place for item in found}) == 2
@@ -317,12 +318,12 @@ def test_what_cannot_be_meant_in_one_way_is_left_out(name: str, format: str) -> 
     ],
 )  # fmt: skip
 def test_what_is_broken_costs_itself(
-    format: str, content: str | bytes, reasons: list[str | str | None]
+    format: str, content: str | bytes, reasons: list[str | None]
 ) -> None:
     found = read(format, content)
     assert [isinstance(item, Annotated) for item in found] == [r is None for r in reasons], found
     for item, reason in zip(found, reasons, strict=True):
-        assert reason is None or reason in item.reason
+        assert reason is None or reason in only(LeftOut, [item])[0].reason
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ times = st.integers(0, 360_000).map(lambda n: n / 1000)
 
 
 @given(times)
-def test_every_way_to_write_a_time_is_the_same_time(value: tuple[str, float]) -> None:
+def test_every_way_to_write_a_time_is_the_same_time(value: float) -> None:
     whole, rest = divmod(value, 60)
     hours, minutes = divmod(int(whole), 60)
     ways = (

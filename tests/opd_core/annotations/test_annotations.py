@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from opd_core.annotations.fields import END_TOLERANCE_SECONDS
 from opd_core.annotations.timelens import read_timelens
 from opd_core.types import GroundingExample, QuarantinedItem, Span, VideoOPDError, make_example_id
+from tests.known import only
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "source": "cosmo_cap",
     "video_path": "a/b.mp4",
     "duration": 30.5,
@@ -41,7 +43,7 @@ def event(**changes: object) -> dict[str, object]:
 
 
 def test_one_example_an_event(tmp_path: Path) -> None:
-    first, second = read(tmp_path, GOOD)
+    first, second = only(GroundingExample, read(tmp_path, GOOD))
     assert first == GroundingExample(
         example_id=make_example_id("a/b.mp4", "a dog barks", Span(1.5, 4.0)),
         video_path="a/b.mp4",
@@ -119,29 +121,34 @@ def test_a_bad_event_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
     assert [type(item).__name__ for item in items] == [
         "GroundingExample", "QuarantinedItem", "GroundingExample",
     ]  # fmt: skip
-    assert items[1].item_id == "train.jsonl:1#1" and items[1].video_path == "a/b.mp4"
+    (bad_item,) = only(QuarantinedItem, items[1:2])
+    assert bad_item.item_id == "train.jsonl:1#1" and bad_item.video_path == "a/b.mp4"
 
 
 def test_the_same_annotation_twice_is_one_example(tmp_path: Path) -> None:
     items = read(tmp_path, GOOD, b"", good(source="again"))
     assert [type(item) for item in items[:2]] == [GroundingExample] * 2
-    assert [item.item_id for item in items[2:]] == ["train.jsonl:3#0", "train.jsonl:3#1"]
-    assert items[2].reason == "is the same annotation as train.jsonl:1#0"
+    again = only(QuarantinedItem, items[2:])
+    assert [item.item_id for item in again] == ["train.jsonl:3#0", "train.jsonl:3#1"]
+    assert again[0].reason == "is the same annotation as train.jsonl:1#0"
 
 
 def test_a_sentence_that_is_true_several_times_is_one_example_with_all_its_spans(
     tmp_path: Path,
 ) -> None:
-    (item,) = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11], [1, 2], [9, 11]]}]))
+    spans = [[9, 11], [1, 2], [9, 11]]
+    rows = read(tmp_path, good(events=[{"query": "q", "span": spans}]))
+    (item,) = only(GroundingExample, rows)
     assert item.span == Span(9.0, 11.0) and item.other_spans == ((1.0, 2.0),)
     assert item.spans == (Span(9.0, 11.0), Span(1.0, 2.0))
-    (alone,) = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11]]}]))
+    rows = read(tmp_path, good(events=[{"query": "q", "span": [[9, 11]]}]))
+    (alone,) = only(GroundingExample, rows)
     assert alone.example_id != item.example_id
 
 
 def test_a_rounded_duration_is_tolerated_and_nothing_is_clipped(tmp_path: Path) -> None:
     end = 30.5 + END_TOLERANCE_SECONDS
-    (item,) = read(tmp_path, event(span=[[29, end]]))
+    (item,) = only(GroundingExample, read(tmp_path, event(span=[[29, end]])))
     assert item.span == Span(29.0, end) and item.duration == 30.5
 
 
@@ -178,7 +185,7 @@ def json_values() -> st.SearchStrategy[object]:
     )
 
 
-def annotations() -> st.SearchStrategy[object]:
+def annotated() -> st.SearchStrategy[object]:
     """Nearly right ones: each part is right, or anything."""
     number = st.integers(-3, 40) | st.floats() | json_values()
     span = st.lists(st.lists(number, min_size=2, max_size=2), min_size=1, max_size=2)
@@ -197,7 +204,7 @@ def annotations() -> st.SearchStrategy[object]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(annotations() | json_values() | st.binary(max_size=20), max_size=4))
+@given(st.lists(annotated() | json_values() | st.binary(max_size=20), max_size=4))
 def test_whatever_is_in_the_file_each_example_is_valid_and_each_problem_has_a_reason(
     lines: list[str],
 ) -> None:

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from opd_core.annotations.formats.found import Annotated, LeftOut
 from opd_core.annotations.formats.readers import FORMATS
 from opd_core.types import Span, VideoOPDError
+from tests.known import only
 
 ANSWER = "The event happens in 2.0 - 4.5 seconds."
 QUESTION = "<video>Please find the visual event described by the sentence 'a man's hat falls', det"
 
-FILES = {
+FILES: dict[str, Any] = {
     "timelens-100k": [
         {
             "source": "cosmo",
@@ -89,7 +90,7 @@ def test_each_format(format: str) -> None:
 
 def test_several_windows_are_kept_in_their_order_and_once() -> None:
     row = dict(FILES["qvhighlights"][0], relevant_windows=[[6, 8], [2, 4], [6, 8]])
-    (found,) = read("qvhighlights", [row])
+    (found,) = only(Annotated, read("qvhighlights", [row]))
     assert found.spans == (Span(6, 8), Span(2, 4))
 
 
@@ -108,13 +109,15 @@ def test_a_bad_entry_leaves_its_neighbours() -> None:
         ("file:c", "LeftOut"),
         ("file:d#0", "Annotated"),
     ]
-    assert found[2].reason == "'timestamps' has 1 entries and 'sentences' has 2"
+    assert only(LeftOut, found[2:3])[0].reason == "'timestamps' has 1 entries and 'sentences' has 2"
 
 
 def test_csv_without_a_header_with_a_quoted_comma_and_more_columns() -> None:
-    (found,) = read("csv", 'a.mp4,1,2,"a dog, running"\n')
+    (found,) = only(Annotated, read("csv", 'a.mp4,1,2,"a dog, running"\n'))
     assert found.query == "a dog, running" and found.source is None
-    (found,) = read("csv", "\ufeffVideo,Start,End,Query,duration,source\na,1,2,q,9.5,mine\n")
+    (found,) = only(
+        Annotated, read("csv", "\ufeffVideo,Start,End,Query,duration,source\na,1,2,q,9.5,mine\n")
+    )
     assert (found.duration, found.source) == (9.5, "mine")
 
 

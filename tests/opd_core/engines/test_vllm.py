@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,25 +25,27 @@ import pytest
 import torch
 
 from opd_core.config.load import Config
-from opd_core.engines.base import Refused, Request, SamplingParams
-from opd_core.engines.choice import opened_vllm
-from opd_core.engines.gate import Gate, probe
-from opd_core.engines.hf import HFEngine
+from opd_core.config.sections import ScoreSection
+from opd_core.engines.base import Refused, Request, SamplingParams, Scored, ScoreRequest
+from opd_core.engines.gate import Gate, asked_again
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.engines.vllm.child import ChildEngine
-from opd_core.engines.vllm.engine import VLLMPrompt, WorkerTools, tail_logprob
+from opd_core.engines.vllm.engine import WorkerTools
+from opd_core.engines.vllm.record import opened_vllm
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import grow, pack
 from opd_core.model.tree_attention import PackedAttention
 from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
-from opd_core.scoring.trees import score_rollouts
-from opd_core.scoring.vllm import score_with_vllm
+from opd_core.scoring.trees import score_rollouts, score_videos
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy, VideoOPDError
+from tests.known import known, largest
 from tests.opd_core.engines.vllm_fixtures import (
     Answers,
     Videos,
+    answered,
     make_config,
     make_model,
     read_examples,
@@ -93,7 +96,7 @@ def requests(videos: Videos, seeds: Sequence[int] = (1, 2, 3, 2**62)) -> list[li
 
 @pytest.fixture(scope="module")
 def answers(engine: ChildEngine, videos: Videos) -> Answers:
-    return engine.sample(requests(videos), SamplingParams(NEW_TOKENS))
+    return answered(engine.sample(requests(videos), SamplingParams(NEW_TOKENS)))
 
 
 def items(videos: Videos) -> list[EncodedExample]:
@@ -106,8 +109,8 @@ def test_rollouts_pass_the_gate_and_agree_with_the_trainer(
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(videos), answers) == {}
     for item in items(videos):
-        worst = probe(trainer, item, answers[item.example.example_id])
-        assert max(token.difference for token in worst) < 1e-4
+        tokens = asked_again(trainer, item, answers, [[item]])
+        assert max(token.difference for token in tokens) < 1e-4
 
 
 def test_a_batch_with_more_to_prefill_than_fits_a_step(
@@ -115,7 +118,7 @@ def test_a_batch_with_more_to_prefill_than_fits_a_step(
 ) -> None:
     """On a CPU vLLM cannot prefill a seeded prompt in parts."""
     many = encode(encoder, config, 40)
-    answers = engine.sample(requests(many, range(8)), SamplingParams(NEW_TOKENS))
+    answers = answered(engine.sample(requests(many, range(8)), SamplingParams(NEW_TOKENS)))
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL, encoder.prompts.positions)
     assert gate.check("vllm", items(many), answers) == {}
     assert {len(samples) for samples in answers.values()} == {8}
@@ -146,10 +149,10 @@ def test_a_seed_is_a_rollout(engine: ChildEngine, videos: Videos, answers: Answe
     params = SamplingParams(NEW_TOKENS)
     item = items(videos)[1]
     name = item.example.example_id
-    alone = engine.sample([[Request(name, item.prompt, (3,))]], params)[name]
+    alone = answered(engine.sample([[Request(name, item.prompt, (3,))]], params))[name]
     assert alone[0].token_ids == answers[name][2].token_ids
     assert len({s.token_ids for s in answers[name]}) == 4
-    turned = engine.sample(requests(videos[::-1], (3, 1)), params)
+    turned = answered(engine.sample(requests(videos[::-1], (3, 1)), params))
     for key, (third, first) in turned.items():
         assert third.token_ids == answers[key][2].token_ids
         assert first.token_ids == answers[key][0].token_ids
@@ -162,7 +165,7 @@ def test_greedy_answers_are_those_of_the_hf_engine(
     ours = HFEngine.load(config.student.path, encoder.prompts.tokenizer, "float32", "cpu").sample(
         requests(videos, (0,)), params
     )
-    theirs = engine.sample(requests(videos, (0,)), params)
+    theirs = answered(engine.sample(requests(videos, (0,)), params))
     for key, (answer,) in ours.items():
         assert theirs[key][0].token_ids == answer.token_ids
         assert theirs[key][0].finish_reason == answer.finish_reason
@@ -173,11 +176,12 @@ def test_answers_end_at_an_end_token(
     config: Config, encoder: ExampleEncoder, engine: ChildEngine, videos: Videos
 ) -> None:
     """With enough seeds some answer ends early; it keeps its end token."""
-    video = [videos[0][:1]]
-    answers = engine.sample(requests(video, range(300)), SamplingParams(NEW_TOKENS))
+    video = (videos[0][:1],)
+    asked = requests(video, range(300))
+    answers = answered(engine.sample(asked, SamplingParams(NEW_TOKENS)))
     (samples,) = answers.values()
-    known = encoder.prompts.tokenizer.get_vocab()
-    ends = {known["<|im_end|>"], known["<|endoftext|>"]}
+    vocabulary = encoder.prompts.tokenizer.get_vocab()
+    ends = {vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"]}
     reasons = {s.finish_reason for s in samples}
     assert reasons == {"stop", "length"}
     for sample in samples:
@@ -195,17 +199,22 @@ def test_prompt_logprobs_agree_with_the_trainer(
 ) -> None:
     asked = [
         [
-            VLLMPrompt(
+            ScoreRequest(
                 i.example.example_id,
-                i.prompt.text,
-                i.clip,
-                completions=tuple(s.token_ids for s in answers[i.example.example_id]),
+                i.prompt,
+                {
+                    (i.example.example_id, n): s.token_ids
+                    for n, s in enumerate(answers[i.example.example_id])
+                },
             )
             for i in video
         ]
         for video in videos
     ]
-    scored = engine.score(asked, 8)
+    by_answer = taken(engine.score(asked, ScoreSection(teacher_topk=8)))
+    scored = {
+        name: [by_answer[name, n] for n in range(len(samples))] for name, samples in answers.items()
+    }
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     for item in items(videos):
         name = item.example.example_id
@@ -220,12 +229,12 @@ def test_prompt_logprobs_agree_with_the_trainer(
         own = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0].tolist()
         assert [x for s in scored[name] for x in s.logprobs] == pytest.approx(own, abs=1e-4)
         top = logprobs_CV.topk(8, dim=1).values
-        found = torch.tensor([row for s in scored[name] for row in s.topk_logprobs])
+        found = torch.tensor([row for s in scored[name] for row in known(s.topk_logprobs)])
         assert torch.allclose(found, top, atol=1e-4)
         rest = logprobs_CV.scatter(1, logprobs_CV.topk(8, dim=1).indices, float("-inf"))
-        tails = [tail_logprob(row) for s in scored[name] for row in s.topk_logprobs]
+        tails = [tail for s in scored[name] for tail in known(s.tail_logprobs)]
         assert tails == pytest.approx(rest.logsumexp(dim=1).tolist(), abs=1e-3)
-        assert gate.prompt_fault(item, scored[name][0].prompt) is None
+        assert gate.prompt_fault(item, known(scored[name][0].prompt)) is None
 
 
 @pytest.mark.parametrize("topk", [0, 8])
@@ -248,7 +257,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     (batch,) = score_rollouts(config, policy, work)
     theirs = {
         s.rollout_id: s
-        for s in score_with_vllm(engine, config, policy, encoder, videos, by_example, "vllm", [])
+        for s in score_videos(engine, config, policy, encoder, videos, by_example, "vllm", [])
     }
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
@@ -256,16 +265,15 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
         assert other.teacher_logprobs == pytest.approx(score.teacher_logprobs, abs=1e-4)
         assert (other.topk_token_ids is None) == (topk == 0)
         if topk:
-            assert np.allclose(other.topk_logprobs, score.topk_logprobs, atol=1e-4)
-            assert np.allclose(other.tail_logprobs, score.tail_logprobs, atol=1e-3)
+            assert np.allclose(known(other.topk_logprobs), known(score.topk_logprobs), atol=1e-4)
+            assert np.allclose(known(other.tail_logprobs), known(score.tail_logprobs), atol=1e-3)
     item = videos[0][0]
     rest = item.prompt.token_ids[:-1]
     moved = replace(item, prompt=replace(item.prompt, token_ids=rest))
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
-        score_with_vllm(
-            engine, config, policy, encoder, [[moved]], {item.example.example_id: rows}, "vllm", []
-        )
+        moved_rows = {item.example.example_id: rows}
+        list(score_videos(engine, config, policy, encoder, [[moved]], moved_rows, "vllm", []))
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
@@ -281,7 +289,8 @@ def test_a_prompt_without_room_is_refused_with_the_length_it_needs(
     for one in found.values():
         assert isinstance(one, Refused)
         assert re.search(r"more than the 4096 .* set vllm.max_model_len = \d+", one.reason)
-    assert same_answers(engine.sample(requests(videos), SamplingParams(NEW_TOKENS)), answers)
+    again = answered(engine.sample(requests(videos), SamplingParams(NEW_TOKENS)))
+    assert same_answers(again, answers)
 
 
 def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(
@@ -294,16 +303,26 @@ def test_a_prompt_on_which_vllm_raises_costs_that_prompt_alone(
     found = dict(engine.sample(asked, SamplingParams(NEW_TOKENS)))
     refused = found.pop(bad.key)
     assert isinstance(refused, Refused) and "Error" in refused.reason
-    assert same_answers(found, {k: v for k, v in answers.items() if k != bad.key})
+    assert same_answers(answered(found), {k: v for k, v in answers.items() if k != bad.key})
     (lost,) = [i for i in items(videos) if i.example.example_id == bad.key]
     gate = Gate(encoder.prompts.tokenizer, NEW_TOKENS, QWEN3_VL)
     faults = gate.check("vllm", items(videos), found | {bad.key: refused})
     assert faults == {lost.example.example_id: refused.reason}
-    prompt = VLLMPrompt(bad.key, no_video, lost.clip, completions=((1, 2),))
-    good = items(videos)[-1]
-    other = VLLMPrompt("good", good.prompt.text, good.clip, completions=((1, 2),))
-    scored = engine.score([[prompt], [other]], 4)
-    assert isinstance(scored[bad.key], Refused) and len(scored["good"]) == 1
+    prompt = ScoreRequest(bad.key, replace(lost.prompt, text=no_video), {"bad": (1, 2)})
+    other = ScoreRequest("other", items(videos)[-1].prompt, {"good": (1, 2)})
+    scored = dict(engine.score([[prompt], [other]], ScoreSection(teacher_topk=4)))
+    assert scored.keys() == {bad.key, "good"}
+    assert isinstance(scored.pop(bad.key), Refused)
+    assert len(taken(scored.items())["good"].logprobs) == 2
+
+
+def taken(scored: Iterable[tuple[Hashable, Scored | Refused]]) -> dict[Hashable, Scored]:
+    """The scores, of a call in which the engine refuses nothing."""
+    scores: dict[Hashable, Scored] = {}
+    for key, score in scored:
+        assert isinstance(score, Scored), score
+        scores[key] = score
+    return scores
 
 
 def same_answers(found: Answers, expected: Answers) -> bool:
@@ -336,7 +355,7 @@ def test_other_weights_are_named(config: Config, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(config.student.path / "model.safetensors")
-    fused = {}
+    fused: dict[str, list[torch.Tensor]] = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
         for part, whole in {
@@ -381,7 +400,7 @@ def test_other_weights_are_named(config: Config, tmp_path: Path) -> None:
         save_file(changed, tmp_path / "model.safetensors")
         shutil.copyfile(config.student.path / "config.json", tmp_path / "config.json")
         _, fault = tools.compare_weights(str(tmp_path))
-        assert fault.startswith(f"{damaged} differs by up to ")
+        assert known(fault).startswith(f"{damaged} differs by up to ")
 
 
 def children() -> set[int]:
@@ -398,6 +417,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
 ) -> None:
     from flows import stages
     from flows.stage.prepare import opened
+    from storage.stages import stages_before
 
     (folder / "round").mkdir()
     make_config(
@@ -415,7 +435,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
     before = children()
     with opened(str(folder / "round" / "tiny.toml")) as work:
         policy = work.policy()
-        for stage in ("draw", "validate", "rollout", "score", "focus", "update"):
+        for stage in stages_before("evaluate"):
             getattr(stages, stage).fn(work, policy)
             assert children() == before, f"{stage} left its engine behind"
         stages.evaluate.fn(work, work.policy())
@@ -424,7 +444,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
         assert set(rows["engine"]) == {"vllm"} and len(rows) == 8
         assert rows["engine_version"][0].startswith("vllm ")
         measured = rows["engine_mismatch"].drop_nulls()
-        assert len(measured) == 2 and measured.max() < 1e-4
+        assert len(measured) == 2 and largest(measured) < 1e-4
         (update,) = run.updates().collect().iter_rows(named=True)
         assert update["max_logprob_mismatch"] < 1e-4
         assert update["steps"][0]["tis_weight_mean"] == pytest.approx(1.0, abs=1e-3)
@@ -480,7 +500,7 @@ def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> N
     place.mkdir()
     config = make_config(place, tiny_world, {"rollout.engine": "vllm", "vllm.lora": how})
     base = config.student.path
-    model = load_model(base, "float32")
+    model: Any = load_model(base, "float32")
     model.add_adapter(
         LoraConfig(
             r=4,
@@ -506,7 +526,7 @@ def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> N
             config, Policy(1, policy, "h"), read_examples(config, 2), set()
         )
     )
-    assert first.engine_mismatch < 1e-4
+    assert known(first.engine_mismatch) < 1e-4
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path, config: Config) -> None:
@@ -525,7 +545,7 @@ time.sleep(60)
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
-    child = int(parent.stdout.readline())
+    child = int(known(parent.stdout).readline())
     time.sleep(3)
     assert psutil.pid_exists(child)
     os.kill(parent.pid, signal.SIGKILL)
@@ -538,7 +558,7 @@ time.sleep(60)
 
 def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 

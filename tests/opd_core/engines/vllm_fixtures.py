@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from opd_core.config.load import Config, load_config
 from opd_core.engines.base import Refused, Sample
@@ -14,7 +15,8 @@ from opd_core.types import GroundingExample
 from tests.tiny_config import as_toml, tiny_settings
 
 Videos = tuple[tuple[EncodedExample, ...], ...]
-Answers = dict[str, list[Sample] | Refused]
+Answer = TypeVar("Answer", bound=Sample)
+Answers = dict[Hashable, list[Sample]]
 
 Kind = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
 
@@ -130,6 +132,13 @@ def make_config(
     path = folder / "tiny.toml"
     path.write_text(as_toml(settings | (overrides or {})))
     return load_config(path)
+
+
+def answered(found: Mapping[Hashable, Sequence[Answer] | Refused]) -> dict[Hashable, list[Answer]]:
+    """What an engine said, of a call in which it refuses nothing."""
+    refused = {key: said for key, said in found.items() if isinstance(said, Refused)}
+    assert not refused, refused
+    return {key: list(said) for key, said in found.items() if not isinstance(said, Refused)}
 
 
 def read_examples(config: Config, count: int) -> list[GroundingExample]:

@@ -224,8 +224,8 @@ OF_A_FAMILY = {
 }  # fmt: skip
 MAKES_ONE = {
     "opd_core/tinyworld/models.py",
-    "opd_core/bench/accelerator.py",
-    "opd_core/bench/trees.py",
+    "flows/bench/accelerator.py",
+    "flows/bench/trees.py",
 }
 """Write a config, or hand a model its inputs: of a family that they choose."""
 

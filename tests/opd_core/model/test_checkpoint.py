@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from opd_core.adapter_folder import base_folder
 from opd_core.model.checkpoint import check_checkpoint, open_checkpoint
 from opd_core.model.published import merge_adapter
 from opd_core.model.tree_model import load_model
-from opd_core.model.weight_files import INDEX, SINGLE, base_folder
+from opd_core.model.weight_files import INDEX, SINGLE
 from opd_core.types import VideoOPDError
 from storage.hashes import weights_hash
 from tests.opd_core.model.test_tree_model import qwen

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,9 +176,9 @@ def test_qwen25_without_seconds_is_refused() -> None:
 
 
 def test_prompts_of_two_clips_share_no_prefix() -> None:
-    prompt = SimpleNamespace(vision=vision((3, 4, 4), 1.0))
+    prompt: Any = SimpleNamespace(vision=vision((3, 4, 4), 1.0))
     assert shared_vision([prompt, prompt]) is prompt.vision
-    other = SimpleNamespace(vision=replace(prompt.vision, second_per_grid=2.0))
+    other: Any = SimpleNamespace(vision=replace(prompt.vision, second_per_grid=2.0))
     with pytest.raises(ValueError, match="several clips"):
         shared_vision([prompt, other])
 

@@ -6,17 +6,17 @@ counted by hand, because transformers' own continue text inside a Qwen2.5-VL vid
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pytest
 import torch
 
 from opd_core.engines.base import Request, SamplingParams, draw_tokens, uniforms
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model import tree_attention
 from opd_core.model.architectures import ARCHITECTURES
-from opd_core.model.prefix_tree import Pack, grow, pack
+from opd_core.model.prefix_tree import Pack, PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt
@@ -44,7 +44,7 @@ class Tokenizer:
         }
 
 
-def qwen(kind: str) -> torch.nn.Module:
+def qwen(kind: str) -> Any:
     from opd_core import torchvision_guard
 
     torchvision_guard.install()
@@ -126,10 +126,13 @@ SHAPES = {
 }
 
 
-def build(kind: str, shape: list[tuple[int, int, int, list[int]]], seed: int = 0) -> Any:
+def build(
+    kind: str, shape: list[tuple[int, int, int, list[int]]], seed: int = 0
+) -> tuple[list[PrefixTree], dict[Hashable, tuple[list[int], VisionInput, list[int]]]]:
     """Trees, and every sequence by itself: key -> (prompt, vision, completion)."""
     generator = torch.Generator().manual_seed(seed)
-    trees, apart = [], {}
+    trees = []
+    apart: dict[Hashable, tuple[list[int], VisionInput, list[int]]] = {}
     for t, (frames, height, width, rollouts) in enumerate(shape):
         tokens, vision = video(kind, frames, height, width, seed + t)
         prompts = [tokens + words(generator, 3, 9) for _ in rollouts]
@@ -143,7 +146,7 @@ def build(kind: str, shape: list[tuple[int, int, int, list[int]]], seed: int = 0
     return trees, apart
 
 
-def by_key(model: TreeModel, packed: Pack, layout: Any = None) -> dict:
+def by_key(model: TreeModel, packed: Pack, layout: Any = None) -> dict[Any, torch.Tensor]:
     found = {}
     for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed, layout):
         chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
@@ -173,7 +176,8 @@ def plain_logits(model: Any, token_ids: list[int], vision: VisionInput) -> torch
         position_ids=torch.tensor(places[:-1]).T[:, None],
         use_cache=False,
     )
-    return output.logits[0]
+    logits: torch.Tensor = output.logits[0]
+    return logits
 
 
 def separately(
@@ -212,8 +216,8 @@ def test_log_probs_and_gradients_equal_separate_sequences(
 
     tree_model.model.zero_grad()
     plain.zero_grad()
-    sum(v.sum() for v in got.values()).backward()
-    sum(v.sum() for v in expected.values()).backward()
+    torch.stack([v.sum() for v in got.values()]).sum().backward()
+    torch.stack([v.sum() for v in expected.values()]).sum().backward()
     ours = dict(tree_model.model.named_parameters())
     compared = 0
     for name, parameter in plain.named_parameters():
@@ -250,7 +254,7 @@ def test_gradients_with_checkpointing_are_the_same(models: Models) -> None:
             model.model.gradient_checkpointing_enable({"use_reentrant": False})
         model.model.train()
         model.model.zero_grad()
-        sum(v.sum() for v in by_key(model, pack(trees)).values()).backward()
+        torch.stack([v.sum() for v in by_key(model, pack(trees)).values()]).sum().backward()
         grads.append({n: p.grad for n, p in model.model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     for name, gradient in grads[0].items():

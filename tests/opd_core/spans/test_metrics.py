@@ -4,9 +4,11 @@ import polars as pl
 import pytest
 
 from opd_core.extensions import TEMPLATES
-from opd_core.spans.metrics import NO_SPAN, PER_EXAMPLE, RECALLS, duration_bucket, grounding_metrics
-from opd_core.spans.protocols import PROTOCOLS, judged
-from opd_core.types import Span
+from opd_core.registry import Registry
+from opd_core.spans.metrics import duration_bucket, grounding_metrics, no_span, per_example, titles
+from opd_core.spans.protocols.known import FIELDS, PROTOCOLS, judged
+from opd_core.spans.protocols.protocol import Protocol
+from opd_core.types import Judgement, Span
 from storage.tables.columns import span_columns
 from storage.tables.schemas import TABLES
 
@@ -30,8 +32,13 @@ def rows() -> pl.LazyFrame:
         for name in ("predicted_span", "timelens_span"):
             span = row.pop(name) or (None, None)
             row |= dict(zip(span_columns(name), span, strict=True))
+        row["judgements"] = row["judgements"] and [struct(j) for j in row["judgements"]]
         found.append(row)
     return pl.LazyFrame(found)
+
+
+def struct(judgement: Judgement) -> dict[str, object]:
+    return {name: getattr(judgement, name) for name in ("protocol", "start", "end", "iou")}
 
 
 def test_each_protocol_on_the_same_answers() -> None:
@@ -63,18 +70,79 @@ def test_a_number_over_rows_that_lack_it_is_null_and_no_mean_of_the_others() -> 
 
 
 def test_a_protocol_is_a_record_and_all_else_follows() -> None:
-    names = [p.name for p in PROTOCOLS]
-    assert names == ["strict", "timelens", "qvhighlights"]
-    wanted = {f"{name}_{metric}" for name in names for metric in ("miou", *RECALLS)}
-    assert set(PER_EXAMPLE) == wanted | set(NO_SPAN.values())
+    names = ["strict", "timelens", "qvhighlights"]
+    assert list(PROTOCOLS) == names == list(FIELDS)
+    metrics = ("miou", "r1_30", "r1_50", "r1_70")
+    wanted = {f"{name}_{metric}" for name in names for metric in metrics}
+    assert set(per_example()) == wanted | {no_span(name) for name in names}
     columns = {column.name for column in TABLES["evaluations"].columns}
-    for protocol in PROTOCOLS:
-        assert {protocol.iou_column, *span_columns(f"{protocol.column}_span")} <= columns
+    for span, iou in FIELDS.values():
+        assert {iou, *span_columns(span)} <= columns
 
 
 def test_protocols_that_share_columns_share_what_is_in_them() -> None:
-    kinds = {p.column: (p.reader, p.rounded, p.windows) for p in PROTOCOLS}
-    assert all(kinds[p.column] == (p.reader, p.rounded, p.windows) for p in PROTOCOLS)
+    def kind(name: str) -> tuple[object, ...]:
+        p = PROTOCOLS[name]
+        return p.reader, p.rounding, p.windows, p.overlap
+
+    kinds = {FIELDS[name]: kind(name) for name in PROTOCOLS}
+    assert all(kinds[FIELDS[name]] == kind(name) for name in PROTOCOLS)
+
+
+def covered(a: Span, b: Span) -> float:
+    """The share of the true span that an answer covers."""
+    return max(0.0, min(a.end, b.end) - max(a.start, b.start)) / (b.end - b.start)
+
+
+OTHERS = {
+    "cover": Protocol("cover", overlap=covered, thresholds=(0.5, 0.95), comparison=">"),
+    "fives": Protocol(
+        "fives", reader=lambda text: Span(1.0, 8.0) if "8" not in text else None,
+        rounding=lambda span: Span(span.start // 5 * 5, span.end // 5 * 5), windows="first",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two protocols of other packages beside our own."""
+    names = dict.fromkeys((*PROTOCOLS, *OTHERS), "")
+    protocols = Registry("videoopd.nobody", Protocol, names)
+    monkeypatch.setattr(protocols, "_load", lambda name: OTHERS.get(name) or PROTOCOLS[name])
+    for module in ("opd_core.spans.protocols.known", "opd_core.spans.metrics"):
+        monkeypatch.setattr(f"{module}.PROTOCOLS", protocols)
+
+
+def test_protocols_without_columns_of_their_own_are_in_judgements(others: None) -> None:
+    by_hand = [1, 0.5, 3.6 / 4, 0, 1, 1, 1, 0]
+    (found,) = grounding_metrics(rows()).collect().to_dicts()
+    assert found["cover_miou"] == pytest.approx(sum(by_hand) / 8)
+    assert found["cover_r1_50"] == 5 / 8 and found["cover_r1_95"] == 4 / 8
+    assert not {"cover_r1_30", "cover_r1_70", "cover_parse_failures"} & set(found)
+    assert found["fives_miou"] == pytest.approx(7 / 8 * 3 / 6), "0 - 5 against 2 - 6, but for one"
+    assert found["fives_parse_failures"] == 1 / 8 and found["parse_failures"] == 1 / 8
+    assert list(titles().values()) == ["mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "R1@0.95"]
+    (first, second) = rows().collect()["judgements"][0].to_list()
+    assert first == {"protocol": "cover", "start": 2.0, "end": 6.0, "iou": 1.0}
+    assert second == {"protocol": "fives", "start": 1.0, "end": 8.0, "iou": pytest.approx(0.5)}
+
+
+def test_answers_of_before_a_package_was_installed_have_no_number(others: None) -> None:
+    lacking = rows().collect()
+    less = [list(value) for value in lacking["judgements"].to_list()]
+    less[3] = less[3][1:]
+    few = lacking.with_columns(pl.Series("judgements", less))
+    (found,) = grounding_metrics(few.lazy()).collect().to_dicts()
+    absent = {name for name, value in found.items() if value is None}
+    assert absent == {"cover_miou", "cover_r1_50", "cover_r1_95"}
+    none = lacking.with_columns(judgements=pl.lit(None, lacking.schema["judgements"]))
+    (found,) = grounding_metrics(none.lazy()).collect().to_dicts()
+    absent = {name for name, value in found.items() if value is None}
+    assert absent == {name for name in found if name.startswith(("cover", "fives"))}
+
+
+def test_without_other_packages_nothing_is_kept_there() -> None:
+    assert judged(ANSWERS[0], None, TRUTH)["judgements"] is None
 
 
 def test_a_length_at_a_limit_begins_the_next_bucket() -> None:

@@ -2,11 +2,9 @@
 
 import pytest
 
-from opd_core.spans.protocols import PROTOCOLS
-from opd_core.spans.timelens_rule import parse_timelens
+from opd_core.spans.protocols.timelens import PROTOCOL as TIMELENS
+from opd_core.spans.protocols.timelens import parse_timelens
 from opd_core.types import Span
-
-(TIMELENS,) = (p for p in PROTOCOLS if p.name == "timelens")
 
 
 @pytest.mark.parametrize(

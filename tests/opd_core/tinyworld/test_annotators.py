@@ -62,7 +62,8 @@ def test_the_rates_are_those_of_their_source() -> None:
         for seconds in range(5):
             assert near.count(float(seconds)) / len(near) == pytest.approx(0.2, abs=0.02)
 
-    true, written = [], []
+    true: list[Span] = []
+    written: list[Span] = []
     for index in range(1000):
         plan = plan_video(video_seed(0, "train", index))
         for rows, annotators in ((true, None), (written, LOOSE)):

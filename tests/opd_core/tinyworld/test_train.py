@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from opd_core.tinyworld.train import SETTINGS, train
+from opd_core.tinyworld.recipes import RECIPES, train
 
 
 def test_a_few_steps_write_a_checkpoint_and_its_record(tmp_path: Path) -> None:
     settings = replace(
-        SETTINGS["student"],
+        RECIPES["student"],
         vision_steps=2,
         vision_videos_per_step=2,
         videos_per_step=2,

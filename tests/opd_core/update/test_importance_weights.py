@@ -13,6 +13,7 @@ from itertools import product
 import pytest
 import torch
 
+from opd_core.update.objectives import ImportanceLevel as Level
 from opd_core.update.objectives import (
     exact_forward_kl,
     exact_reverse_kl,
@@ -23,6 +24,7 @@ from opd_core.update.objectives import (
     truncated_importance_weights,
     weighted,
 )
+from tests.known import known
 
 LENGTHS = [2, 1, 3]
 TRAINER = torch.tensor([-1.0, -0.5, -2.0, -0.1, -0.7, -1.2], dtype=torch.float64)
@@ -77,7 +79,7 @@ def gradient_of_one_token(pi_over_mu: float, advantage: float, moved: float = 1.
     now = (old + math.log(moved)).requires_grad_()
     weights, _ = truncated_importance_weights(old, mu, [1], "token", 2.0)
     grpo(now, old, torch.tensor([advantage]), 0.2, 0.2, weights).sum().backward()
-    return float(now.grad)
+    return float(known(now.grad))
 
 
 @pytest.mark.parametrize(("pi_over_mu", "advantage", "moved", "expected"), [
@@ -129,8 +131,8 @@ def expected_gradient(
 ) -> torch.Tensor:
     """Of the summed loss of an answer that mu gives; `loss_of(log pi, answer)` is its [T]."""
     pi = logits.log_softmax(1)
-    total = sum(chosen(mu, a).sum().exp() * loss_of(pi, a).sum() for a in ANSWERS)
-    return torch.autograd.grad(total, logits)[0]
+    losses = [chosen(mu, a).sum().exp() * loss_of(pi, a).sum() for a in ANSWERS]
+    return torch.autograd.grad(torch.stack(losses).sum(), logits)[0]
 
 
 def visits(policy: torch.Tensor) -> torch.Tensor:
@@ -142,7 +144,8 @@ def visits(policy: torch.Tensor) -> torch.Tensor:
     return torch.stack(met).detach()
 
 
-EXACT = {
+Exact = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+EXACT: dict[str, tuple[Exact, Exact]] = {
     "reverse": (exact_reverse_kl, lambda p, q: (p.exp() * (p - q)).sum(1)),
     "forward": (exact_forward_kl, lambda p, q: (q.exp() * (q - p)).sum(1)),
     "jsd": (
@@ -168,7 +171,7 @@ def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_r
     at_states_of_old = visits(old) @ definition(logits.log_softmax(1), q)
     (right,) = torch.autograd.grad(at_states_of_old, logits)
 
-    def bias(level: str | None) -> float:
+    def bias(level: Level | None) -> float:
         def loss_of(pi: torch.Tensor, answer: tuple[int, ...]) -> torch.Tensor:
             weights = None
             if level:
@@ -184,7 +187,7 @@ def test_an_exact_loss_is_unbiased_with_the_prefix_and_not_with_the_tokens_own_r
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_the_policy_gradient_is_that_of_the_reverse_kl_at_the_trainers_policy(level: str) -> None:
+def test_the_policy_gradient_is_that_of_the_reverse_kl_at_the_trainers_policy(level: Level) -> None:
     """At the first step: by sequence at the states of pi_v, by token at those of mu."""
     logits, q = model(4).requires_grad_(), model(5).log_softmax(1)
     old = logits.detach().log_softmax(1)
@@ -265,12 +268,11 @@ def test_gradients_equal_finite_differences_of_the_formulas() -> None:
 
     weights, _ = truncated_importance_weights(tensor(old), tensor(mu), [1], "token", 2.0)
     for now in (-1.0, -0.9, -1.5, -0.7):
-        for ours, formula in (
-            (lambda x: policy_gradient(x, tensor(old), tensor(q), weights), paper),
-            (lambda x: grpo(x, tensor(old), tensor(0.7), 0.2, 0.2, weights), clipped),
+        x = tensor(now).requires_grad_()
+        for loss, formula in (
+            (policy_gradient(x, tensor(old), tensor(q), weights), paper),
+            (grpo(x, tensor(old), tensor(0.7), 0.2, 0.2, weights), clipped),
         ):
-            x = tensor(now).requires_grad_()
-            loss = ours(x)
             (gradient,) = torch.autograd.grad(loss.sum(), x)
             assert float(loss.detach()) == pytest.approx(formula(now), abs=1e-12)
             slope = (formula(now + 1e-6) - formula(now - 1e-6)) / 2e-6

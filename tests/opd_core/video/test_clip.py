@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from opd_core.config.sections import VideoSection
-from opd_core.video.clip import VideoClip, frame_spec, pack, unpack
+from opd_core.video.clip import Codec, VideoClip, frame_spec, from_bytes, to_bytes
 from opd_core.video.frame_size import SizeRule
 from opd_core.video.reader import VideoError, VideoReader
 from storage.frames import video_hashes
 from storage.frames.store import FrameStore, usage
 from tests import video_files
+from tests.known import known
 
 TINY = VideoSection(max_frames=24, max_video_tokens=48)
 MIB = 1 << 20
@@ -42,7 +43,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded, by any reader."""
     names: list[str] = []
     original = VideoReader._decode
@@ -55,7 +56,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return names
 
 
-def read(paths: list[Path], store: FrameStore | None, codec: str = "raw") -> list[VideoClip]:
+def read(paths: list[Path], store: FrameStore | None, codec: Codec = "raw") -> list[VideoClip]:
     """By a new reader, as in a process of its own."""
     with VideoReader(TINY, codec=codec, store=store) as reader:
         clips = [reader.read(path) for path in paths]
@@ -70,37 +71,40 @@ def same(a: VideoClip, b: VideoClip) -> bool:
 
 
 def test_bytes_give_the_clip_back(clip: VideoClip) -> None:
-    again = unpack(pack(clip, "raw"))
+    again = from_bytes(to_bytes(clip, "raw"))
     assert same(again, clip)
     assert again.frames.flags.writeable and again.frames.flags.c_contiguous, "for torch"
 
 
 def test_jpeg_is_smaller_close_and_has_a_hash_of_its_own(clip: VideoClip) -> None:
-    payload = pack(clip, "jpeg")
-    again = unpack(payload)
-    assert len(payload) < len(pack(clip, "raw")) / 2
+    payload = to_bytes(clip, "jpeg")
+    again = from_bytes(payload)
+    assert len(payload) < len(to_bytes(clip, "raw")) / 2
     assert again.pixel_hash != clip.pixel_hash
-    assert again.pixel_hash == unpack(payload).pixel_hash
+    assert again.pixel_hash == from_bytes(payload).pixel_hash
     assert np.abs(again.frames.astype(int) - clip.frames.astype(int)).mean() < 3
     assert (again.frame_indices, again.timestamps) == (clip.frame_indices, clip.timestamps)
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
-def test_spoilt_bytes_are_noticed(clip: VideoClip, codec: str) -> None:
-    payload = pack(clip, codec)
+def test_spoilt_bytes_are_noticed(clip: VideoClip, codec: Codec) -> None:
+    payload = to_bytes(clip, codec)
     for position in [*range(0, 60, 7), len(payload) // 2, len(payload) // 3]:
         spoilt = bytearray(payload)
         spoilt[position] ^= 0x40
         with pytest.raises(ValueError):
-            unpack(bytes(spoilt))
+            from_bytes(bytes(spoilt))
     for wrong in (b"", payload[:10], payload[:100], payload[: len(payload) // 2]):
         with pytest.raises(ValueError):
-            unpack(wrong)
+            from_bytes(wrong)
 
 
 def test_the_spec_names_all_that_frames_depend_on() -> None:
     rule = SizeRule()
-    rules = [SizeRule("qwen2_vl"), *(replace(rule, **{f: 8}) for f in SizeRule.__slots__[1:])]
+    rules = [
+        SizeRule("qwen2_vl"),
+        *(replace(rule, **cast(dict[str, Any], {f: 8})) for f in SizeRule.__slots__[1:]),
+    ]
     specs = {frame_spec(TINY, "raw", rule, 4), frame_spec(TINY, "jpeg", rule, 4)}
     specs |= {frame_spec(TINY, "raw", rule, 8), *(frame_spec(TINY, "raw", r, 4) for r in rules)}
     changes = {
@@ -120,7 +124,7 @@ def test_the_spec_names_all_that_frames_depend_on() -> None:
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
 def test_the_second_reader_decodes_nothing_and_sees_the_same(
-    paths: list[Path], store: FrameStore, decoded: list[str], codec: str
+    paths: list[Path], store: FrameStore, decoded: list[str], codec: Codec
 ) -> None:
     without = read(paths, None, codec)
     assert len(decoded) == 6
@@ -130,13 +134,13 @@ def test_the_second_reader_decodes_nothing_and_sees_the_same(
     assert len(decoded) == 12
     for clips in (first, second):
         assert all(same(a, b) for a, b in zip(clips, without, strict=True))
-    assert usage(store.folder).clips == 6
+    assert known(usage(store.folder)).clips == 6
 
 
 def test_raw_and_jpeg_are_kept_apart(paths: list[Path], store: FrameStore) -> None:
     raw, jpeg = read(paths, store)[0], read(paths, store, "jpeg")[0]
     assert raw.pixel_hash != jpeg.pixel_hash
-    assert usage(store.folder).clips == 12
+    assert known(usage(store.folder)).clips == 12
 
 
 def test_evicted_videos_are_decoded_again_to_the_same_pixels(
@@ -149,7 +153,7 @@ def test_evicted_videos_are_decoded_again_to_the_same_pixels(
     for _ in range(3):
         clips = read(paths, store)
         assert all(same(a, b) for a, b in zip(clips, without, strict=True))
-        assert 0 < usage(store.folder).clips < 6
+        assert 0 < known(usage(store.folder)).clips < 6
     assert len(decoded) > 6 + 6
 
 
@@ -182,7 +186,7 @@ def test_errors_are_not_kept(tmp_path: Path, store: FrameStore, decoded: list[st
             read([bad], store)
     with pytest.raises(VideoError, match="no file"):
         read([tmp_path / "missing.mp4"], store)
-    assert usage(store.folder).clips == 0
+    assert known(usage(store.folder)).clips == 0
     assert decoded == ["bad.mp4", "bad.mp4"]
 
 

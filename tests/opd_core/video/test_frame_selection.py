@@ -72,7 +72,7 @@ def clocks(draw: st.DrawFn) -> np.ndarray:
 @settings(max_examples=300, deadline=None)
 @given(seconds=clocks(), fps=st.sampled_from([1.0, 2.0]), max_frames=st.sampled_from([4, 24, 768]))
 def test_frames_chosen_by_time_come_once_in_order_and_near_to_an_even_grid(
-    seconds: float, fps: float, max_frames: int
+    seconds: np.ndarray, fps: float, max_frames: int
 ) -> None:
     total = len(seconds)
     rate = (total - 1) / seconds[-1]
@@ -136,7 +136,7 @@ def ours(rule: SizeRule, *numbers: Any) -> Any:
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(**SIZES)
 def test_a_size_is_that_of_qwen3_vls_own_processor(
-    frames: int, height: int, width: int, tokens: int | None, capped: int | None, shortest: int
+    frames: int, height: int, width: int, tokens: int, capped: int | None, shortest: int
 ) -> None:
     from transformers.image_utils import SizeDict
 
@@ -154,7 +154,7 @@ def test_a_size_is_that_of_qwen3_vls_own_processor(
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(**SIZES)
 def test_a_size_is_that_of_qwen2_5_vls_own_processor(
-    frames: int, height: int, width: int, tokens: int | None, capped: int | None, shortest: int
+    frames: int, height: int, width: int, tokens: int, capped: int | None, shortest: int
 ) -> None:
     from transformers.image_utils import SizeDict
 
@@ -177,7 +177,7 @@ def test_a_size_is_that_of_qwen2_5_vls_own_processor(
 @pytest.mark.parametrize(
     ("name", "rule"), [("Qwen3VLVideoProcessor", "qwen3_vl"), ("Qwen2VLVideoProcessor", "qwen2_vl")]
 )
-def test_a_rule_is_read_from_a_processor(name: str, rule: str) -> None:
+def test_a_rule_is_read_from_a_processor(name: str, rule: Any) -> None:
     processor = video_processor(name)
     expected = SizeRule(
         rule, processor.patch_size, 2, 2, shortest_edge=processor.size["shortest_edge"]

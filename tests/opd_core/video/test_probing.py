@@ -10,6 +10,7 @@ from opd_core.config.sections import VideoSection
 from opd_core.video.probing import Probe, Unusable, probe_files
 from opd_core.video.reader import VideoReader
 from tests import video_files
+from tests.known import only
 
 CASES = Path(__file__).parents[2] / "videos"
 SECONDS = {
@@ -24,9 +25,9 @@ SECONDS = {
 
 def test_a_file_is_as_long_as_a_player_says_and_a_run_reads_it() -> None:
     found = dict(probe_files(CASES, sorted(SECONDS), 2, 30))
-    assert {name: probe.duration for name, probe in found.items()} == pytest.approx(
-        SECONDS, abs=0.01
-    )
+    assert dict(
+        zip(found, [p.duration for p in only(Probe, found.values())], strict=True)
+    ) == pytest.approx(SECONDS, abs=0.01)
     with VideoReader(VideoSection(max_video_tokens=768)) as reader:
         for name, probe in found.items():
             clip = reader.read(CASES / name)

@@ -20,8 +20,10 @@ from opd_core import torchvision_guard
 from opd_core.config.sections import VideoSection
 from opd_core.types import VideoOPDError
 from opd_core.video import reader as video
-from opd_core.video.reader import DecoderLostError, VideoClip, VideoError, VideoReader
+from opd_core.video.clip import VideoClip
+from opd_core.video.reader import DecoderLostError, VideoError, VideoReader
 from tests import video_files
+from tests.known import known
 
 TINY = VideoSection(max_frames=24, max_video_tokens=12)
 
@@ -164,7 +166,7 @@ def test_a_decoder_that_hangs_costs_its_timeout_and_no_more(
     other = video_files.write_video(tmp_path / "b.mp4")
     with VideoReader(TINY.model_copy(update={"decode_timeout_seconds": 0.5})) as reader:
         reader.read(other)
-        os.kill(reader._child.pid, signal.SIGSTOP)
+        os.kill(known(reader._child).pid, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(DecoderLostError, match=r"a\.mp4: decoding took longer than 0\.5 s"):
             reader.read(clip_path)
@@ -177,14 +179,14 @@ def test_a_decoder_that_hangs_costs_its_timeout_and_no_more(
 def test_a_decoder_killed_in_mid_read_is_replaced(clip_path: Path) -> None:
     with VideoReader(TINY) as reader:
         reader.read(clip_path)
-        child = reader._child.pid
+        child = known(reader._child).pid
         reader._cache.clear()
         os.kill(child, signal.SIGSTOP)  # so that it is in the middle of it
         threading.Timer(0.3, os.kill, (child, signal.SIGKILL)).start()
         with pytest.raises(DecoderLostError, match=r"a\.mp4: the decoding process died of SIGKILL"):
             reader.read(clip_path)
         assert reader.read(clip_path).total_frames == 96
-        assert reader._child.pid != child
+        assert known(reader._child).pid != child
 
 
 @pytest.mark.kill
@@ -195,7 +197,7 @@ def test_after_ctrl_c_the_next_video_does_not_get_the_answer_of_the_last(
     with VideoReader(TINY) as reader:
         reader.read(clip_path)
         reader._cache.clear()
-        os.kill(reader._child.pid, signal.SIGSTOP)
+        os.kill(known(reader._child).pid, signal.SIGSTOP)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             reader.read(clip_path)
@@ -254,7 +256,7 @@ def test_prefetch_tells_of_a_lost_decoder_once(clip_path: Path) -> None:
     with VideoReader(TINY.model_copy(update={"decode_timeout_seconds": 1.0})) as reader:
         reader.read(clip_path)
         reader._cache.clear()
-        os.kill(reader._child.pid, signal.SIGSTOP)
+        os.kill(known(reader._child).pid, signal.SIGSTOP)
         reader.prefetch([clip_path])
         until(lambda: reader._cache)
         with pytest.raises(DecoderLostError):
@@ -291,7 +293,7 @@ def test_closing_does_not_wait_for_a_hanging_decoder(clip_path: Path) -> None:
     reader = VideoReader(TINY)
     reader.read(clip_path)
     reader._cache.clear()
-    os.kill(reader._child.pid, signal.SIGSTOP)
+    os.kill(known(reader._child).pid, signal.SIGSTOP)
     reader.prefetch([clip_path])
     time.sleep(0.2)
     began = time.monotonic()
@@ -309,6 +311,6 @@ def test_closing_does_not_wait_for_a_hanging_decoder(clip_path: Path) -> None:
         ({"max_frames": 1}, r"video\.max_frames"),
     ],
 )
-def test_settings_that_no_video_could_meet_are_refused(changes: dict[str, int], fix: str) -> None:
+def test_settings_that_no_video_could_meet_are_refused(changes: dict[str, Any], fix: str) -> None:
     with pytest.raises(VideoOPDError, match=fix):
         VideoReader(VideoSection(**changes))

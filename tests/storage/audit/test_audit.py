@@ -10,7 +10,7 @@ import lance
 import pytest
 
 from flows import stages
-from flows.audit.links import config_of
+from flows.audit.named import config_of
 from flows.audit.walk import Depth, audit
 from flows.cli import main
 from flows.stage.prepare import opened
@@ -20,6 +20,7 @@ from opd_core.types import Span, make_example_id
 from storage.audit.links import BrokenLink
 from storage.runs.run import Run
 from storage.tables.schemas import SCHEMA_VERSION
+from tests.known import known
 from tests.storage.finished_run import Finished, append_again, finished_run, rewrite
 
 Rows = list[dict[str, Any]]
@@ -119,7 +120,7 @@ def test_rows_in_progress_and_leftovers_are_named(finished: Finished, tmp_path: 
     shutil.copytree(run / "policies" / "v2", run / "policies" / "v3")
     verdicts = {v.link: v for v in audit(Run.open(run), STORED)}
     assert [v.broken for v in verdicts.values() if v.broken] == []
-    notes = "\n".join(verdicts[ATTEMPTS].checked.notes)
+    notes = "\n".join(known(verdicts[ATTEMPTS].checked).notes)
     assert "in progress, round 3: 16 rows of rollouts" in notes
     assert "policies/.v3.staging-0a1b2c3d: left by a killed update" in notes
     assert "policies/v3: published, not committed yet" in notes
@@ -219,6 +220,8 @@ def test_an_edited_or_missing_config(copy: Path) -> None:
         ("evaluations", set_last(timelens_iou=0.123), ANSWERS, "timelens_iou is 0.123 and"),
         ("evaluations", set_last(timelens_end=99.5), ANSWERS, "timelens_end is 99.5 and"),
         ("evaluations", set_last(timelens_start=None), ANSWERS, "timelens_start is None and"),
+        ("evaluations", set_last(judgements=[{"protocol": "strict", "start": None, "end": None,
+         "iou": 0.123}]), ANSWERS, "strict_"),
         ("evaluations", set_last(policy_hash="x"), ROLLOUTS, "policy_hash is 'x' and should be"),
         ("teacher_scores", set_all(teacher_hash="x"), SCORES, "has no score by teacher"),
         ("teacher_scores", set_all(teacher_hash="x"), SELECTIONS, "selected is True and"),
@@ -418,7 +421,7 @@ def test_deep_finds_a_log_prob_that_was_not_sampled(copy: Path) -> None:
 def test_what_another_engine_sampled_is_scored_by_the_trainer(copy: Path) -> None:
     rewrite(copy, "rollouts", set_all(engine_version="of another machine"))
     verdicts = {v.link: v for v in audit(Run.open(copy), Depth(videos=0.0, deep=1.0))}
-    assert "largest difference" in verdicts["sampled again"].checked.notes[0]
+    assert "largest difference" in known(verdicts["sampled again"].checked).notes[0]
     rewrite(copy, "rollouts", lambda rows: rows[-1]["sampling_logprobs"].__setitem__(0, -9.0))
     assert "[0] was -9.0" in broken(copy, Depth(videos=0.0, deep=1.0))["sampled again"]
 
@@ -450,6 +453,6 @@ def test_answers_that_an_older_format_read_otherwise_are_counted(copy: Path) -> 
     file.write_text(json.dumps(content | later))
     verdicts = {v.link: v for v in audit(Run.open(copy), STORED)}
     assert verdicts[ANSWERS].broken is None
-    assert "1 that a program of an older format read" in verdicts[ANSWERS].checked.notes[0]
+    assert "1 that a program of an older format read" in known(verdicts[ANSWERS].checked).notes[0]
     rewrite(copy, "rollouts", set_last(student_iou=0.123))
     assert "student_iou is 0.123" in broken(copy)[ANSWERS]

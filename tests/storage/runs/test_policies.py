@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.storage.storage_factories import checkpoint, new_run, tensors, update, write_safetensors
 
 from opd_core.types import Policy, VideoOPDError
 from storage.hashes import WeightsCache
 from storage.runs.policies import publish, read_manifest, weights_hash
 from storage.runs.run import Run
+from tests.storage.storage_factories import checkpoint, new_run, tensors, update, write_safetensors
 
 MANIFEST = {"policy_version": 1, "parent_version": 0}
 
@@ -56,7 +56,7 @@ def test_the_hash_agrees_with_the_safetensors_library(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_its_tensors_its_settings_and_its_base(tmp_path: Path) -> None:
-    def adapter(name: str, base: Path, seed: int = 5, **settings: Any) -> Path:
+    def adapter(name: str, base: Path | str, seed: int = 5, **settings: Any) -> Path:
         folder = tmp_path / name
         write_safetensors(folder / "adapter_model.safetensors", tensors(seed))
         config = {"r": 4, "target_modules": ["q", "k"], "base_model_name_or_path": str(base)}

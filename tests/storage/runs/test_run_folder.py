@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.storage.storage_factories import checkpoint, new_run, one_of_each, rollout
 
 from opd_core.types import QuarantinedItem, Rollout, VideoOPDError
 from storage.runs.run import Run
 from storage.tables import provenance
 from storage.tables.schemas import TABLES
+from tests.storage.storage_factories import checkpoint, new_run, one_of_each, rollout
 
 
 def test_a_run_is_created_once_and_opened_afterwards(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from storage.audit.links import BrokenLink, appended
 from storage.runs.run import Run
 from storage.tables import cleanup, history
 from tests.flows.kill_points import run_without_server
+from tests.known import known
 from tests.storage.storage_factories import rollout
 
 SMALL_APPENDS = 20
@@ -88,10 +89,10 @@ def test_files_of_a_killed_write_go_with_the_next_round(
 ) -> None:
     folder = run.tables.folder
     writer = start("append", folder, 0, 200, 10)
-    assert writer.stdout.readline() == "ready\n"
+    assert known(writer.stdout).readline() == "ready\n"
     print("go", file=writer.stdin, flush=True)
     for _ in range(3):
-        writer.stdout.readline()
+        known(writer.stdout).readline()
     writer.kill()
     writer.wait()
     data = folder / "rollouts.lance" / "data"
@@ -124,7 +125,7 @@ def test_a_real_run_that_was_cleaned_up_is_whole(
     run = Run.open(tmp_path / "run")
     verdicts = list(audit(run, Depth(videos=0.0)))
     assert [v.broken for v in verdicts if v.broken] == []
-    notes = {v.link: v.checked.notes for v in verdicts}
+    notes = {v.link: known(v.checked).notes for v in verdicts}
     assert "cleaned up" in notes["tables were only appended to"][0]
     assert run.finished_rounds() == [1, 2, 3]
     for number in (1, 2, 3):

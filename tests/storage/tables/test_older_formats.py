@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from flows.cli import main
-from opd_core.types import Rollout, Update, VideoOPDError
+from opd_core.types import Evaluation, Judgement, Rollout, Update, VideoOPDError
 from storage.runs.run import Run
 from storage.tables import history
 from storage.tables.lance_tables import Tables
@@ -46,6 +46,56 @@ def set_back(tables: Path) -> None:
             lance.write_dataset(rows, uri, mode="append")
     file = tables / "format.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": OLDER}))
+
+
+def without_judgements(tables: Path) -> None:
+    """Makes the table that of an earlier program of the same format."""
+    lance.dataset(tables / "evaluations.lance").drop_columns(["judgements"])
+
+
+def test_a_column_that_came_within_a_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is absent and asked for like one of a later format, and lost nothing when it came."""
+    run = new_run(tmp_path)
+    one = one_of_each()["evaluations"]
+    run.append("evaluations", [one], stage="evaluate")
+    without_judgements(run.tables.folder)
+    again = Run.open(run.path)
+    assert again.read("evaluations", Evaluation) == [one]
+    asked = "without judgements .*`videoopd migrate"
+    with pytest.raises(VideoOPDError, match=asked):
+        of_evaluate = replace(PROVENANCE, stage="evaluate")
+        again.tables.append("evaluations", [replace(one, policy_version=7)], of_evaluate)
+    with pytest.raises(VideoOPDError, match=asked):
+        new_run(tmp_path)
+    assert main(["migrate", str(run.path)]) == 0
+    assert f"format {SCHEMA_VERSION}, 1 columns added, no row moved" in capsys.readouterr().out
+    again = Run.open(run.path)
+    assert again.migrate() == {} and again.older_rows_end() is None, "the same readers read them"
+    made = (Judgement("their", 1.0, 2.0, 0.5), Judgement("other", None, None, 0.0))
+    new = replace(one, policy_version=7, judgements=made)
+    assert new_run(tmp_path).append("evaluations", [new], stage="evaluate") == 1
+    assert again.read("evaluations", Evaluation) == [one, new]
+
+
+def test_two_migrations_within_a_format_are_both_kept(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    for _ in range(2):
+        without_judgements(run.tables.folder)
+        assert Run.open(run.path).migrate() == {"evaluations": ["judgements"]}
+    newest = lance.dataset(run.tables.folder / "evaluations.lance").version
+    tags = history.tags(run.tables.folder, "evaluations")
+    assert {newest - 1, newest, newest - 2, newest - 3} <= set(tags.values())
+    assert history.only_absent_columns(run.tables.folder, "evaluations", newest)
+
+
+def test_a_lost_table_is_not_made_anew(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    shutil.rmtree(run.tables.folder / "evaluations.lance")
+    assert run.migrate() == {}
+    with pytest.raises(VideoOPDError, match="table evaluations of .* is missing"):
+        run.evaluations()
 
 
 @pytest.fixture

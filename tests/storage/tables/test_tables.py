@@ -21,6 +21,7 @@ from storage import locks
 from storage.tables import lance_tables as tables_module
 from storage.tables.lance_tables import Tables
 from storage.tables.schemas import SCHEMA_VERSION, TABLES
+from tests.known import known
 from tests.storage.storage_factories import PROVENANCE, one_of_each, provenance, rollout, score
 
 
@@ -214,7 +215,7 @@ def test_a_waiting_writer_is_told_who_holds_the_table(
 ) -> None:
     path = tables.folder / ".locks" / "rollouts.lock"
     process = start("hold", path)
-    process.stdout.readline()
+    known(process.stdout).readline()
     with pytest.raises(
         VideoOPDError, match=f"process {process.pid} on host .*stage rollout, since"
     ):
@@ -228,7 +229,7 @@ def test_a_child_of_the_holder_does_not_keep_the_lock(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start("hold_and_fork", tmp_path / "a.lock")
-    child = int(process.stdout.readline())
+    child = int(known(process.stdout).readline())
     process.kill()
     process.wait()
     try:
@@ -250,10 +251,10 @@ def test_two_processes_appending_the_same_keys_write_each_once(
 ) -> None:
     processes = [start("append", tables.folder, 0, 40, 4) for _ in range(2)]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
+        assert known(process.stdout).readline() == "ready\n"
     for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        known(process.stdin).write("go\n")
+        known(process.stdin).flush()
     written = [sum(map(int, p.communicate(timeout=60)[0].split())) for p in processes]
     assert sum(written) == 40
     assert sorted(ids(tables)) == sorted(rollout(i).rollout_id for i in range(40))
@@ -265,10 +266,10 @@ def test_a_writer_killed_at_any_moment_leaves_whole_batches(
     tables: Tables, start: Callable[..., subprocess.Popen[str]], moment: float
 ) -> None:
     process = start("append", tables.folder, 0, 4000, 4)
-    process.stdout.readline()
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    process.stdout.readline()
+    known(process.stdout).readline()
+    known(process.stdin).write("go\n")
+    known(process.stdin).flush()
+    known(process.stdout).readline()
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.wait()

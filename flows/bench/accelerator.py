@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from flows.bench.interleaved import Row
 from opd_core import torchvision_guard
-from opd_core.bench.interleaved import Row
 from opd_core.engines.base import Request, SamplingParams
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel

@@ -1,7 +1,7 @@
 """The store at a million trajectories: what filling it, asking it and keeping it costs.
 
-    python -m storage.bench fill FOLDER 1000000        one JSON line each
-    python -m storage.bench ask FOLDER
+    python -m flows.bench.tables fill FOLDER 1000000        one JSON line each
+    python -m flows.bench.tables ask FOLDER
 
 Each runs in a process of its own, on two cores, so that its memory is its own. Synthetic rows,
 twenty completion tokens each, through the very calls that the stages make.
@@ -13,13 +13,13 @@ import json
 import os
 import random
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.bench.interleaved import medians
 from opd_core.types import (
     Rollout,
     Span,
@@ -74,7 +74,7 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
     sizes = {name: _size(folder / f"{name}.lance") for name in makers}
     return {
         "rows": rows, "seconds": seconds, "bytes": kept, "bytes with what tags keep": sizes,
-        "batch": BATCH, **_memory(),
+        "batch": BATCH, **peak_memory(),
     }  # fmt: skip
 
 
@@ -94,12 +94,12 @@ def ask(folder: Path) -> dict[str, Any]:
     generator = random.Random(0)
     ids = [_rollout_id(generator.randrange(rows)) for _ in range(110)]
     frame = tables.scan("rollouts")  # held, as by whoever looks up more than one
-    found: dict[str, Any] = {"rows": rows, "opening": opening}
+    answer: dict[str, Any] = {"rows": rows, "opening": opening}
     for name, make in (
         ("lookups", lambda: frame),
         ("on a new scan", lambda: tables.scan("rollouts")),
     ):
-        found[name] = [_seconds(lambda i=i, m=make: _lookup(m(), i)) for i in ids][10:]  # type: ignore[misc]
+        answer[name] = [_seconds(lambda i=i, m=make: _lookup(m(), i)) for i in ids][10:]  # type: ignore[misc]
     queries = {
         "1 % by IoU, tokens and log-probs": (
             pl.col("student_iou") > 0.99,
@@ -120,7 +120,7 @@ def ask(folder: Path) -> dict[str, Any]:
             ),
         }
         assert ways["lance"]().height == ways["parquet"]().height > 0
-        found[name] = _interleaved(ways, 7)
+        answer[name] = medians(ways, 7)
     dataset = tables._dataset("rollouts")
 
     def indices() -> list[int]:
@@ -136,24 +136,15 @@ def ask(folder: Path) -> dict[str, Any]:
             .collect()
         ),
     }  # fmt: skip
-    found["take"] = _interleaved(takes, 9)
-    found["parquet bytes"] = parquet.stat().st_size
-    return found | _memory()
+    answer["take"] = medians(takes, 9)
+    answer["parquet bytes"] = parquet.stat().st_size
+    return answer | peak_memory()
 
 
 def _lookup(frame: pl.LazyFrame, rollout_id: str) -> None:
     import polars as pl
 
     assert frame.filter(pl.col("rollout_id") == rollout_id).collect().height == 1
-
-
-def _interleaved(ways: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each, the alternatives taking turns; the first turn is left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repetitions + 1):
-        for name, call in ways.items():
-            seconds[name].append(_seconds(call))
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -261,7 +252,8 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _memory() -> dict[str, float]:
+def peak_memory() -> dict[str, float]:
+    """Peak resident memory of this process in GiB, under the name that the rows have it."""
     return {"peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 

@@ -1,5 +1,5 @@
-"""How TimeLens' released evaluation reads an answer (as of April 2026), for numbers that can stand
-beside published ones.
+"""TimeLens' protocol: as its released evaluation (of April 2026) reads an answer, for numbers that
+can stand beside published ones.
 
 By rank, wherever in the text: two clocks (`mm:ss` or `hh:mm:ss`, with a fraction); else the first
 `a - b` with an ASCII hyphen; else the first `a to b`; else the first two numbers that stand alone.
@@ -15,6 +15,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from opd_core.spans.grounding import round_span
+from opd_core.spans.protocols.protocol import Protocol
 from opd_core.types import Span
 
 _FRACTION = r"(?:\.\d+)?"
@@ -50,3 +52,11 @@ def _seconds(clock: re.Match[str]) -> float:
     if hours is None:
         return 60.0 * int(of_two) + float(rest)
     return 3600.0 * int(hours) + 60.0 * int(minutes) + float(seconds)
+
+
+PROTOCOL = Protocol(
+    "read by a rule of its own, whole seconds, first window, IoU >= m",
+    reader=parse_timelens,
+    rounding=round_span,
+    windows="first",
+)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from opd_core.annotations.timelens import read_timelens
-from opd_core.bench.interleaved import Row, medians
+from flows.bench.interleaved import Row, medians
+from flows.bench.rounds import drawn_examples, sampled
 from opd_core.config.load import load_config
-from opd_core.focus.select import draw_examples
 from opd_core.prompts.batches import ExampleEncoder
-from opd_core.rollout.answers import sample_rollouts
 from opd_core.scoring.trees import opened_scorer
-from opd_core.types import GroundingExample, Policy
+from opd_core.types import Policy
 
 PROMPTS, ROLLOUTS = 16, 8
 
@@ -20,17 +18,8 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
     """Both score the same rollouts of the tiny world, models loaded, videos decoded."""
     overrides = [f"rollout.rollouts_per_example={ROLLOUTS}"]
     config = load_config(config_file, overrides)
-    drawn = draw_examples(
-        [e for e in read_timelens(config.data.train, "train") if isinstance(e, GroundingExample)],
-        PROMPTS,
-        config.rollout.max_queries_per_video,
-        seed=0,
-    )
-    policy = Policy(0, config.student.path, "student")
-    rollouts: dict[str, list] = {}
-    for batch in sample_rollouts(config, policy, drawn, set()):
-        for rollout in batch.records:
-            rollouts.setdefault(rollout.example_id, []).append(rollout)
+    drawn = drawn_examples(config, PROMPTS)
+    rollouts = sampled(config, Policy(0, config.student.path, "student"), drawn)
     teacher = Policy(0, config.teacher.path, "teacher")
     encoder = ExampleEncoder(config, teacher.path)
     (encoded,) = encoder.encode_batches([drawn], "score", 0)

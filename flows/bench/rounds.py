@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.annotations.timelens import read_timelens
-from opd_core.config.load import load_config
+from opd_core.config.load import Config, load_config
 from opd_core.focus.select import draw_examples
 from opd_core.prompts.batches import forget_decoded
 from opd_core.rollout.answers import evaluate, predict, sample_rollouts
+from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import score_rollouts
 from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
 from opd_core.update.student import Trained, update_student
@@ -23,8 +24,8 @@ from opd_core.update.student import Trained, update_student
 class FinishedRound:
     """What a round did, as its tables tell it."""
 
-    policy: Any
-    next_policy: Any
+    policy: Policy
+    next_policy: Policy
     teacher_hash: str
     predicted: Sequence[GroundingExample]
     drawn: Sequence[GroundingExample]
@@ -33,12 +34,12 @@ class FinishedRound:
     evaluated: Sequence[GroundingExample]
 
 
-def recompute(config: Any, done: FinishedRound) -> float:
+def recompute(config: Config, done: FinishedRound) -> float:
     """Seconds of the same predictions, rollouts, scores, update and evaluation, videos decoded."""
     policy = done.policy
     after = done.next_policy
     teacher = Policy(policy.version, config.teacher.path, done.teacher_hash)
-    rollouts = _grouped(done.rollouts)
+    rollouts = by_example(done.rollouts)
     scores = {s.rollout_id: s for s in done.scores}
     answered = [e for e in done.drawn if e.example_id in rollouts]
     trained = _trained(answered, rollouts, scores)
@@ -59,18 +60,13 @@ def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[s
         config_file,
         [f"rollout.rollouts_per_example={rollouts_each}", "update.epochs=1"],
     )
-    drawn = draw_examples(
-        [e for e in read_timelens(config.data.train, "train") if isinstance(e, GroundingExample)],
-        examples,
-        config.rollout.max_queries_per_video,
-        seed=0,
-    )
+    drawn = drawn_examples(config, examples)
     policy = Policy(0, config.student.path, "student")
     teacher = Policy(0, config.teacher.path, "teacher")
     forget_decoded()
     seconds: dict[str, float] = {}
     began = time.perf_counter()
-    rollouts = _grouped(_drain(sample_rollouts(config, policy, drawn, set())))
+    rollouts = sampled(config, policy, drawn)
     seconds["rollout"] = time.perf_counter() - began
     began = time.perf_counter()
     work = [(e, rollouts[e.example_id]) for e in drawn]
@@ -83,15 +79,22 @@ def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[s
     return seconds
 
 
+def drawn_examples(config: Config, count: int) -> list[GroundingExample]:
+    """Examples of a first round: `count` of the training split, drawn with seed 0."""
+    items = read_timelens(config.data.train, "train")
+    usable = [item for item in items if isinstance(item, GroundingExample)]
+    return draw_examples(usable, count, config.rollout.max_queries_per_video, seed=0)
+
+
+def sampled(
+    config: Config, policy: Policy, examples: Sequence[GroundingExample]
+) -> dict[str, list[Rollout]]:
+    """Rollouts of the examples, by the id of the example."""
+    return by_example(_drain(sample_rollouts(config, policy, examples, set())))
+
+
 def _drain(batches: Iterable[Batch[Any]]) -> list[Any]:
     return [record for batch in batches for record in batch.records]
-
-
-def _grouped(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
-    groups: dict[str, list[Rollout]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.example_id, []).append(rollout)
-    return groups
 
 
 def _trained(

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from flows.bench.interleaved import Row, at_least, at_most, medians
 from opd_core import torchvision_guard
-from opd_core.bench.interleaved import Row, at_least, at_most, medians
 from opd_core.engines.base import Request, SamplingParams
-from opd_core.engines.hf import HFEngine
+from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import grow, pack
 from opd_core.model.tree_model import TreeModel
@@ -216,7 +216,7 @@ def memory_row() -> Row:
     """Peak memory of scoring a 4,096-token prompt with 8 answers, each way in its own process."""
     peak = {}
     for way in ("nothing", "completion rows", "full logits"):
-        command = [sys.executable, "-m", "opd_core.bench.trees", way]
+        command = [sys.executable, "-m", "flows.bench.trees", way]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peak[way] = int(done.stdout.split()[-1]) / 1024
     extra = {way: mib - peak["nothing"] for way, mib in peak.items() if way != "nothing"}

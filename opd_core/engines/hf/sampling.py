@@ -7,10 +7,10 @@ prompt, and finished rows leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,25 +19,40 @@ from opd_core.engines.base import (
     Request,
     Sample,
     SamplingParams,
+    Scored,
+    ScoreRequest,
     SeenPrompt,
     draw_tokens,
     pixel_sample,
     uniforms,
 )
+from opd_core.engines.hf.scoring import score_trees
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, grow, pack
 from opd_core.model.tree_attention import DecodeAttention, packed_attention
 from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.model.vocabulary import end_token_ids
 from opd_core.prompts.encoder import shared_vision
+
+if TYPE_CHECKING:
+    from opd_core.config.sections import ScoreSection
 
 
 class HFEngine:
     name = "hf"
     version = f"transformers {version('transformers')}, torch {torch.__version__}"
 
-    def __init__(self, model: TreeModel, tokenizer: Any, max_tokens_per_pack: int = 16384) -> None:
+    def __init__(
+        self,
+        model: TreeModel,
+        tokenizer: Any,
+        max_tokens_per_pack: int = 16384,
+        max_scored_per_pack: int = 16384,
+    ) -> None:
+        """Tokens of one forward pass: of prompts that are answered, of answers that are scored."""
         self.model = model
         self._max_tokens = max_tokens_per_pack
-        self._end_ids = end_token_ids(model.model, tokenizer)
+        self._max_scored = max_scored_per_pack
+        self._end_ids = end_token_ids(model.model.generation_config, tokenizer)
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Any, dtype: str, device: Any) -> HFEngine:
@@ -60,6 +75,19 @@ class HFEngine:
         for group in fill(trees, self._max_tokens):
             prefixes.extend(self._prefill(pack(group)))
         return _Decoding(self.model, requests, prefixes, params, self._end_ids).run()
+
+    def score(
+        self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
+    ) -> Iterator[tuple[Hashable, Scored]]:
+        trees = [
+            grow(
+                [r.prompt.token_ids for r in video],
+                [list(r.answers.items()) for r in video],
+                shared_vision([r.prompt for r in video]),
+            )
+            for video in videos
+        ]
+        return score_trees(self.model, trees, wanted, self._max_scored)
 
     def _prefill(self, packed: Pack) -> list[_Prefix]:
         layout = packed_attention(packed, self.model.device, keep=True)
@@ -87,14 +115,6 @@ class HFEngine:
                 )
                 prefixes.append(_Prefix(cache, len(rows), following, hidden_ND[rows[-1]], seen))
         return prefixes
-
-
-def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the generation config."""
-    ids = {tokenizer.eos_token_id}
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(i for i in ids if i is not None)
 
 
 def _ends(tree: PrefixTree) -> list[int]:

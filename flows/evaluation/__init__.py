@@ -1,0 +1,1 @@
+"""How well a policy or any model answers the eval split, with intervals."""

@@ -1,0 +1,84 @@
+"""What every section of a config is, and one that takes the settings of the parts it chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
+
+from opd_core.registry import Registry
+from opd_core.types import VideoOPDError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ChoosingSection(Section):
+    """A section in which parts are chosen by name, and which takes their settings: [update.NAME].
+
+    Those of our own parts are fields of it. What a part of another package takes stands in its
+    record, and in the config, and so in its hash, only where somebody gives it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    parts: ClassVar[Registry[Any]]
+
+    def chosen(self) -> Sequence[str]:
+        """The parts that are in use."""
+        raise NotImplementedError
+
+    def of(self, name: str) -> Any:
+        """The settings of a part: as given, else its defaults; None where it takes none."""
+        kind = self.parts[name].settings
+        given = dict(self).get(name)
+        return given if kind is None or isinstance(given, kind) else self._checked(name, {})
+
+    @classmethod
+    def settings_of(cls, name: str) -> type[Section] | None:
+        """What stands in its section of a part of another package; None where there is none."""
+        kind = cls.parts[name].settings if name in cls.parts.foreign else None
+        if kind is None or (isinstance(kind, type) and issubclass(kind, Section)):
+            return kind
+        raise VideoOPDError(
+            f"the settings of {name!r} of {cls.parts.group} are {kind!r}; make them a class that "
+            "inherits from opd_core.config.section.Section"
+        )
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """What it knows: its fields, and the parts of other packages."""
+        return [*cls.model_fields, *cls.parts.foreign]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_what_parts_take(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        others = [name for name in data if name not in cls.model_fields]
+        return data | {name: cls._checked(name, data[name]) for name in others}
+
+    @model_validator(mode="after")
+    def _has_what_its_parts_need(self) -> Self:
+        for name in self.chosen():
+            self.of(name)
+        return self
+
+    @classmethod
+    def _checked(cls, name: str, given: Any) -> Any:
+        """Raises with the place of what is wrong with it, which pydantic puts behind that of this
+        section."""
+        kind = cls.settings_of(name)
+        if kind is None:
+            unknown = InitErrorDetails(type="extra_forbidden", loc=(name,), input=given)
+            raise ValidationError.from_exception_data(cls.__name__, [unknown])
+        return _sections(kind).validate_python({name: given})[name]
+
+
+@cache
+def _sections(kind: type[Section]) -> TypeAdapter[dict[str, Any]]:
+    """What checks {name: a section}, so that errors begin with the name."""
+    return TypeAdapter(dict[str, kind])  # type: ignore[valid-type]

@@ -1,0 +1,1 @@
+"""The trainer's own forward pass as an engine: transformers, on prefix trees."""

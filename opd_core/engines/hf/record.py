@@ -1,0 +1,54 @@
+"""`hf`: the trainer's own forward pass, which every machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.extensions import Engine
+
+if TYPE_CHECKING:
+    from opd_core.config.load import Config
+    from opd_core.engines.hf.sampling import HFEngine
+    from opd_core.prompts.batches import ExampleEncoder
+
+
+@contextmanager
+def opened(
+    config: Config, folder: Path, dtype: str, encoder: ExampleEncoder, longest: int
+) -> Iterator[HFEngine]:
+    """The checkpoint in `folder` as a tree model."""
+    from opd_core.engines.hf.sampling import HFEngine
+    from opd_core.model.tree_model import TreeModel, choose_device, load_model
+
+    tokenizer, update = encoder.prompts.tokenizer, config.update
+    weights = load_model(folder, dtype, choose_device(config.machine.device))
+    model = TreeModel(weights, tokenizer, update.completion_rows_per_chunk)
+    yield HFEngine(model, tokenizer, max_scored_per_pack=update.max_tokens_per_pack)
+
+
+def scorer() -> tuple[str, str]:
+    """Itself, and the attention of prefix trees."""
+    from opd_core.model.tree_attention import NAME
+
+    return f"hf, transformers {version('transformers')}", NAME
+
+
+def repeats() -> str:
+    """The version of the libraries that compute."""
+    from opd_core.engines.hf.sampling import HFEngine
+
+    return HFEngine.version
+
+
+ENGINE = Engine(
+    about="transformers on prefix trees: the trainer's own forward pass, nothing more to install",
+    opened=opened,
+    scorer=scorer,
+    whole_distribution=True,
+    is_the_trainer=True,
+    repeats=repeats,
+)

@@ -1,0 +1,1 @@
+"""Evaluation protocols: by which rule an answer is read, held against the truth and counted."""

@@ -1,0 +1,160 @@
+"""What a run's tables hold: by name, as of a round, without what a rerun has superseded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from opd_core.types import GroundingExample, Rerun
+from storage.tables import present, views
+from storage.tables.lance_tables import Tables
+from storage.tables.records import from_rows
+from storage.tables.schemas import TABLES
+from storage.tables.takes import Takes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Record = TypeVar("Record")
+
+
+class RunRows:
+    """The rows of a run, to be read."""
+
+    def __init__(self, path: Path, teacher_hash: str) -> None:
+        self.path = path
+        self.tables = Tables.open(path / "tables")
+        self.teacher_hash = teacher_hash
+        """Of the teacher that the run began with."""
+        self._tag: str | None = None
+        self._takes: dict[int, Takes] = {}
+
+    def scan(self, name: str, superseded: bool = False) -> pl.LazyFrame:
+        """A table by name, as of the round that the run was opened at.
+
+        Without the rows that a rerun has superseded or made stale (`storage/tables/takes.py`), unless
+        `superseded`.
+        """
+        frame = self.tables.scan(name, self.version)
+        shown = None if superseded else self._shown(name)
+        return frame if shown is None else frame.filter(shown)
+
+    @property
+    def version(self) -> str | None:
+        """The tag that every table is read at; None: as they are now."""
+        return self._tag
+
+    def takes(self) -> Takes:
+        """Which stages of which rounds were run again."""
+        number = self.tables.version("reruns", self.version)
+        if number not in self._takes:
+            rows = self.tables.read("reruns", Rerun, version=number)
+            self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
+        return self._takes[number]
+
+    def rows_by_take(self) -> dict[tuple[str, int, int], int]:
+        """(stage, its policy_version, take) -> rows, in all tables whose rows are of a round."""
+        import polars as pl
+
+        counts: dict[tuple[str, int, int], int] = {}
+        for name, spec in TABLES.items():
+            if spec.round_column is None:
+                continue
+            stage = pl.lit(spec.writer) if spec.writer else pl.col("stage")
+            frame = self.scan(name, superseded=True).select(
+                stage.alias("stage"), pl.col(spec.round_column).alias("round"), "take"
+            )
+            of_takes = frame.drop_nulls("round").group_by("stage", "round", "take").len().collect()
+            for *key, count in of_takes.iter_rows():
+                counts[tuple(key)] = counts.get(tuple(key), 0) + count
+        return counts
+
+    def _shown(self, name: str) -> pl.Expr | None:
+        spec = TABLES.get(name)
+        return None if spec is None or spec.round_column is None else self.takes().shown(spec)
+
+    def trajectories(self) -> pl.LazyFrame:
+        """One row a rollout: example, answer, teacher, score, selection, update."""
+        return views.trajectories(self.scan, self.teacher_hash)
+
+    def tokens(self, texts: views.Texts | None = None) -> pl.LazyFrame:
+        """One row a token of an answer; `texts` (ids -> texts) fills in the column `text`."""
+        return views.tokens(self.scan, self.teacher_hash, texts)
+
+    def examples(self) -> pl.LazyFrame:
+        """Every annotation that the run has ever read, as it was first read."""
+        return self.scan("examples")
+
+    def present(self) -> pl.LazyFrame:
+        """Those that the annotation files hold now, as they are there (`storage/tables/present.py`)."""
+        return present.present(self.scan)
+
+    def present_examples(self, filter: pl.Expr | None = None) -> list[GroundingExample]:
+        """The rows of `present` as records; all, or those for which `filter` is true."""
+        rows = self.present() if filter is None else self.present().filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
+
+    def last_known_examples(self, filter: pl.Expr) -> list[GroundingExample]:
+        """Those that `filter` is true for, also such as the files hold no longer, as last held."""
+        rows = present.latest(self.scan).filter(filter)
+        return from_rows(GroundingExample, rows.collect().to_arrow())
+
+    def present_evaluations(self) -> pl.LazyFrame:
+        """The answers to what is in the eval split now: what any number is made of."""
+        import polars as pl
+
+        asked = self.present().filter(pl.col("split") == "eval").select("example_id")
+        return self.evaluations().join(asked, on="example_id", how="semi", maintain_order="left")
+
+    def data_changes(self) -> pl.LazyFrame:
+        return self.scan("data_changes")
+
+    def quarantine(self) -> pl.LazyFrame:
+        return self.scan("quarantine")
+
+    def draws(self) -> pl.LazyFrame:
+        return self.scan("draws")
+
+    def teacher_predictions(self) -> pl.LazyFrame:
+        return self.scan("teacher_predictions")
+
+    def rollouts(self) -> pl.LazyFrame:
+        return self.scan("rollouts")
+
+    def teacher_scores(self) -> pl.LazyFrame:
+        return self.scan("teacher_scores")
+
+    def divergences(self) -> pl.LazyFrame:
+        return self.scan("divergences")
+
+    def selections(self) -> pl.LazyFrame:
+        return self.scan("selections")
+
+    def trained_rollouts(self) -> pl.LazyFrame:
+        return self.scan("trained_rollouts")
+
+    def updates(self) -> pl.LazyFrame:
+        return self.scan("updates")
+
+    def evaluations(self) -> pl.LazyFrame:
+        return self.scan("evaluations")
+
+    def model_evaluations(self) -> pl.LazyFrame:
+        return self.scan("model_evaluations")
+
+    def reruns(self) -> pl.LazyFrame:
+        return self.scan("reruns")
+
+    def read(
+        self,
+        name: str,
+        record: type[Record],
+        filter: pl.Expr | None = None,
+        without: Sequence[str] = (),
+    ) -> list[Record]:
+        """Rows that `scan` shows as records, in the order they were written; as `Tables.read`."""
+        shown = self._shown(name)
+        if shown is not None:
+            filter = shown if filter is None else shown & filter
+        return self.tables.read(name, record, filter, self.version, without)

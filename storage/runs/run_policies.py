@@ -1,0 +1,133 @@
+"""The policies of a run: the base student, then what each committed update has made."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from opd_core.types import Policy, VideoOPDError
+from storage.runs import policies, run_folder
+from storage.runs.rows import RunRows
+from storage.tables.provenance import git_commit
+
+
+class RunPolicies(RunRows):
+    """The rows of a run, and the checkpoints that they name."""
+
+    def __init__(self, path: Path, config_hash: str | None, student_path: Path | None) -> None:
+        content = run_folder.read(path)
+        super().__init__(path, content["teacher"]["weights_hash"])
+        self.run_id: str = content["run_id"]
+        self.created_at: str = content["created_at"]
+        self.config_hash = config_hash
+        self._base_hash: str = content["student"]["weights_hash"]
+        self._base_path = student_path or Path(content["student"]["path"])
+        self._cache = run_folder.weights_cache(path)
+
+    def check_base(self) -> None:
+        """Raises `VideoOPDError` when the base student is gone or its weights have changed."""
+        if self.weights_hash(self._base_path) != self._base_hash:
+            raise VideoOPDError(
+                f"the weights in {self._base_path} are not those run {self.path} began with; put"
+                " the original student back, or start a new run in another folder"
+            )
+
+    def weights_hash(self, folder: str | Path) -> str:
+        """Hash of a checkpoint's weights; a few `stat` calls while nothing touched it."""
+        return policies.published_hash(Path(folder).resolve(), self._cache)
+
+    def current_policy(self) -> Policy:
+        """The newest committed policy in force, or the base student before the first update."""
+        updates = self.updates().select("policy_version").collect()
+        return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
+
+    def policy(self, version: int) -> Policy:
+        """A committed policy, its weights checked against what was committed."""
+        if version == 0:
+            self.check_base()
+            return Policy(0, self._base_path, self._base_hash)
+        import polars as pl
+
+        row = self.updates().filter(pl.col("policy_version") == version)
+        committed = row.select("policy_hash", "checkpoint").collect().rows()
+        if not committed:
+            raise VideoOPDError(
+                f"run {self.path} has no policy {version}; `select policy_version from updates`"
+                " lists those it has"
+            )
+        digest, checkpoint = committed[0]
+        folder = self.path / checkpoint
+        stored = policies.read_manifest(folder).get("weights_hash")
+        actual = policies.weights_hash(folder, self._base_path, self._cache)
+        if not digest == stored == actual:
+            raise VideoOPDError(
+                f"the checkpoint {folder} does not hold the weights that were committed as policy"
+                f" {version}; restore the folder from a copy of the run"
+            )
+        return Policy(version, folder, digest)
+
+    def config_of_policy(self, policy: Policy) -> dict[str, Any] | None:
+        """The config, as JSON, that a policy was made with; None for the base."""
+        if policy.version == 0:
+            return None
+        digest = policies.read_manifest(policy.path).get("config_hash")
+        path = self.path / "configs" / f"{digest}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise VideoOPDError(
+                f"{path}, the config that policy {policy.version} was made with, is not readable;"
+                " restore it from a copy of the run"
+            ) from None
+        return content
+
+    def staging_folder(self, version: int) -> Path:
+        """An empty folder to save policy `version` into, then `publish_policy`.
+
+        What killed attempts at this version left is removed: call it under `exclusive("update")`.
+        """
+        return policies.staging_folder(self.path / "policies", version)
+
+    def publish_policy(self, staging: Path, parent: Policy) -> Policy:
+        """Publishes the successor of `parent`; the row appended to `updates` then commits it.
+
+        The row's `policy_hash` is the reference's `weights_hash`, its `checkpoint` is
+        `run.relative(reference.path)`.
+        """
+        import polars as pl
+
+        version = parent.version + 1
+        take = self.takes().take("update", parent.version)
+        row = self.updates().filter(pl.col("policy_version") == version)
+        committed = row.select("policy_hash").collect().get_column("policy_hash").to_list()
+        manifest = {
+            "policy_version": version,
+            "parent_version": parent.version,
+            "parent_hash": parent.weights_hash,
+            "config_hash": self._writable(),
+            "git_commit": git_commit(),
+            "created_at": datetime.now(UTC).isoformat(),
+            "table_versions": self.tables.versions(),
+            "run_id": self.run_id,
+        }
+        return policies.publish(
+            staging,
+            self.path / "policies" / (f"v{version}.take{take}" if take else f"v{version}"),
+            manifest,
+            committed_hash=committed[0] if committed else None,
+            base=self._base_path,
+            cache=self._cache,
+        )
+
+    def relative(self, path: Path) -> str:
+        """`path` as rows name it: relative to the run, which may be moved."""
+        return path.resolve().relative_to(self.path).as_posix()
+
+    def _writable(self) -> str:
+        if self.config_hash is None:
+            raise VideoOPDError(
+                f"run {self.path} was opened for reading; open it with its config to write"
+            )
+        return self.config_hash
