@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from opd_core.tinyworld.recipes import RECIPES, train
+from opd_core.tinyworld.recipes import RECIPES
+from opd_core.tinyworld.train import train
 
 
 def test_a_few_steps_write_a_checkpoint_and_its_record(tmp_path: Path) -> None:
