@@ -192,7 +192,7 @@ def test_another_runs_scores_need_no_teacher(
     with monkeypatch.context() as patched:
         patched.setattr(tree_model, "load_model", watched)
         summary = run_without_server(str(second), 1)
-    assert loaded and models["teacher"] not in loaded
+    assert loaded.count(models["teacher"]) == 1, "by validate; score would have loaded it again"
     ours, theirs = scores(tmp_path / "second" / "run"), scores(tmp_path / "first" / "run")
     assert {s.rollout_id: numbers(s) for s in ours} == {s.rollout_id: numbers(s) for s in theirs}
     origin = Run.open(tmp_path / "first" / "run").run_id
