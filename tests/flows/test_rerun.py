@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -392,7 +392,7 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
 
 
 def test_a_refused_rescore_names_the_config_of_an_older_run(
-    write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a run does not say which file it was continued with; `configs/` here is looked at."""
     path = write_config(tmp_path / "configs", {"run.path": "../run", "score.hidden_states": True})
