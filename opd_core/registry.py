@@ -59,7 +59,7 @@ class Registry(Generic[Part]):
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Of a field `Annotated[str, registry]`: a name of it, or a table whose keys are names."""
+        """Let `Annotated[str, registry]` take a name of it, or a table whose keys are names."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def known(value: Any) -> Any:

@@ -44,9 +44,9 @@ def begin(
     version: int,
     force: bool,
     supersede: Callable[[str], None],
-    config: str,
+    config: Callable[[], str],
 ) -> Begun:
-    """As `Run.begin`; `config` as one types it, for the sentence that says what to run first."""
+    """Begin as `Run.begin` does; `config()` as one types it, for what to run first."""
     why_once = stage_named(stage).once
     if force and why_once:
         raise VideoOPDError(why_once)
@@ -54,6 +54,6 @@ def begin(
     if stale is not None:
         raise VideoOPDError(
             f"{stage} of round {round_number(stage, version)} cannot run yet: {stale.reason()}; "
-            f"run that again first: {stale.command(config)}"
+            f"run that again first: {stale.command(config())}"
         )
     return Begun(force, takes.stale_at(stage, version), supersede)

@@ -46,8 +46,8 @@ def opened_vllm(
 
 
 def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
-    """As the config says; else the longest prompt that [video] allows and an answer of `longest`
-    tokens, at most the model's own."""
+    """Tokens of a prompt with its answer: as the config says; else the longest prompt that [video]
+    allows and an answer of `longest` tokens, at most the model's own."""
     if config.vllm.max_model_len is not None:
         return config.vllm.max_model_len
     video = config.video
