@@ -142,7 +142,7 @@ class Run(RunPolicies):
         source = run_folder.config_source(self.path)
         config = source.words if source else "CONFIG"
         supersede = partial(self._supersede, stage, version)
-        return begin(self.takes(), stage, version, force, supersede, config)
+        return begin(self.takes, stage, version, force, supersede, config)
 
     def _supersede(self, stage: str, version: int, because: str) -> None:
         """From now on `stage` writes the next take of a round; its rows so far are superseded.
