@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -428,7 +428,7 @@ print(json.dumps([
 
 
 def test_an_engine_that_forgets_answers_stops_the_stage_by_its_name(
-    write_config: Any, tmp_path: Path
+    write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     configs = [
         write_config(tmp_path / key, SETTINGS | {key: "forgetful"})

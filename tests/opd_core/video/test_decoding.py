@@ -230,10 +230,10 @@ def test_a_decoder_that_dies_says_of_what(child: DecoderProcess, number: signal.
 
 
 def test_a_decoder_that_ends_tells_its_last_line_once(child: DecoderProcess) -> None:
-    child.send("no request")  # which no message of ours is: it ends of it
+    child._connection.send_bytes(b"no pickle")  # it ends of it
     with pytest.raises(ChildCrash) as crash:
         child.receive()
-    assert str(crash.value).startswith("ended with exit code 1 (TypeError: ")
+    assert str(crash.value).startswith("ended with exit code 1 (_pickle.UnpicklingError: ")
     assert crash.value.how == "ended with exit code 1"
 
 
