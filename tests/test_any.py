@@ -28,7 +28,7 @@ BORDERS = {
     "flows/stage": (7, PREFECT),
     "flows/study": (18, READ),
     "opd_core": (
-        22,
+        9,
         "what another package put at an entry point, and messages to a child process",
     ),
     "opd_core/annotations": (54, READ),

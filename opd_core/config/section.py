@@ -34,19 +34,34 @@ class ChoosingSection(Section):
     def of(self, name: str) -> Any:
         """The settings of a part: as given, else its defaults; None where it takes none."""
         kind = self.parts[name].settings
+        if kind is None:
+            return None
         given = dict(self).get(name)
-        return given if kind is None or isinstance(given, kind) else self._checked(name, {})
+        return given if isinstance(given, kind) else self._checked(name, {})
 
     @classmethod
     def settings_of(cls, name: str) -> type[Section] | None:
         """What stands in its section of a part of another package; None where there is none."""
         kind = cls.parts[name].settings if name in cls.parts.foreign else None
-        if kind is None or (isinstance(kind, type) and issubclass(kind, Section)):
+        if kind is None:
+            return None
+        if name in cls.model_fields:  # what stands there is the field's
+            raise VideoOPDError(
+                f"{name!r} of {cls.parts.group} takes settings, and the config has a key of that "
+                "name; give it another name in its package"
+            )
+        if isinstance(kind, type) and issubclass(kind, Section):
             return kind
         raise VideoOPDError(
             f"the settings of {name!r} of {cls.parts.group} are {kind!r}; make them a class that "
             "inherits from opd_core.config.section.Section"
         )
+
+    def foreign_settings(self, name: str) -> dict[str, object] | None:
+        """As JSON, for a key of what they change; None where the part is our own, whose settings
+        are named there one by one, or takes none."""
+        settings: Section | None = self.of(name) if name in self.parts.foreign else None
+        return None if settings is None else settings.model_dump(mode="json")
 
     @classmethod
     def known_keys(cls) -> list[str]:

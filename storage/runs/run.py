@@ -143,7 +143,7 @@ class Run(RunPolicies):
         be computed from is stale, and with `force` where a stage cannot be run again.
         """
         supersede = partial(self._supersede, stage, version)
-        return begin(self.takes(), stage, version, force, supersede, partial(config_words, self))
+        return begin(self.takes, stage, version, force, supersede, partial(config_words, self))
 
     def _supersede(self, stage: str, version: int, because: str) -> None:
         """Let `stage` write the next take of a round from now on; its rows so far are superseded.

@@ -57,7 +57,7 @@ def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
     return min(needed, encoder.prompts.max_positions)
 
 
-def scorer() -> tuple[str, str]:
+def scorer(config: Config) -> tuple[str, str]:
     """Itself, and that the attention is not ours."""
     return f"vllm {ENGINE.installed()}", "its own attention"
 
