@@ -101,7 +101,7 @@ class Registry(Generic[Part]):
             return own
         try:
             part = self._others[name][0].load()
-        except Exception as error:  # whatever a module of somebody else's does
+        except (Exception, SystemExit) as error:  # whatever a module of somebody else's does
             raise VideoOPDError(
                 f"the entry point {givers[0]} of {self.group} cannot be loaded: "
                 f"{type(error).__name__}: {error}; repair its package, or uninstall it"

@@ -30,6 +30,10 @@ def config_of(run: Run, digest: str) -> Config:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise BrokenLink(
+                f"{file}: no package that is installed here takes {where}; install the one it is of"
+            ) from None
         raise BrokenLink(f"{file}: {where or 'it'} cannot be read ({problem['msg']})") from None
     if (now := config_hash(json.loads(text))) != digest:
         raise BrokenLink.at(str(file), "its hash", now, digest)

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from opd_core.registry import Registry
+from opd_core.registry import UNKNOWN, Registry
 from opd_core.types import VideoOPDError
 
 
@@ -88,7 +88,9 @@ class ChoosingSection(Section):
         section."""
         kind = cls.settings_of(name)
         if kind is None:
-            unknown = InitErrorDetails(type="extra_forbidden", loc=(name,), input=given)
+            problem = PydanticCustomError(UNKNOWN, "takes no settings; remove it")
+            error = problem if name in cls.parts.foreign else "extra_forbidden"
+            unknown = InitErrorDetails(type=error, loc=(name,), input=given)
             raise ValidationError.from_exception_data(cls.__name__, [unknown])
         return _sections(kind).validate_python({name: given})[name]
 

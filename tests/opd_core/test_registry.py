@@ -17,6 +17,7 @@ import pytest
 from opd_core.annotations.formats.readers import FORMATS
 from opd_core.config.load import load_config
 from opd_core.config.section import ChoosingSection, Section
+from opd_core.config.sections import UpdateSection
 from opd_core.config.template import config_template
 from opd_core.engines import choice
 from opd_core.extensions import (
@@ -191,6 +192,24 @@ def test_settings_under_the_name_of_a_key_are_refused(
     assert Choosing.model_validate({"mine": {}}).of("plain") is None, "it takes none"
     with pytest.raises(VideoOPDError, match="'mine' of videoopd.objectives takes settings, and"):
         Choosing.model_validate({"use": "mine"})
+
+
+def test_a_part_without_settings_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"videoopd.objectives": {"mine": "other_six:MINE"}}
+    monkeypatch.syspath_prepend(install(tmp_path, "other_six", MINE, points))
+    monkeypatch.setattr(UpdateSection, "parts", registry())
+    with pytest.raises(VideoOPDError, match=r"update\.mine takes no settings; remove it"):
+        load_config(ROOT / "configs/tiny.toml", ["update.objective=mine", "update.mine.x=1"])
+
+
+def test_a_module_that_ends_the_program_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {"videoopd.objectives": {"mine": "other_seven:MINE"}}
+    source = "raise SystemExit(3)\n"
+    monkeypatch.syspath_prepend(install(tmp_path, "other_seven", source, points))
+    with pytest.raises(VideoOPDError, match=r"cannot be loaded: SystemExit: 3; repair"):
+        registry()["mine"]
 
 
 def test_settings_of_our_own_are_found_like_those_of_others() -> None:
