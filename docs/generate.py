@@ -29,6 +29,7 @@ from opd_core.config.template import (  # noqa: E402
     holds_a_section,
     meanings,
     section_of,
+    sections_of_parts,
 )
 from opd_core.config.toml_text import toml_value  # noqa: E402
 from opd_core.extensions import (  # noqa: E402
@@ -103,6 +104,8 @@ def _section(place: str, section: type[BaseModel], optional: bool = False) -> It
     for name, field in section.model_fields.items():
         if name not in plain:
             yield from _section(f"{place}.{name}", section_of(field), field.default is None)
+    for name, of_part in sections_of_parts(section):
+        yield from _section(f"{place}.{name}", of_part, optional=True)
 
 
 def _default(field: FieldInfo) -> str:

@@ -125,7 +125,7 @@ def validate(work: Work, policy: Policy, begun: Begun) -> Done:
 def rollout(work: Work, policy: Policy, begun: Begun) -> Done:
     """The policy's answers to the drawn examples on which the teacher is reliable.
 
-    Of a baseline: the teacher's, or the truth (`rollout.source`).
+    Of a baseline: policy 0's, the teacher's, or the truth (`rollout.source`).
     """
     work.continuation(policy)
     examples = round_rows.trainable(work, policy)
@@ -147,12 +147,12 @@ def rollout(work: Work, policy: Policy, begun: Begun) -> Done:
         return Done()
     work.about_to_work()
     from opd_core.rollout.answers import sample_rollouts
+    from opd_core.rollout.sampler import sampler_of
 
     missing = len(
         {example_id for rollout_id, example_id in wanted.items() if rollout_id not in done}
     )
-    from_teacher = work.config.rollout.source == "teacher"
-    sampler = _teacher(work, policy) if from_teacher else policy
+    sampler = sampler_of(work.config, policy.version, work.run.policy, work.teacher_hash)
     batches = sample_rollouts(work.config, sampler, examples, done)
     return _append_batches(work, policy, "rollouts", batches, missing)
 

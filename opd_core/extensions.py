@@ -163,6 +163,7 @@ OBJECTIVES = Registry(
     Objective,
     {
         "policy_gradient": "opd_core.update.terms.policy_gradient:OBJECTIVE",
+        "unlikely_penalty": "opd_core.update.terms.unlikely_penalty:OBJECTIVE",
         "exact_reverse_kl": "opd_core.update.terms.exact_reverse_kl:OBJECTIVE",
         "exact_forward_kl": "opd_core.update.terms.exact_forward_kl:OBJECTIVE",
         "jsd": "opd_core.update.terms.jsd:OBJECTIVE",

@@ -185,7 +185,8 @@ class Rollout:
     ]
     answered_by: Annotated[
         str,
-        "`student`; `teacher` or `truth` where a baseline trains on answers of another's.",
+        "`student`; `base` (policy 0), `teacher` or `truth` where a baseline trains on answers of "
+        "another's.",
     ]
     example_id: Annotated[str, "The example; joins `examples`."]
     sample_index: Annotated[int, "0 ... rollouts per example - 1."]
@@ -197,7 +198,8 @@ class Rollout:
     ]
     sampling_logprobs: Annotated[
         Sequence[float] | None,
-        "[T] log-prob of each token under the weights that sampled it (log pi_v), "
+        "[T] log-prob of each token under the weights that sampled it (log pi_v where it "
+        "is the student's), "
         "recorded while sampling; None where nothing sampled (`truth`).",
     ]
     finish_reason: Annotated[str, "`stop` (end token) or `length`."]

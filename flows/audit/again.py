@@ -46,8 +46,9 @@ def videos(run: Run, share: float, generator: random.Random) -> Checked:
 
 
 def sampled(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:
-    """A random share of each committed round, sampled again from its policy."""
+    """A random share of each committed round, sampled again from the weights that answered."""
     from opd_core.audit.again import sampled_again
+    from opd_core.rollout.sampler import sampler_of
 
     compared = []
     for row in store.settled(run):
@@ -57,11 +58,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
         asked = set(lost.collect()["item_id"])  # they had a place in a batch, too
         rows = grouped(run, version, run.read("rollouts", Rollout, this), asked)
         config = config_of(run, config_hash_of(run, "rollouts", version))
-        sampler = run.policy(version)
-        if config.rollout.source == "teacher":
-            from opd_core.types import Policy
-
-            sampler = Policy(version, config.teacher.path, row["teacher_hash"])
+        sampler = sampler_of(config, version, run.policy, row["teacher_hash"])
         again = sampled_again(config, sampler, rows, share, generator, tolerance)
         _unchanged(run, again)
         compared.append(again)

@@ -20,8 +20,8 @@ class Section(BaseModel):
 class ChoosingSection(Section):
     """A section in which parts are chosen by name, and which takes their settings: [update.NAME].
 
-    Those of our own parts are fields of it. What a part of another package takes stands in its
-    record, and in the config, and so in its hash, only where somebody gives it.
+    What a part takes stands in its record, and in the config, and so in its hash, only where
+    somebody gives it. Settings of our oldest parts are fields of the section: runs hash with them.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -41,11 +41,13 @@ class ChoosingSection(Section):
 
     @classmethod
     def settings_of(cls, name: str) -> type[Section] | None:
-        """What stands in its section of a part of another package; None where there is none."""
-        kind = cls.parts[name].settings if name in cls.parts.foreign else None
+        """What a part takes that is no field of this section; None where there is nothing."""
+        kind = cls.parts[name].settings if name in cls.parts else None
         if kind is None:
             return None
         if name in cls.model_fields:  # what stands there is the field's
+            if name not in cls.parts.foreign:
+                return None
             raise VideoOPDError(
                 f"{name!r} of {cls.parts.group} takes settings, and the config has a key of that "
                 "name; give it another name in its package"
@@ -65,8 +67,10 @@ class ChoosingSection(Section):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """What it knows: its fields, and the parts of other packages."""
-        return [*cls.model_fields, *cls.parts.foreign]
+        """What it knows: its fields, what our parts take, and the parts of other packages."""
+        others = cls.parts.foreign
+        ours = [name for name in cls.parts if name not in others and cls.settings_of(name)]
+        return [*cls.model_fields, *ours, *others]
 
     @model_validator(mode="before")
     @classmethod

@@ -111,10 +111,11 @@ class FramesSection(Section):
 
 
 class RolloutSection(Section):
-    source: Literal["student", "teacher", "truth"] = "student"
-    """Who gives the answers that are trained on. `student` is on-policy distillation; `teacher`
-    (answers sampled from it) and `truth` (the annotation as an answer) are the baselines that it
-    is compared with."""
+    source: Literal["student", "base", "teacher", "truth"] = "student"
+    """Who gives the answers that are trained on. `student` is on-policy distillation; `base`
+    (policy 0 in every round: the prefixes of Lightning OPD, arXiv 2604.13010), `teacher` (answers
+    sampled from it) and `truth` (the annotation as an answer) are the baselines that it is compared
+    with. Theirs have no importance weights."""
     engine: EngineName = "hf"
     max_engine_mismatch: Annotated[float, Field(gt=0)] | None = None
     """Nats. Once a stage some examples are also scored by the trainer's own forward, in another
@@ -240,7 +241,8 @@ class UpdateSection(ChoosingSection):
     """K of `student_topk_reverse_kl`."""
     grpo: GRPOSection = GRPOSection()
     max_advantage: Annotated[float, Field(gt=0)] | None = None
-    """Nats at which |log q - log pi_v| of a token is cut off in `policy_gradient`."""
+    """Nats at which |log q - log pi_v| of a token is cut off in `policy_gradient` and
+    `unlikely_penalty`."""
     skip_special_tokens: bool = False
     """Leave the tokenizer's special tokens (the answer's end) out of the loss."""
     entropy_weight: bool = False
@@ -268,7 +270,7 @@ class UpdateSection(ChoosingSection):
     rollout.max_engine_mismatch."""
     tis: Literal["auto", "off", "token", "prefix", "sequence"] = "auto"
     """Truncated importance sampling: weights pi_v / mu of the trainer's policy (before its first
-    step) over the engine's log-probs. `token`: a token's own ratio (`policy_gradient`, `grpo`);
+    step) over the engine's log-probs. `token`: a token's own ratio (losses of the sampled token);
     `prefix`: the product over the tokens before it (the objectives that are exact at their state);
     `sequence`: the product over the rollout. `auto`: `token` or `prefix`, each part of a
     weighted sum its own, for rollouts of an engine that is not the trainer itself. With weights,

@@ -46,7 +46,7 @@ def config_template() -> str:
     lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
     for name, field in Config.model_fields.items():
         lines += ["", *_section((name,), section_of(field))]
-    lines += _of_other_packages((), Config)
+    lines += _of_parts((), Config)
     return "\n".join(lines) + "\n"
 
 
@@ -71,16 +71,22 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
             yield from _optional_section((*place, name), section_of(field))
         else:
             yield from _section((*place, name), section_of(field))
-    yield from _of_other_packages(place, model)
+    yield from _of_parts(place, model)
 
 
-def _of_other_packages(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
-    """What their parts take, each in a section that is absent unless one writes it."""
+def _of_parts(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+    """What parts take, each in a section that is absent unless one writes it."""
+    for name, section in sections_of_parts(model):
+        yield ""
+        yield from _optional_section((*place, name), section)
+
+
+def sections_of_parts(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Part -> the section of its settings, of those that are no field of `model`."""
     if issubclass(model, ChoosingSection):
-        for name in model.parts.foreign:
+        for name in model.parts:
             if section := model.settings_of(name):
-                yield ""
-                yield from _optional_section((*place, name), section)
+                yield name, section
 
 
 def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:

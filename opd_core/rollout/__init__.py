@@ -1,1 +1,1 @@
-"""Answers: of the policy, of the teacher, or the truth as an answer."""
+"""Answers: of the policy, of policy 0, of the teacher, or the truth as an answer."""

@@ -42,8 +42,7 @@ def sample_rollouts(
 ) -> Iterator[Batch[Rollout]]:
     """`rollouts_per_example` rollouts of each example; `done` are rollout ids that exist.
 
-    `policy` gives the answers and the rows' policy_version: the student's, or the teacher's weights
-    with the round's version (`rollout.source`).
+    `policy` gives the answers and the rows' policy_version: `sampler.sampler_of` of the round.
     """
     settings = config.rollout
     if settings.source == "truth":
@@ -99,15 +98,16 @@ def sample_rollouts(
         top_p=settings.top_p,
         top_k=settings.top_k,
     )
+    from_teacher = settings.source == "teacher"
     work = _Work(
         "rollout",
         policy,
         settings.prompts_per_batch,
         params,
         seeds,
-        config.student.dtype if settings.source == "student" else config.teacher.dtype,
+        config.teacher.dtype if from_teacher else config.student.dtype,
         settings.engine,
-        compared=settings.source == "student",  # a teacher may be too large for a forward of ours
+        compared=not from_teacher,  # a teacher may be too large for a forward of ours
     )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)

@@ -10,6 +10,7 @@ tokens and the rest, or the whole vocabulary).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal
@@ -74,10 +75,40 @@ def policy_gradient(
     would be KL(pi || q)'s less KL(pi || mu)'s. Advantages beyond `max_advantage` nats are cut to
     it: a token that the teacher finds absurd would otherwise outweigh all others of its step.
     """
-    advantages_C = (teacher_logprobs_C - old_logprobs_C).detach()
-    if max_advantage is not None:
-        advantages_C = advantages_C.clamp(-max_advantage, max_advantage)
+    advantages_C = _advantages(old_logprobs_C, teacher_logprobs_C, max_advantage)
     return -weighted(_ratio(student_logprobs_C, old_logprobs_C) * advantages_C, weights_C)
+
+
+def unlikely_penalty(
+    student_logprobs_C: Tensor,
+    old_logprobs_C: Tensor,
+    teacher_logprobs_C: Tensor,
+    below: float,
+    advantage: float,
+    weights_C: Tensor | None = None,
+    max_advantage: float | None = None,
+) -> Tensor:
+    """`policy_gradient` in which a token with q(y_t) < `below` has the constant `advantage` < 0
+    instead of log q - log pi_v, which has no lower bound (after arXiv 2608.31046).
+
+    At pi = pi_v its expectation over y_t ~ pi_v is the gradient of `sum pi (log pi - log q)` over
+    the likely tokens, plus `1 - advantage` times the probability that pi gives to the unlikely.
+    """
+    advantages_C = _advantages(old_logprobs_C, teacher_logprobs_C, max_advantage)
+    advantages_C = torch.where(
+        teacher_logprobs_C < math.log(below), torch.full_like(advantages_C, advantage), advantages_C
+    )
+    return -weighted(_ratio(student_logprobs_C, old_logprobs_C) * advantages_C, weights_C)
+
+
+def _advantages(
+    old_logprobs_C: Tensor, teacher_logprobs_C: Tensor, max_advantage: float | None
+) -> Tensor:
+    """`log q - log pi_v` of each token, cut to `max_advantage` nats where that is given."""
+    advantages_C = (teacher_logprobs_C - old_logprobs_C).detach()
+    if max_advantage is None:
+        return advantages_C
+    return advantages_C.clamp(-max_advantage, max_advantage)
 
 
 def weighted(losses_C: Tensor, weights_C: Tensor | None) -> Tensor:

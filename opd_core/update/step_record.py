@@ -2,8 +2,9 @@
 
 Ratios and weights are those that the loss used, over the tokens that are in it: pi / pi_v, with
 pi_v as `importance.py` has it, and pi_v / mu. Only the first step's check is against mu itself.
-Where the policy has not sampled the tokens itself (baselines that train on a teacher's answers, or
-on the truth), there is nothing to compare the trainer's log-probs with, and those numbers are None.
+Where the policy has not sampled the tokens itself (baselines that train on answers of policy 0 or
+of a teacher, or on the truth), there is nothing to compare the trainer's log-probs with, and those
+numbers are None.
 """
 
 from __future__ import annotations

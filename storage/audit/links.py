@@ -110,7 +110,7 @@ def chain(run: Run) -> Checked:
 
 def rollouts(run: Run) -> Checked:
     """Every rollout was sampled by exactly its policy's weights, for an example of its draw; one of
-    another source (baselines), by the teacher's."""
+    another source (baselines), by policy 0's or the teacher's."""
     import polars as pl
 
     unique(run, "rollouts")
@@ -126,6 +126,7 @@ def rollouts(run: Run) -> Checked:
             raise BrokenLink.at(where, "policy_version", version, f"at most {max(hashes)}")
         expected = {
             "student": hashes[version],
+            "base": hashes[0],
             "teacher": teachers.get(version, run.teacher_hash),
             "truth": "truth",
         }.get(source)

@@ -119,7 +119,7 @@ def test_what_each_objective_needs() -> None:
     assert [n for n in OBJECTIVES if not OBJECTIVES[n].needs_teacher] == ["grpo", "sft"]
     exact = ["exact_reverse_kl", "exact_forward_kl", "jsd", "student_topk_reverse_kl"]
     assert [n for n in OBJECTIVES if OBJECTIVES[n].needs_distribution] == exact
-    sampled = ["policy_gradient", "grpo"]
+    sampled = ["policy_gradient", "unlikely_penalty", "grpo"]
     assert [n for n in OBJECTIVES if OBJECTIVES[n].on_policy_only] == sampled
     levels = {n: OBJECTIVES[n].importance_levels for n in OBJECTIVES}
     assert levels == {
@@ -216,6 +216,23 @@ def test_settings_of_our_own_are_found_like_those_of_others() -> None:
     config = load_config(ROOT / "configs/tiny.toml", ["update.grpo.clip_low=0.1"])
     assert config.update.of("grpo") is config.update.grpo and config.of("vllm") is config.vllm
     assert config.update.of("sft") is None and config.of("hf") is None
+
+
+def test_settings_of_a_new_part_of_our_own_are_in_a_config_only_where_they_are_given() -> None:
+    tiny = ROOT / "configs/tiny.toml"
+    plain = load_config(tiny, ["update.objective=unlikely_penalty"])
+    assert "unlikely_penalty" not in plain.what_counts()["update"]
+    assert plain.update.of("unlikely_penalty").advantage == -1.0
+    given = load_config(
+        tiny, ["update.objective=unlikely_penalty", "update.unlikely_penalty.below=0.05"]
+    )
+    assert given.update.of("unlikely_penalty").below == 0.05 and given.hash != plain.hash
+    with pytest.raises(VideoOPDError, match=r"unlikely_penalty\.advantage = 1"):
+        load_config(tiny, ["update.unlikely_penalty.advantage=1"])
+    with pytest.raises(VideoOPDError, match="did you mean 'unlikely_penalty'"):
+        load_config(tiny, ["update.unlikely_penatly.below=0.05"])
+    with pytest.raises(VideoOPDError, match="did you mean 'below'"):
+        load_config(tiny, ["update.unlikely_penalty.belov=0.05"])
 
 
 def test_the_how_tos_name_them_all() -> None:

@@ -98,6 +98,9 @@ def test_the_written_config_loads_once_its_paths_are_there(tmp_path: Path) -> No
     assert config.data.videos == tmp_path / "data" / "videos"
 
 
+ABSENT = "# Absent, unless you write this section:"
+
+
 def test_every_key_of_it_is_the_default(tmp_path: Path) -> None:
     """Without the #, it is the same config: what stands there is what would hold anyway."""
     file, bare = tmp_path / "mine.toml", tmp_path / "bare.toml"
@@ -107,10 +110,26 @@ def test_every_key_of_it_is_the_default(tmp_path: Path) -> None:
         for line in config_template().splitlines()
         if "(not set)" not in line
     ]
-    lora = lines.index("#[update.lora]")
-    end = lines.index("", lora)
-    bare.write_text("\n".join(lines[:lora] + lines[end:]))
+    while ABSENT in lines:
+        begin = lines.index(ABSENT)
+        del lines[begin : lines.index("", begin)]
+    bare.write_text("\n".join(lines))
     assert load_config(bare) == load_config(file)
+
+
+def test_the_settings_of_a_part_are_its_defaults(tmp_path: Path) -> None:
+    """They stand in a new config as what would hold anyway."""
+    file, written = tmp_path / "mine.toml", tmp_path / "written.toml"
+    text = config_template()
+    file.write_text(text)
+    before, section = text.split("#[update.unlikely_penalty]\n")
+    inside, after = section.split("\n\n", 1)
+    inside = re.sub(r"^#(?=\w+ = )", "", inside, flags=re.MULTILINE)
+    written.write_text(f"{before}[update.unlikely_penalty]\n{inside}\n\n{after}")
+    given = load_config(written).update
+    assert given.model_extra and given.of("unlikely_penalty") == (
+        load_config(file).update.of("unlikely_penalty")
+    )
 
 
 def test_it_names_every_key_with_its_meaning() -> None:

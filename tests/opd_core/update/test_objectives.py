@@ -18,6 +18,7 @@ from opd_core.update.objectives import (
     grpo,
     policy_gradient,
     reference_kl,
+    unlikely_penalty,
     with_tail,
 )
 from tests.known import known
@@ -98,6 +99,56 @@ def test_policy_gradient_equals_the_reference_trainers_formula() -> None:
     logp, old, teacher = torch.randn(3, 7, dtype=torch.float64)
     expected = -torch.exp(logp - old) * (teacher - old)
     torch.testing.assert_close(policy_gradient(logp, old, teacher), expected)
+
+
+@pytest.mark.parametrize(("below", "advantage"), [(0.1, -1.0), (0.2, -0.3), (0.9999, -2.0)])
+def test_the_unlikely_penalty_is_the_gradient_of_a_kl_and_of_the_unlikely_tokens_mass(
+    below: float, advantage: float
+) -> None:
+    """At pi = pi_v, E[grad loss] is that of sum over likely tokens of pi log(pi / q), plus
+    (1 - advantage) times the mass of the unlikely ones, at each state; by enumeration."""
+    student, teacher = random_model(23).requires_grad_(), random_model(24)
+    sampling, log_q = student.detach().log_softmax(1), teacher.log_softmax(1)
+    unlikely = log_q.exp() < below
+    assert 0 < unlikely.sum() <= unlikely.numel()
+
+    expected_loss = torch.zeros((), dtype=torch.float64)
+    for sequence in all_sequences():
+        rows, tokens = torch.tensor(states(sequence)), torch.tensor(sequence)
+        now = student.log_softmax(1)[rows, tokens]
+        loss_C = unlikely_penalty(
+            now, sampling[rows, tokens], log_q[rows, tokens], below, advantage
+        )
+        expected_loss = expected_loss + sampling[rows, tokens].sum().exp() * loss_C.sum()
+    (estimated,) = torch.autograd.grad(expected_loss, student)
+
+    visits = torch.cat((torch.ones(1, dtype=torch.float64), sampling[0].exp()))
+    log_p = student.log_softmax(1)
+    likely_kl = (log_p.exp() * (log_p - log_q)).masked_fill(unlikely, 0.0).sum(1)
+    mass = log_p.exp().masked_fill(~unlikely, 0.0).sum(1)
+    (exact,) = torch.autograd.grad((visits * (likely_kl + (1 - advantage) * mass)).sum(), student)
+    torch.testing.assert_close(estimated, exact, atol=1e-12, rtol=1e-10)
+
+
+def test_where_no_token_is_unlikely_the_unlikely_penalty_is_the_papers_loss() -> None:
+    logp, old, teacher = torch.randn(3, 7, dtype=torch.float64)
+    weights_C = torch.rand(7, dtype=torch.float64)
+    papers = policy_gradient(logp, old, teacher, weights_C, 0.5)
+    below = 0.5 * float(teacher.exp().min())
+    torch.testing.assert_close(
+        unlikely_penalty(logp, old, teacher, below, -1.0, weights_C, 0.5), papers
+    )
+
+
+def test_an_unlikely_token_has_its_advantage_however_unlikely_it_is_and_whatever_is_cut() -> None:
+    logp = torch.full((4,), -1.0, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([-math.inf, -30.0, -5.0, -1.5], dtype=torch.float64)
+    losses = unlikely_penalty(logp, logp.detach(), teacher, 0.01, -0.7, max_advantage=0.4)
+    assert losses.tolist() == pytest.approx([0.7, 0.7, 0.7, 0.4])
+    weighed = unlikely_penalty(logp, logp.detach(), teacher, 0.01, -0.7, torch.full((4,), 0.5))
+    assert weighed.tolist() == pytest.approx([0.35, 0.35, 0.35, 0.25])
+    weighed.sum().backward()
+    assert torch.isfinite(known(logp.grad)).all()
 
 
 def topk_of(log_q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
