@@ -101,9 +101,14 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
 
 
 def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The runs of the wanted arms that are not complete."""
-    wanted = options.arms or tuple(plan.study.arms)
-    return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
+    """The runs that are not complete, of the wanted arms and of those they have their rate from."""
+    arms = [arm for arm in plan.study.arms if not options.arms or arm in options.arms]
+    tuned = {plan.study.rate_from(arm) for arm in arms}
+    return [
+        run
+        for run in runs
+        if run.arm in (tuned if run.tuning else arms) and not is_complete(plan, run)
+    ]
 
 
 def _make_worlds(plan: Plan, workers: Workers) -> None:
@@ -116,6 +121,8 @@ def _make_worlds(plan: Plan, workers: Workers) -> None:
             world.train_videos,
             world.tune_videos,
             world.eval_videos,
+            world.annotations,
+            world.scene,
             str(plan.study.base),
             plan.overrides(StudyRun(arm, None, seed, 0, tuning=False)),
         )
@@ -165,14 +172,16 @@ def _run(
 def best_rates(plan: Plan) -> dict[str, float]:
     """The learning rate of each trained arm: the best mean over the tune seeds of the mean IoU on
     the tune split, at the last round; of two alike, the smaller. A rate with which a run is missing
-    is not chosen; arms without any have none."""
+    is not chosen; arms without any have none, nor have those that take it from them."""
     tuning = plan.tuning_runs()
     if not tuning:
         return plan.only_rate()
-    return {
+    best = {
         arm: max(mious, key=lambda rate: (mious[rate], -rate))
         for arm, mious in tuning_means(_results(plan, tuning), plan.study.tune_seeds).items()
     }
+    rated = {arm: plan.study.rate_from(arm) for arm in plan.study.trained()}
+    return {arm: best[other] for arm, other in rated.items() if other in best}
 
 
 def _results(plan: Plan, runs: Sequence[StudyRun]) -> list[Result]:
