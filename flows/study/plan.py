@@ -13,6 +13,7 @@
                                       `rate_of = "OTHER"` takes the other's learning rate, untuned;
                                       `seeds` and `rounds` instead of the study's
     [[claims]]                        what is claimed of which arms (`flows/study/claims.py`)
+    [front]                           arms in the picture of all conditions, with their names there
     [conditions.NAME]                 what this condition puts in place of the above; each is a
                                       study of its own, with its runs and its report
     [quick]                           what `--quick` puts in place of the above
@@ -62,6 +63,8 @@ class Plan:
     """A study, and where it is kept."""
 
     name: str
+    title: str
+    """Of its condition, or its name."""
     file: Path
     quick: bool
     study: StudySection
@@ -164,6 +167,7 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Pla
         plans.append(
             _plan(
                 "-".join(filter(None, names)),
+                condition,
                 path,
                 _merged(whole, changes if quick else {}),
                 runs.resolve() / "-".join(filter(None, (path.stem, "quick" if quick else ""))),
@@ -179,15 +183,19 @@ def _table(path: Path, name: str, value: object) -> dict[str, Any]:
     return value
 
 
-def _plan(name: str, path: Path, data: Mapping[str, Any], shared: Path, *, quick: bool) -> Plan:
+def _plan(
+    name: str, condition: str, path: Path, data: Mapping[str, Any], shared: Path, *, quick: bool
+) -> Plan:
     try:
         study = StudySection.model_validate(data)
     except ValidationError as error:
         raise VideoOPDError(f"{path}: {first_problem(error, StudySection)}") from None
     base = (path.resolve().parent / study.base.expanduser()).resolve()
     arms = {arm: study.arms[arm] for arm in study.only_arms or study.arms}
-    study = study.model_copy(update={"base": base, "arms": arms})
-    plan = Plan(name, path, quick, study, shared.parent / name, shared)
+    front = {a: n for a, n in study.front.items() if a in arms} or {arm: arm for arm in arms}
+    study = study.model_copy(update={"base": base, "arms": arms, "front": front})
+    title = study.title or condition or name
+    plan = Plan(name, title, path, quick, study, shared.parent / name, shared)
     for arm in plan.study.arms:
         try:
             plan.config(StudyRun(arm, study.learning_rates[0], study.seeds[0], 1, tuning=False))

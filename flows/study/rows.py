@@ -42,7 +42,7 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
     """The points of a complete run. Raises `VideoOPDError` where evidence is missing."""
     import polars as pl
 
-    from opd_core.spans.metrics import grounding_metrics
+    from opd_core.spans.metrics import grounding_metrics, no_span
     from storage.runs.run import Run
 
     opened = Run.open(plan.path(run))
@@ -51,13 +51,21 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
         row["policy_version"]: row
         for row in grounding_metrics(answers, "policy_version").collect().iter_rows(named=True)
     }
+    predicted = pl.col("predicted_end") - pl.col("predicted_start")
+    longer: dict[int, float | None] = dict(
+        answers.join(opened.present(), on="example_id")
+        .group_by("policy_version")
+        .agg((predicted - (pl.col("span_end") - pl.col("span_start"))).mean())
+        .collect()
+        .iter_rows()
+    )
     steps: dict[int, int] = dict(
         opened.updates().select("policy_version", pl.col("steps").list.len()).collect().iter_rows()
     )
     drawn = opened.draws().sort("policy_version", "position").collect()
     costs = _by_round(read_costs(plan.path(run) / COSTS_FILE))
     points: list[Point] = []
-    total = Point(0, 0, 0.0, 0.0, 0, 0.0, 0.0, False, {}, ())
+    total = Point(0, 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, None, False, {}, ())
     for version in range(run.rounds + 1):
         if version not in metrics or (version and not (version in steps and version in costs)):
             raise VideoOPDError(
@@ -73,7 +81,11 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
             seconds=total.seconds + sum(c.seconds for c in lines),
             tokens=total.tokens + sum(c.tokens for c in lines),
             miou=metrics[version]["strict_miou"],
+            r1_30=metrics[version]["strict_r1_30"],
+            r1_50=metrics[version]["strict_r1_50"],
             r1_70=metrics[version]["strict_r1_70"],
+            no_span=metrics[version][no_span("strict")],
+            seconds_longer=longer[version],
             resumed=len({c.attempt for c in lines}) > 1,
             stage_cpu_seconds=_by_stage(lines),
             examples=tuple(examples.to_list()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -65,6 +66,11 @@ class StudySection(Section):
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
     only_arms: tuple[str, ...] = ()
     """Those of a condition that needs few; none named: all."""
+    title: str | None = None
+    """Of a condition, where people read it; its name where there is none."""
+    front: dict[str, str] = Field(default_factory=dict)
+    """The arms in the picture of all conditions, and their names there; none: all, as they are
+    called."""
     claims: tuple[ClaimSection, ...] = ()
 
     @model_validator(mode="after")
@@ -76,7 +82,9 @@ class StudySection(Section):
                     "on may not be reported"
                 )
         named = {f"claim {c.name!r}": (*c.arms, *c.against) for c in self.claims}
-        for where, arms in (named | {"only_arms": self.only_arms}).items():
+        for where, arms in (
+            named | {"only_arms": self.only_arms, "front": tuple(self.front)}
+        ).items():
             for arm in arms:
                 if arm not in self.arms:
                     raise ValueError(
@@ -129,7 +137,7 @@ class StudySection(Section):
         return [arm for arm in self.trained() if self.rate_from(arm) == arm]
 
 
-def _known(key: str, value: str, names: dict[str, Any]) -> str:
+def _known(key: str, value: str, names: Collection[str]) -> str:
     if value not in names:
         raise ValueError(f"{key} = {value!r} is not known; known are: {', '.join(names)}")
     return value
