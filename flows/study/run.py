@@ -79,8 +79,8 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
     unfinished = [
         plan
         for plan in plans
-        if _missing(plan, options, plan.tuning_runs())
-        or _missing(plan, options, plan.runs(best_rates(plan)))
+        if missing_runs(plan, options, plan.tuning_runs())
+        or missing_runs(plan, options, plan.runs(best_rates(plan)))
     ]
     if not unfinished:
         return {}
@@ -96,14 +96,14 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
             _note_session(plan)
             _make_worlds(plan, workers)
             wait_for_server()
-            tuning = _run(plan, workers, "tuning", _missing(plan, options, plan.tuning_runs()))
-            todo = _missing(plan, options, plan.runs(best_rates(plan)))
+            tuning = _run(plan, workers, "tuning", missing_runs(plan, options, plan.tuning_runs()))
+            todo = missing_runs(plan, options, plan.runs(best_rates(plan)))
             failed[plan.name] = tuning | _run(plan, workers, "runs", todo)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
 
-def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
+def missing_runs(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The runs that are not complete, of the wanted arms and of those they have their rate from."""
     arms = [arm for arm in plan.study.arms if not options.arms or arm in options.arms]
     tuned = {plan.study.rate_from(arm) for arm in arms}
