@@ -16,6 +16,8 @@ from opd_core.config.load import Config
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from storage.runs.run import Run
 
 UNTIMED = "evaluate"
@@ -51,14 +53,7 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
         row["policy_version"]: row
         for row in grounding_metrics(answers, "policy_version").collect().iter_rows(named=True)
     }
-    predicted = pl.col("predicted_end") - pl.col("predicted_start")
-    longer: dict[int, float | None] = dict(
-        answers.join(opened.present(), on="example_id")
-        .group_by("policy_version")
-        .agg((predicted - (pl.col("span_end") - pl.col("span_start"))).mean())
-        .collect()
-        .iter_rows()
-    )
+    longer = seconds_longer(answers, opened.present())
     steps: dict[int, int] = dict(
         opened.updates().select("policy_version", pl.col("steps").list.len()).collect().iter_rows()
     )
@@ -92,6 +87,27 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
         )
         points.append(total)
     return Result(run.arm, run.learning_rate, run.seed, tuple(points))
+
+
+def seconds_longer(answers: pl.LazyFrame, examples: pl.LazyFrame) -> dict[int, float | None]:
+    """Policy version -> mean of answered - true length, s, over the answers with a span; None where
+    there is none.
+
+    `answers`: policy_version, example_id, predicted_start, predicted_end (null without a span).
+    `examples`: example_id, span_start, span_end.
+    """
+    import polars as pl
+
+    answered, true = (
+        pl.col(f"{span}_end") - pl.col(f"{span}_start") for span in ("predicted", "span")
+    )
+    means = (
+        answers.join(examples, on="example_id")
+        .group_by("policy_version")
+        .agg((answered - true).mean())
+        .collect()
+    )
+    return dict(means.iter_rows())
 
 
 def _by_round(costs: list[StageCost]) -> dict[int, list[StageCost]]:
