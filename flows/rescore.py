@@ -18,6 +18,7 @@ from flows.audit.named import config_of, grouped
 from flows.console.progress import is_quiet, progress
 from flows.console.report import console
 from flows.stage.appending import appending
+from flows.stage.typed_config import config_words
 from opd_core.config.load import Config
 from opd_core.types import Policy, Rollout, VideoOPDError
 from storage.audit.links import BrokenLink
@@ -85,7 +86,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     work = grouped(run, version, [r for r in rows if r.rollout_id in todo])
     if not work:
         return 0
-    run.begin("rescore", version)  # refused before weights are read
+    run.begin("rescore", version, config_words)  # refused before weights are read
     policy = _policy(run, version, [r for _, answers in work for r in answers])
     from opd_core.model.tree_model import set_threads
     from opd_core.scoring.rescoring import rescore
@@ -94,7 +95,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     student, teacher = config.student.path, config.teacher.path
     writer = Run.create(run.path, config.to_json(), config.hash, student, teacher)
     flush_seconds = config.storage.flush_seconds
-    begun = writer.begin("rescore", version)
+    begun = writer.begin("rescore", version, config_words)
     if begun.again:
         with writer.exclusive("round"):
             begun.new_take()

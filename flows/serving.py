@@ -1,4 +1,4 @@
-"""`python -m flows.serving` serves the deployments until it is stopped.
+"""`python -P -m flows.serving` serves the deployments until it is stopped.
 
 With a port it is what `videoopd up` leaves behind: it starts a Prefect server there, which takes as
 long as the imports and so begins before them, and which ends with it. Without one it serves for the

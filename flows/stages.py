@@ -24,7 +24,7 @@ from flows.stage.appending import appending
 from flows.stage.given_up import given_up
 from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
-from flows.stage.task import Stage as stage
+from flows.stage.task import StageFunction as stage
 from flows.stage.typed_config import config_words
 from flows.summaries import Done
 from opd_core.faults import NEXT_ROUND
@@ -43,6 +43,7 @@ from opd_core.types import (
 from opd_core.video.presence import refuse_missing
 from storage.files import disk_troubles
 from storage.runs.begun import Begun
+from storage.stages import stage_command
 from storage.tables.schemas import TABLES
 
 
@@ -208,9 +209,9 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
 def focus(work: Work, policy: Policy, begun: Begun) -> Done:
     """The curriculum: which rollouts are trained on, and why; kept in `selections`."""
     removed = round_rows.gone(work, policy)
-    kept = work.run.selections().filter(round_rows.of_round(policy)).collect()
+    selections = work.run.selections().filter(round_rows.of_round(policy)).collect()
     committed = policy.version < work.run.current_policy().version
-    if kept.height and committed and not begun.again:
+    if selections.height and committed and not begun.again:
         return Done()
     round_rows.check_complete(work, policy)
     prediction_cache.check_pixels(work, policy.version)
@@ -251,9 +252,9 @@ def focus(work: Work, policy: Policy, begun: Begun) -> Done:
             f"({round_rows.reasons(chosen)}){fix}"
         )
     asked = work.question_hash if curriculum.needs_predictions(settings) else None
-    if not set(chosen["rollout_id"]) <= set(kept["rollout_id"]):
+    if not set(chosen["rollout_id"]) <= set(selections["rollout_id"]):
         work.about_to_work()
-    lost_some = round_rows.selected_of(kept, removed)
+    lost_some = round_rows.selected_of(selections, removed)
     begun.new_take("annotations were removed" if lost_some else None)
     chosen = pl.concat([chosen, round_rows.left_out_by(work, policy, removed, chosen)])
     rows = [
@@ -297,8 +298,8 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if lost := round_rows.gone(work, policy) & rollouts.keys():
         raise VideoOPDError(
             f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
-            f"{work.config.data.train.name}, {min(lost)} among them; choose again with `videoopd "
-            f"stage focus {config_words(run)} --round {policy.round} --force`"
+            f"{work.config.data.train.name}, {min(lost)} among them; choose again with "
+            f"`{stage_command('focus', config_words(run), policy.round, force=True)}`"
         )
     scores = round_rows.scores_of(work, policy)
     unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()

@@ -32,12 +32,18 @@ class ChildTimeout(Exception):
 
 
 class ChildCrash(Exception):
-    """The child ended; the text says how: `died of SIGSEGV`, `ended with exit code 1`."""
+    """The child ended; the text says how, and what it printed last: `died of SIGSEGV`, `ended with
+    exit code 1 (MemoryError)`."""
 
     def __init__(self, how: str, last_lines: list[str]) -> None:
-        super().__init__(how)
+        super().__init__(how, last_lines)
+        self.how = how
+        """Without what it printed."""
         self.last_lines = last_lines
         """At most three, of what it printed."""
+
+    def __str__(self) -> str:
+        return f"{self.how} ({self.last_lines[-1].strip()})" if self.last_lines else self.how
 
 
 class Child:

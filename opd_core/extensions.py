@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from opd_core.registry import Registry
 
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
+    # Against the order of the rooms, for the types alone: what authors of parts write against.
+    from opd_core.config.load import Config
+    from opd_core.config.section import Section
+    from opd_core.config.sections import FocusSection, UpdateSection
+    from opd_core.engines.base import OpenedEngine
+    from opd_core.prompts.batches import ExampleEncoder
     from opd_core.types import Span
+    from opd_core.update.chunk import Chunk
+    from opd_core.update.loss_inputs import LossInputs
 
-Settings = type[Any] | None
-"""What a part takes in the config, a `config.section.Section`: an objective in [update.NAME], a
-curriculum in [focus.NAME], a template in [prompt.NAME], an engine in [NAME]. `of(NAME)` of these
-sections, and of the `Config` for engines, is what is given there, or its defaults. (To name the
-type here would be an import against the order of the rooms.)"""
+Settings: TypeAlias = "type[Section] | None"
+"""What a part takes in the config: an objective in [update.NAME], a curriculum in [focus.NAME], a
+template in [prompt.NAME], an engine in [NAME]. `of(NAME)` of these sections, and of the `Config`
+for engines, is what is given there, or its defaults."""
 TeacherNeed = Literal["nothing", "logprobs", "distribution", "vocabulary"]
 
 
@@ -34,11 +42,10 @@ class Objective:
 
     about: str
     """What it is, in one sentence."""
-    loss: Callable[[Any, Any, Tensor | None], Tensor]
-    """(`update.loss_inputs.LossInputs`, `update.chunk.Chunk`, importance weights [C] or None) ->
-    the loss of each completion token, [C]. (To name the first two types here would be an import
-    against the order of the rooms.) Its module imports torch where it computes, so that a config is
-    read without. Its settings are `inputs.settings.of(NAME)`."""
+    loss: Callable[[LossInputs, Chunk, Tensor | None], Tensor]
+    """(..., importance weights [C] or None) -> the loss of each completion token, [C]. Its module
+    imports torch where it computes, so that a config is read without. Its settings are
+    `inputs.settings.of(NAME)`."""
     settings: Settings = None
     of_teacher: TeacherNeed = "nothing"
     """`logprobs` of the sampled tokens; its `distribution`, of which the kept top-k will do; or
@@ -50,7 +57,7 @@ class Objective:
     """The ratio has to be exactly 1 before the first step: pi_v is always the trainer's own."""
     needs_groups: bool = False
     """It compares all answers to an example: `Fact.advantage`, by [update.grpo]."""
-    reference: Callable[[Any], bool] | None = None
+    reference: Callable[[UpdateSection], bool] | None = None
     """Whether these settings, [update], need the base student's log-probs (`Chunk.reference_C`)."""
     importance: Literal["token", "prefix"] | None = None
     """The weights that mend it where another engine has sampled, which `update.tis = "auto"` takes:
@@ -77,10 +84,10 @@ class Curriculum:
 
     about: str
     """What it takes, in one sentence."""
-    pick: Callable[[pl.DataFrame, Any, int], pl.DataFrame]
+    pick: Callable[[pl.DataFrame, FocusSection, int], pl.DataFrame]
     """(units, [focus], seed) -> the units in the columns of `focus.picked.PICKED`."""
     settings: Settings = None
-    ranked: Callable[[Any], pl.Expr] | None = None
+    ranked: Callable[[FocusSection], pl.Expr] | None = None
     """Which units it ranks by the disagreement; None: none, it needs no answers of the teacher."""
     needs_student: bool = True
     """Whether a unit without an IoU is left out."""
@@ -112,16 +119,17 @@ class Engine:
 
     about: str
     """What it is, in one sentence."""
-    opened: Callable[[Any, Any, str, Any, int], AbstractContextManager[Any]]
-    """(`config.load.Config`, folder of a checkpoint, its dtype, `prompts.batches.ExampleEncoder`,
-    tokens of the longest answer) -> a `engines.base.OpenedEngine` for one stage, whose `name` is
-    that of the config. Imports what is heavy inside, so that a config is read without."""
+    opened: Callable[[Config, Path, str, ExampleEncoder, int], AbstractContextManager[OpenedEngine]]
+    """(config, folder of a checkpoint, its dtype, encoder, tokens of the longest answer) -> what is
+    open for one stage, whose `name` is that of the config. Imports what is heavy inside, so that a
+    config is read without."""
     settings: Settings = None
     needs: tuple[str, ...] = ()
     """Packages, of which one has to be installed."""
-    scorer: Callable[[], tuple[str, str]] | None = None
+    scorer: Callable[[Config], tuple[str, str]] | None = None
     """Itself with its version, and the attention it runs, as a score's `scorer` and its content
-    hash have them; asked while it is not open. None: it cannot score."""
+    hash have them, which name its precision and its settings too; asked while it is not open. None:
+    it cannot score."""
     whole_distribution: bool = False
     """Its scores may have the entropy and the hidden states."""
     is_the_trainer: bool = False
@@ -129,13 +137,13 @@ class Engine:
     repeats: Callable[[], str] | None = None
     """The `version` of which one seed gives the same tokens again, in float32 on a CPU, so that an
     audit samples again; None: it scores what was sampled."""
-    room: Callable[[Any, Any, int], int] | None = None
-    """(Config, ExampleEncoder, tokens of the longest answer) -> the tokens that it has room for;
+    room: Callable[[Config, ExampleEncoder, int], int] | None = None
+    """(config, encoder, tokens of the longest answer) -> the tokens that it has room for;
     None: as many as the model."""
     room_setting: str = ""
     """The key that raises it."""
-    dtype: Callable[[Any], str | None] | None = None
-    """(Config) -> the precision that it runs every model in; None: that of the model."""
+    dtype: Callable[[Config], str | None] | None = None
+    """The precision that it runs every model in; None: that of the model."""
 
     def installed(self) -> str | None:
         """The version of what it needs; None where that is not installed."""

@@ -59,7 +59,7 @@ class Registry(Generic[Part]):
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Of a field `Annotated[str, registry]`: a name of it, or a table whose keys are names."""
+        """Let `Annotated[str, registry]` take a name of it, or a table whose keys are names."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def known(value: Any) -> Any:
@@ -101,7 +101,7 @@ class Registry(Generic[Part]):
             return own
         try:
             part = self._others[name][0].load()
-        except Exception as error:  # whatever a module of somebody else's does
+        except (Exception, SystemExit) as error:  # whatever a module of somebody else's does
             raise VideoOPDError(
                 f"the entry point {givers[0]} of {self.group} cannot be loaded: "
                 f"{type(error).__name__}: {error}; repair its package, or uninstall it"

@@ -219,7 +219,7 @@ class Rollout:
     engine_mismatch: Annotated[
         float | None,
         "Largest |trainer's - sampling| log-prob of a token, where the rollout was "
-        "its stage's probe; None elsewhere.",
+        "compared by the gate; None elsewhere.",
     ]
     seconds: Annotated[float, "Wall-clock of this rollout's share of its batch."]
     second_per_grid: Annotated[

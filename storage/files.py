@@ -44,7 +44,7 @@ def told_by_disk(error: BaseException) -> str | None:
 
 
 def short(path: Path) -> Path:
-    """From this folder, where it is below it: as one types it."""
+    """The path as one types it: from this folder, where it is below it."""
     path, here = path.absolute(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -131,7 +131,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_bytes_whole(path: Path, content: bytes | memoryview) -> None:
-    """As `write_whole`."""
+    """Writes `content` as `write_whole` does its text."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:

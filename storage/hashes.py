@@ -69,7 +69,7 @@ class FolderCache:
         self._write(content)
 
     def moved(self, old: Path, new: Path) -> None:
-        """After a rename, which leaves the files as they were."""
+        """Keep a folder's hash after a rename, which leaves the files as they were."""
         content = self._content()
         entry = content.pop(str(old.resolve()), None)
         if entry:
@@ -93,7 +93,7 @@ class FolderCache:
 
 
 class WeightsCache(FolderCache):
-    """Of the tensors in a folder."""
+    """Hashes of the tensors in folders."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _stats)
@@ -163,7 +163,8 @@ def _hash_file(path: Path) -> Mapping[str, str]:
 
 
 def _is_finite(values: memoryview, dtype: str) -> bool:
-    """Of a tensor's bytes: an exponent of ones alone is an infinity or NaN (IEEE 754, bfloat16)."""
+    """Whether a tensor's bytes are: an exponent of ones alone is an infinity or NaN (IEEE 754,
+    bfloat16)."""
     if dtype not in _EXPONENTS:
         return True
     import numpy as np

@@ -80,17 +80,8 @@ def stage_named(name: str) -> Stage:
 
 
 def place(name: str) -> int:
-    """Of a stage in the order; a rescore comes last."""
+    """Index of a stage in the order; a rescore comes last."""
     return _EVERY.index(_BY_NAME[name])
-
-
-def stages_before(name: str) -> tuple[str, ...]:
-    """The stages of a round that come before one of them.
-
-    >>> stages_before("rollout")
-    ('draw', 'validate')
-    """
-    return STAGES[: STAGES.index(name)]
 
 
 @cache
@@ -108,6 +99,16 @@ def makes_stale(name: str) -> tuple[str, ...]:
         if not (stage.once or stage.of_made_policy) and set(stale) & set(stage.reads):
             stale.append(stage.name)
     return tuple(stale[1:])
+
+
+def stage_command(stage: str, config: str, round: int, force: bool = False) -> str:
+    """What runs a stage of a round; `config` as one types it.
+
+    >>> stage_command("score", "tiny.toml", 2, force=True)
+    'videoopd stage score tiny.toml --round 2 --force'
+    """
+    name = stage if stage == RESCORE.name else f"stage {stage}"
+    return f"videoopd {name} {config} --round {round}{' --force' if force else ''}"
 
 
 def round_number(stage: str, policy_version: int) -> int:

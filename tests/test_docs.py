@@ -166,7 +166,9 @@ def test_paths_of_the_map_exist() -> None:
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     if page == ROOT / "CHANGELOG.md":
         return
-    named = re.findall(r"`((?:flows|opd_core|storage|tests)/[\w/.-]+)`", page.read_text())
+    named = re.findall(
+        r"`((?:flows|opd_core|storage|tests)/[\w/.-]+|[\w.-]+/[\w/.-]+\.py)`", page.read_text()
+    )
     recipes = {path for path in named if "NAME" in path}
     assert [path for path in named if path not in recipes and not (ROOT / path).exists()] == []
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from flows.audit.named import config_hash_of, config_of, grouped, selected_of
+from flows.console.report import cut
 from opd_core.types import GroundingExample, Rollout, TeacherScore
 from storage.audit import links as store
 from storage.audit.links import BrokenLink, Checked
 
 if TYPE_CHECKING:
-    from opd_core.audit.again import Comparison
+    from opd_core.audit.again import DoneAgain
     from storage.runs.run import Run
 
 
@@ -100,7 +101,7 @@ def scored(run: Run, share: float, tolerance: float | None, generator: random.Ra
     return _together(compared)
 
 
-def _together(compared: list[Comparison]) -> Checked:
+def _together(compared: list[DoneAgain]) -> Checked:
     tokens = sum(c.tokens for c in compared)
     largest = max((c.largest for c in compared), default=0.0)
     exact = bool(compared) and all(c.bitwise for c in compared)
@@ -108,7 +109,7 @@ def _together(compared: list[Comparison]) -> Checked:
     return Checked(sum(c.rollouts for c in compared), "rollouts", (f"{tokens:,} tokens, {how}",))
 
 
-def _unchanged(run: Run, compared: Comparison) -> None:
+def _unchanged(run: Run, compared: DoneAgain) -> None:
     difference = compared.difference
     if difference is None:
         return
@@ -119,11 +120,6 @@ def _unchanged(run: Run, compared: Comparison) -> None:
     if compared.bitwise and "logprobs[" in difference.what:
         hint = " (rounding differs between processors: --tolerance 1e-4 allows for it)"
     raise BrokenLink(
-        f"{where}: {difference.what} was {_short(difference.was)} and is now "
-        f"{_short(difference.now)}{hint}"
+        f"{where}: {difference.what} was {cut(repr(difference.was), 120)} and is now "
+        f"{cut(repr(difference.now), 120)}{hint}"
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -72,8 +72,8 @@ def scores(run: Run) -> Checked:
 
 def _contents(run: Run) -> None:
     columns = ("policy_version", "rollout_id", "teacher_hash", "scorer", "content_hash")
-    found = run.teacher_scores().select(columns).collect()
-    for (version,), rows in found.group_by("policy_version"):
+    scores = run.teacher_scores().select(columns).collect()
+    for (version,), rows in scores.group_by("policy_version"):
         this = pl.col("policy_version") == version
         answers = {r.rollout_id: r for r in run.read("rollouts", Rollout, this)}
         for _, rollout_id, teacher, scorer, digest in rows.sort("rollout_id").iter_rows():
@@ -165,8 +165,8 @@ def _foreign(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _by_protocols(
     row: dict[str, Any], span: Span | None, truth: Sequence[Span]
 ) -> Iterator[Compared]:
-    """Of all that a protocol made of an answer; nothing where it was not kept yet, or where it is
-    not installed."""
+    """Compare all that each protocol made of an answer; nothing where it was not kept yet, or where
+    the protocol is not installed."""
     timelens = {end: row[f"timelens_{end}"] for end in ("start", "end", "iou")}
     others = ((stored["protocol"], stored) for stored in _foreign(row))
     for name, values in (("timelens", timelens), *others):

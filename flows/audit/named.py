@@ -30,33 +30,37 @@ def config_of(run: Run, digest: str) -> Config:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise BrokenLink(
+                f"{file}: no package that is installed here takes {where}; install the one it is of"
+            ) from None
         raise BrokenLink(f"{file}: {where or 'it'} cannot be read ({problem['msg']})") from None
-    if (found := config_hash(json.loads(text))) != digest:
-        raise BrokenLink.at(str(file), "its hash", found, digest)
+    if (now := config_hash(json.loads(text))) != digest:
+        raise BrokenLink.at(str(file), "its hash", now, digest)
     return config
 
 
 def config_hash_of(run: Run, table: str, version: int) -> str:
-    """Of the config that a round's rows in a table were written with, the last of them."""
+    """Hash of the config that a round's rows in a table were written with, the last of them."""
     frame = run.scan(table).filter(pl.col("policy_version") == version)
-    found = frame.sort("written_at").select("config_hash").collect().to_series()
-    if found.is_empty():
+    hashes = frame.sort("written_at").select("config_hash").collect().to_series()
+    if hashes.is_empty():
         raise BrokenLink(f"{table}: it has no rows of policy {version}, whose round is committed")
-    return str(found[-1])
+    return str(hashes[-1])
 
 
 def selected_of(run: Run, version: int) -> list[Rollout]:
     this = pl.col("policy_version") == version
     taken = run.selections().filter(this & pl.col("selected")).select("rollout_id").collect()
     ids = set(taken["rollout_id"])
-    found = [r for r in run.read("rollouts", Rollout, this) if r.rollout_id in ids]
-    if lost := ids - {r.rollout_id for r in found}:
+    rollouts = [r for r in run.read("rollouts", Rollout, this) if r.rollout_id in ids]
+    if lost := ids - {r.rollout_id for r in rollouts}:
         raise BrokenLink(f"selections, {min(lost)}: it was selected, and there is no such rollout")
-    return found
+    return rollouts
 
 
 def examples_of(run: Run, version: int, wanted: set[str]) -> list[GroundingExample]:
-    """Those of the round's draw that are wanted, in the order of the draw."""
+    """Examples of the round's draw that are wanted, in the order of the draw."""
     draws = run.read("draws", Draw, pl.col("policy_version") == version)
     mine = pl.col("example_id").is_in([d.example_id for d in draws])
     examples = {e.example_id: e for e in run.last_known_examples(mine)}

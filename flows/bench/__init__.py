@@ -1,1 +1,1 @@
-"""What `make bench` measures of whole commands and runs."""
+"""What `videoopd bench` measures: trees, tables, the store, whole rounds, kills, idle commands."""

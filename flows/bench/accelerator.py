@@ -11,33 +11,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from flows.bench.drawn import DrawnTokenizer, Shape, drawn_model, drawn_prompt
 from flows.bench.interleaved import Row
-from opd_core import torchvision_guard
 from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel
-from opd_core.model.vision_input import VisionInput
-from opd_core.prompts.encoder import EncodedPrompt
 from opd_core.update import objectives
 
 ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
+SIDE = 8
+"""A frame is 8 x 8 vision tokens."""
+VIDEO_TOKENS = (4096, 8192)
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense, from the vendor's data sheets; MFU is left out for a chip that is not here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    name: str
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    video_tokens: tuple[int, ...]
 
 
 _TEXT = {
@@ -54,7 +45,6 @@ SHAPES = (
          "num_attention_heads": 16},
         {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
          "out_hidden_size": 2048, "deepstack_visual_indexes": [5, 11, 17]},
-        (4096, 8192),
     ),
     Shape(
         "Qwen3-VL-8B",
@@ -62,7 +52,6 @@ SHAPES = (
          "num_attention_heads": 32},
         {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
          "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]},
-        (4096, 8192),
     ),
 )  # fmt: skip
 SMALL = Shape(
@@ -72,65 +61,29 @@ SMALL = Shape(
      "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
     {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
      "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
-    (256,),
 )  # fmt: skip
-
-
-class _Tokenizer:
-    """The last ids are Qwen's vision tokens; no id ends an answer."""
-
-    eos_token_id = None
-
-    def __init__(self, vocabulary: int) -> None:
-        names = QWEN3_VL.placeholders
-        words = vocabulary - len(names)
-        self.ids = {name: words + i for i, name in enumerate(names)}
-        self._vocabulary = {f"t{i}": i for i in range(words)} | self.ids
-
-    def get_vocab(self) -> dict[str, int]:
-        return self._vocabulary
 
 
 def accelerator_rows(repetitions: int = 3) -> Iterator[Row]:
     """Rows for each shape and prompt length on this machine."""
     cuda = torch.cuda.is_available()
     for shape in SHAPES if cuda else (SMALL,):
-        model = _build(shape, torch.device("cuda" if cuda else "cpu"))
-        for video_tokens in shape.video_tokens:
+        model = drawn_model(shape, torch.device("cuda" if cuda else "cpu"))
+        for video_tokens in VIDEO_TOKENS if cuda else (256,):
             yield from _measure(shape, model, video_tokens, repetitions)
         del model
         if cuda:
             torch.cuda.empty_cache()
 
 
-def _build(shape: Shape, device: torch.device) -> TreeModel:
-    torchvision_guard.install()
-    tokenizer = _Tokenizer(shape.text["vocab_size"])
-    config = QWEN3_VL.load_class().config_class(
-        text_config=shape.text,
-        vision_config=shape.vision,
-        image_token_id=tokenizer.ids["<|image_pad|>"],
-        video_token_id=tokenizer.ids["<|video_pad|>"],
-        vision_start_token_id=tokenizer.ids["<|vision_start|>"],
-        vision_end_token_id=tokenizer.ids["<|vision_end|>"],
-    )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(0)
-    with device:
-        previous = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            model = QWEN3_VL.load_class()(config).eval()
-        finally:
-            torch.set_default_dtype(previous)
-    QWEN3_VL.freeze_vision(model)
-    return TreeModel(model, tokenizer)
-
-
 def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int) -> Iterator[Row]:
-    tree, prompt = _tree(shape, model, video_tokens)
-    apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in _answers(tree)]
-    engine = HFEngine(model, _Tokenizer(shape.text["vocab_size"]))
+    tokenizer = DrawnTokenizer.of(shape)
+    prompt = drawn_prompt(tokenizer, video_tokens // SIDE**2, SIDE, SENTENCE, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    answers = [(i, tokenizer.draw(ANSWER, generator)) for i in range(ROLLOUTS)]
+    tree = grow([prompt.token_ids], [answers], prompt.vision)
+    apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in answers]
+    engine = HFEngine(model, tokenizer)
     language = sum(p.numel() for p in QWEN3_VL.module(model.model, QWEN3_VL.text).parameters())
 
     def sample(group: int) -> None:
@@ -154,7 +107,7 @@ def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
                 loss = loss + objectives.policy_gradient(chosen_C, old_C, old_C - 0.5).sum()
             loss.backward()
 
-    answers = ROLLOUTS * ANSWER
+    written = ROLLOUTS * ANSWER
     for stage, by_tree, separately, per_token in (
         ("sample", lambda: sample(ROLLOUTS), lambda: sample(1), 2),
         ("score", lambda: score([tree]), lambda: score(apart), 2),
@@ -162,7 +115,7 @@ def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
     ):
         seconds, memory = _time(by_tree, repetitions, model.device)
         slow, slow_memory = _time(separately, repetitions, model.device)
-        flops = per_token * language * (len(prompt.token_ids) + answers)
+        flops = per_token * language * (len(prompt.token_ids) + written)
         yield Row(
             f"{shape.name}, {video_tokens} video tokens, {stage}: separate / tree",
             slow / seconds,
@@ -171,43 +124,13 @@ def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int
             None,
             {
                 "device": _device_name(model.device),
-                "answer tokens a second, tree": answers / seconds,
-                "answer tokens a second, separate": answers / slow,
+                "answer tokens a second, tree": written / seconds,
+                "answer tokens a second, separate": written / slow,
                 "MFU of the language model, tree": _mfu(flops / seconds, model.device),
                 "peak MiB, tree": memory,
                 "peak MiB, separate": slow_memory,
             },
         )
-
-
-def _tree(shape: Shape, model: TreeModel, video_tokens: int) -> tuple[PrefixTree, EncodedPrompt]:
-    ids = _Tokenizer(shape.text["vocab_size"]).ids
-    generator = torch.Generator().manual_seed(0)
-    frames, per_frame = video_tokens // 64, 64
-    plain = shape.text["vocab_size"] - 5
-
-    def words(count: int) -> list[int]:
-        return torch.randint(0, plain, (count,), generator=generator).tolist()
-
-    video = [
-        token
-        for _ in range(frames)
-        for token in (
-            *words(4),
-            ids["<|vision_start|>"],
-            *[ids["<|video_pad|>"]] * per_frame,
-            ids["<|vision_end|>"],
-        )
-    ]
-    patches = torch.randn(frames * per_frame * 4, 3 * 2 * 16 * 16, generator=generator)
-    vision = VisionInput(patches, (frames, 16, 16), 1.0)
-    prompt = EncodedPrompt(tuple(video + words(SENTENCE)), vision)
-    answers = [(i, words(ANSWER)) for i in range(ROLLOUTS)]
-    return grow([prompt.token_ids], [answers], vision), prompt
-
-
-def _answers(tree: PrefixTree) -> list[tuple[Any, tuple[int, ...]]]:
-    return [(s.key, s.token_ids) for s in tree.segments if s.key is not None]
 
 
 def _time(

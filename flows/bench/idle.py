@@ -65,7 +65,7 @@ def _seconds(command: Sequence[str], code: int) -> tuple[float, float]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     before, began = _cpu_of_children(), time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *command, *overrides],
+        [sys.executable, "-P", "-m", "flows.cli", *command, *overrides],
         capture_output=True,
         text=True,
         env=environment,

@@ -161,11 +161,11 @@ def _killed_run(bench: _Bench, number: int) -> list[str]:
     """Kills one run again and again until it is finished; what is wrong with it then."""
     path = bench.folder / f"run-{number}"
     for _ in range(ATTEMPTS):
-        left = bench.rounds - len(_finished(path))
-        if not left:
+        rounds = bench.rounds - len(_finished(path))
+        if not rounds:
             break
         while_starting = bench.moments.random() < 1 / FROM_THE_START
-        child = _start(bench, path, left, None if while_starting else bench.api)
+        child = _start(bench, path, rounds, None if while_starting else bench.api)
         in_stage = None
         if bench.kills < bench.wanted:
             in_stage = _kill(bench, child, path, while_starting)
@@ -230,16 +230,17 @@ def _start(bench: _Bench, path: Path, rounds: int, api: str | None) -> subproces
     """`videoopd run`, as a person would start it, with a Prefect home that is the bench's."""
     settings = SHORT_ROUNDS | {"run.path": path}
     overrides = [text for item in settings.items() for text in ("--set", "{}={}".format(*item))]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     if api is not None:
-        kept["PREFECT_API_URL"] = api
+        environment["PREFECT_API_URL"] = api
     with path.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "run", bench.config, "--rounds", str(rounds),
              *overrides],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             cwd=Path(__file__).resolve().parents[2],
-            env={**kept, "PREFECT_HOME": str(_home(bench.folder)), "OMP_NUM_THREADS": "1"},
+            env=environment
+            | {"PREFECT_HOME": str(_home(bench.folder)), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
 
@@ -254,24 +255,24 @@ def _holds(child: subprocess.Popen[bytes], path: Path) -> bool:
 
 def _end_all(folder: Path) -> None:
     """SIGKILL to all that has this bench's Prefect home: the command, its server, its decoders."""
-    while found := _alive(str(_home(folder))):
-        for process in found:
+    while processes := _alive(str(_home(folder))):
+        for process in processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(found, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
 
 
 def _alive(home: str) -> list[psutil.Process]:
-    found = []
+    alive = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("PREFECT_HOME") == home:
-                found.append(process)
+                alive.append(process)
         except (psutil.Error, OSError):
             continue  # ended meanwhile, or another user's
-    return found
+    return alive
 
 
 def _finished(path: Path) -> list[int]:

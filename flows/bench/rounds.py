@@ -104,7 +104,7 @@ def _trained(
 ) -> list[Trained]:
     trained = []
     for example in examples:
-        kept = tuple(r for r in rollouts[example.example_id] if r.rollout_id in scores)
-        if kept:
-            trained.append(Trained(example, kept, tuple(scores[r.rollout_id] for r in kept)))
+        scored = tuple(r for r in rollouts[example.example_id] if r.rollout_id in scores)
+        if scored:
+            trained.append(Trained(example, scored, tuple(scores[r.rollout_id] for r in scored)))
     return trained

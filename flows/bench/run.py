@@ -121,6 +121,12 @@ def _sampling() -> Iterator[Row]:
     yield from rollout_count_rows(REPETITIONS)
 
 
+def _claims_cost() -> Iterator[Row]:
+    from flows.bench.claims_cost import claims_cost_rows
+
+    return claims_cost_rows()
+
+
 def _memory() -> Iterator[Row]:
     from flows.bench.trees import memory_row
 
@@ -294,6 +300,9 @@ class Bench:
 BENCHES = {
     "trees": Bench("prefix trees against separate sequences: score and update", _trees),
     "sampling": Bench("HF sampling from one prefill; whole rounds by rollouts", _sampling),
+    "claims-cost": Bench(
+        "a step of OPD-1 against GRPO-8, prompts repeated and shared", _claims_cost
+    ),
     "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
     "accelerator": Bench("Qwen3-VL-2B and -8B shapes on CUDA", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),

@@ -64,9 +64,9 @@ def _asked(asked: dict[str, Any], rows: int) -> Iterator[Row]:
         p95_on_a_new_scan=1000 * _p95(fresh),
     )  # fmt: skip
     ratios = {
-        name: {**found, "ratio": found["parquet"] / found["lance"]}
-        for name, found in asked.items()
-        if isinstance(found, dict) and "parquet" in found
+        name: {**seconds, "ratio": seconds["parquet"] / seconds["lance"]}
+        for name, seconds in asked.items()
+        if isinstance(seconds, dict) and "parquet" in seconds
     }
     first = next(iter(ratios))
     yield at_least(

@@ -48,7 +48,7 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
 
     tables = Tables.create(folder)
     seconds: dict[str, float] = {}
-    kept: dict[str, int] = {}
+    sizes_now: dict[str, int] = {}
     makers: dict[str, Callable[[int], Iterator[list[Any]]]] = {
         "rollouts": _rollouts,
         "teacher_scores": _scores,
@@ -70,10 +70,10 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
         files = [
             f for fragment in tables._dataset(name).get_fragments() for f in fragment.data_files()
         ]
-        kept[name] = sum(file.file_size_bytes or 0 for file in files)
+        sizes_now[name] = sum(file.file_size_bytes or 0 for file in files)
     sizes = {name: _size(folder / f"{name}.lance") for name in makers}
     return {
-        "rows": rows, "seconds": seconds, "bytes": kept, "bytes with what tags keep": sizes,
+        "rows": rows, "seconds": seconds, "bytes": sizes_now, "bytes with what tags keep": sizes,
         "batch": BATCH, **peak_memory(),
     }  # fmt: skip
 
@@ -258,7 +258,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def limit_cores() -> None:
-    """Before polars and Lance are imported: they read the number of threads once."""
+    """Call it before polars and Lance are imported: they read the number of threads once."""
     os.environ |= {"POLARS_MAX_THREADS": str(CORES), "LANCE_CPU_THREADS": str(CORES)}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])

@@ -20,7 +20,7 @@ RUN = "a run's folder, or the config that made it"
 RUN_AT = f"{RUN}; RUN@3 is the run as of round 3"
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """Commands in the order they were given."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -101,7 +101,7 @@ def command(name: str, about: str) -> Callable[[Function], click.Command]:
 def group(name: str, about: str, *commands: click.Command) -> click.Group:
     """Make a command that has commands."""
     return quiet(
-        Group(
+        CommandGroup(
             name, commands=commands, help=sentence(about), short_help=about, no_args_is_help=False
         )
     )

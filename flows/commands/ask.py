@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.console.progress import is_quiet
-from flows.console.report import console, number, table
+from flows.console.report import console, cut, number, table
 from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.audit.links import base_path
@@ -60,7 +60,7 @@ def print_diff(a: Run, b: Run, format: str) -> None:
 def _inputs(difference: Diff) -> Table:
     made = table("input", "A", "B")
     for row in difference.inputs:
-        made.add_row(row.name, _short(row.a), _short(row.b))
+        made.add_row(row.name, _shown(row.a), _shown(row.b))
     return made
 
 
@@ -135,9 +135,10 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
     return 1 if broken else 0
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """A value as text; of a hash, its beginning."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return f"{text[:16]}..." if len(text) == 64 and text.isalnum() else text
+    return cut(text, 19) if len(text) == 64 and text.isalnum() else text
 
 
 def _print_json(content: Any) -> None:

@@ -21,6 +21,7 @@ from typing import IO
 
 from flows.commands.probe_cache import ProbeCache
 from flows.console.progress import progress, waiting
+from flows.console.report import cut
 from opd_core.annotations.formats.found import Format, Found
 from opd_core.annotations.formats.readers import FORMATS
 from opd_core.annotations.importing import Decision, Rules, decide, timelens_rows
@@ -155,7 +156,7 @@ def import_files(options: ImportOptions) -> ImportSummary:
 def _why_nothing(summary: ImportSummary) -> str:
     """Tell the kinds of reason, most frequent first, each with its first one."""
     kinds = summary.left_out.most_common(3)
-    told = [f"{count:,} {kind}, the first {_short(summary.first[kind])}" for kind, count in kinds]
+    told = [f"{count:,} {kind}, the first {cut(summary.first[kind], 140)}" for kind, count in kinds]
     return "; ".join(told) or "it holds no annotation"
 
 
@@ -239,7 +240,7 @@ def print_summary(summary: ImportSummary) -> None:
     print(f"taken     {summary.taken:>7,} annotations of {videos:,} videos -> {summary.out}")
     print(f"left out  {left_out:>7,} annotations")
     for kind, count in summary.left_out.most_common():
-        print(f"          {count:>7,} {kind}, the first {_short(summary.first[kind])}")
+        print(f"          {count:>7,} {kind}, the first {cut(summary.first[kind], 140)}")
     if summary.several_spans:
         print(
             f"note      {summary.several_spans:>7,} sentences have several spans; all are kept in "
@@ -259,7 +260,3 @@ def print_summary(summary: ImportSummary) -> None:
     print(f"looked at {summary.looked_at:>7,} videos ({summary.known_before:,} were known before)")
     print(f"why       {report_path(summary.out)}")
     print(f'use       data.train = "{summary.out}" and data.videos = "{summary.videos}"')
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 140 else text[:137] + "..."

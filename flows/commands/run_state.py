@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.filesize import decimal
-
 from flows.commands.round_state import RoundState, count, last_config, round_state
-from flows.console.report import accuracy
+from flows.console.report import accuracy, size_text
 from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER
@@ -189,8 +187,8 @@ def _frames(run: Run) -> str:
     used = usage(folder)
     if used is None:
         return f"none kept yet in {folder}"
-    most = decimal(int(settings["max_gib"] * 2**30), precision=0)
-    size = decimal(used.bytes, precision=0)
+    most = size_text(int(settings["max_gib"] * 2**30))
+    size = size_text(used.bytes)
     return f"{used.videos:,} videos, {size} of at most {most} in {folder}"
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.filesize import decimal
 from rich.table import Table
 
 from flows.commands.run_state import Status, status_of
 from flows.console.progress import is_quiet
-from flows.console.report import console, number, table
+from flows.console.report import console, number, size_text, table
 from opd_core.spans.protocols.known import PROTOCOLS
 
 if TYPE_CHECKING:
     from storage.runs.run import Run
-
-size_text = partial(decimal, precision=0)
 
 
 def print_status(run: Run, config: str | None = None, as_json: bool = False) -> None:

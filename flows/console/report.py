@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from flows.console.progress import is_quiet
@@ -101,6 +102,16 @@ def rounds_table(
 def printable(text: str) -> str:
     """Escape control characters: a model may sample what would move the cursor."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def cut(text: str, longest: int) -> str:
+    """Shorten a text to so many characters, of which the last three then say that it goes on."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def size_text(count: int) -> str:
+    """Format a number of bytes: `35 MB`."""
+    return decimal(count, precision=0)
 
 
 def number(value: float | None, style: str = ".3f", absent: str = ABSENT) -> str:

@@ -93,7 +93,7 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
 def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) -> Answers:
     """`set_aside`: item_id and reason of what was asked and may have no answer."""
     examples = run.present().select("example_id", "source", "duration", video="video_path")
-    found = (
+    answers = (
         rows.select("example_id", *(value.alias(name) for name, value in per_example().items()))
         .join(examples, on="example_id")
         .with_columns(duration=duration_bucket(pl.col("duration")), seconds=pl.col("duration"))
@@ -103,9 +103,9 @@ def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) ->
     lost = set_aside.join(examples, left_on="item_id", right_on="example_id", how="semi")
     reasons = lost.join(rows, left_on="item_id", right_on="example_id", how="anti").select("reason")
     missing = reasons.collect()["reason"].to_list()
-    if found.is_empty():
+    if answers.is_empty():
         raise VideoOPDError(
             f"{who} has no answers to the eval split; give the config instead of the run, and "
             "`videoopd evaluate` asks for them"
         )
-    return Answers(who, found, len(missing), missing[0] if missing else None)
+    return Answers(who, answers, len(missing), missing[0] if missing else None)

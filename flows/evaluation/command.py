@@ -103,15 +103,15 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
 
 
-def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
+def _show_groups(answers: Answers, measured: list[Group], format: str) -> None:
     if format == "json":
-        groups = [asdict(group) for group in found]
+        groups = [asdict(group) for group in measured]
         _print_json({"who": answers.who, "left_out": answers.left_out, **_how(), "groups": groups})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "examples", "videos", "", *PROTOCOLS):
         table.add_column(name, justify="left" if not name else "right")
-    for group in found:
+    for group in measured:
         counts = [group.name, f"{group.examples:,}", f"{group.videos:,}"]
         for metric, shown in titles().items():
             given = [group.metrics.get(f"{name}_{metric}") for name in PROTOCOLS]
@@ -130,12 +130,12 @@ def _show_groups(answers: Answers, found: list[Group], format: str) -> None:
             f"the first because {answers.because}",
             markup=False,
         )
-    out.print(_footnote(found[0]), markup=False)
+    out.print(_footnote(measured[0]), markup=False)
 
 
-def _show_comparison(found: Comparison, format: str) -> None:
+def _show_comparison(comparison: Comparison, format: str) -> None:
     if format == "json":
-        _print_json({**asdict(found), **_how()})
+        _print_json({**asdict(comparison), **_how()})
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "A", "B", "A - B", "share of resamples <= 0"):
@@ -148,21 +148,23 @@ def _show_comparison(found: Comparison, format: str) -> None:
     names |= {no_span(name): f"{name} no span" for name in PROTOCOLS if PROTOCOLS[name].reader}
     names["parse_failures"] = "no span"
     for metric, shown in names.items():
-        sides = [_value(group.metrics[metric].value) for group in (found.of_a, found.of_b)]
-        apart = found.difference.metrics[metric]
+        sides = [
+            _value(group.metrics[metric].value) for group in (comparison.of_a, comparison.of_b)
+        ]
+        apart = comparison.difference.metrics[metric]
         share = apart.share_not_above_zero
         table.add_row(
             shown, *sides, _cell(apart, "+.3f"), ABSENT if share is None else f"{share:.4f}"
         )
     out = console()
-    out.print(f"A  {found.a}\nB  {found.b}", markup=False, soft_wrap=True)
+    out.print(f"A  {comparison.a}\nB  {comparison.b}", markup=False, soft_wrap=True)
     out.print(
-        f"{found.shared:,} examples that both answered; {found.only_a:,} only A, "
-        f"{found.only_b:,} only B",
+        f"{comparison.shared:,} examples that both answered; {comparison.only_a:,} only A, "
+        f"{comparison.only_b:,} only B",
         markup=False,
     )
     out.print(table)
-    out.print(_footnote(found.difference), markup=False)
+    out.print(_footnote(comparison.difference), markup=False)
 
 
 def _value(number: float | None, style: str = ".3f") -> str:

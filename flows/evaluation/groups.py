@@ -55,8 +55,8 @@ def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
 def _group(name: str, rows: pl.DataFrame) -> Group:
     names = list(per_example())
     values = rows.select(pl.col(names).cast(pl.Float64)).to_numpy()
-    found = estimates(np.ascontiguousarray(values), rows["video"].to_list())
-    metrics = dict(zip(names, found, strict=True))
+    intervals = estimates(np.ascontiguousarray(values), rows["video"].to_list())
+    metrics = dict(zip(names, intervals, strict=True))
     return Group(name, rows.height, rows["video"].n_unique(), metrics)
 
 
@@ -72,16 +72,16 @@ def numbers(group: Group) -> dict[str, float]:
 def compare(a: Answers, b: Answers) -> Comparison:
     """Paired on the examples that both answered. Raises `VideoOPDError` when they share none."""
     names = list(per_example())
-    left, right = (side.rows.cast(dict.fromkeys(names, pl.Float64)) for side in (a, b))
-    both = left.join(right.select("example_id", *names), on="example_id", suffix="_b")
+    rows_a, rows_b = (side.rows.cast(dict.fromkeys(names, pl.Float64)) for side in (a, b))
+    both = rows_a.join(rows_b.select("example_id", *names), on="example_id", suffix="_b")
     both = both.sort("example_id")
     if both.is_empty():
         raise VideoOPDError(
-            f"{a.who} ({left.height} examples) and {b.who} ({right.height}) share no example; "
+            f"{a.who} ({rows_a.height} examples) and {b.who} ({rows_b.height}) share no example; "
             "evaluate both on the same data.eval"
         )
     other = both.with_columns(pl.col(f"{name}_b").alias(name) for name in names)
     apart = both.with_columns(pl.col(name) - pl.col(f"{name}_b") for name in names)
     of_a, of_b, difference = (_group(ALL, rows) for rows in (both, other, apart))
-    only = left.height - both.height, right.height - both.height
+    only = rows_a.height - both.height, rows_b.height - both.height
     return Comparison(a.who, b.who, both.height, *only, of_a, of_b, difference)

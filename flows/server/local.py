@@ -30,11 +30,11 @@ from flows.server import prefect_settings as settings
 from flows.server.processes import carries, start, stop
 from opd_core.types import VideoOPDError
 from storage import locks
-from storage.files import write_whole
+from storage.files import short, write_whole
 
 DEFAULT_PORT = 4200
 START_SECONDS = 120.0
-"""Longest wait for a server or the deployments; the first start makes a database."""
+"""Longest wait for a server, and for the deployments; the first start makes a database."""
 _PROFILE_HEADER = "# Written by `videoopd up`, removed by `videoopd down`.\n"
 
 
@@ -56,12 +56,19 @@ def up(say: Callable[[str], None] = print) -> str:
         say("starting a Prefect server and the deployments (about 20 seconds)")
         try:
             serving = _start("flows.serving", str(port), mark=_mark(), log="deployments.log")
-            _wait(lambda: current() == url, serving, "the deployments", "deployments.log")
+            # The server's start and then that of the deployments, each as slow as it may be.
+            _wait(
+                lambda: current() == url,
+                serving,
+                "the deployments",
+                "deployments.log",
+                2 * START_SECONDS,
+            )
         except BaseException:
             _end()
             raise
         _publish_profile(url, say)
-        say(f"up: {_page(url)} (logs in {_short(settings.home())})")
+        say(f"up: {_page(url)} (logs in {short(settings.home())})")
         return url
 
 
@@ -133,20 +140,24 @@ def _start(
     )
 
 
-def _wait(ready: Callable[[], bool], process: Popen[bytes], what: str, log: str) -> None:
-    end = time.monotonic() + START_SECONDS
+def _wait(
+    ready: Callable[[], bool],
+    process: Popen[bytes],
+    what: str,
+    log: str,
+    seconds: float = START_SECONDS,
+) -> None:
+    end = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None:
             raise VideoOPDError(f"{what} did not start; the reason is in {_log_end(log)}")
         if time.monotonic() > end:
-            raise VideoOPDError(
-                f"{what} did not answer in {START_SECONDS:.0f} s; see {_log_end(log)}"
-            )
+            raise VideoOPDError(f"{what} did not answer in {seconds:.0f} s; see {_log_end(log)}")
         time.sleep(0.2)
 
 
 def _one_at_a_time(command: str) -> AbstractContextManager[object]:
-    return locks.held(settings.home() / "up.lock", command, timeout=2 * START_SECONDS)
+    return locks.held(settings.home() / "up.lock", command, timeout=3 * START_SECONDS)
 
 
 def _loopback(port: int) -> str:
@@ -165,7 +176,7 @@ def _choose_port() -> tuple[int, str | None]:
     if parts.hostname not in ("127.0.0.1", "localhost") or parts.path.rstrip("/") != "/api":
         raise VideoOPDError(
             f"`up` starts a server on this machine, but PREFECT_API_URL = {url}; unset it, or "
-            "serve the deployments of that server with `python -m flows.serving`"
+            "serve the deployments of that server with `python -P -m flows.serving`"
         )
     port = parts.port or DEFAULT_PORT
     if not _is_free(port):
@@ -254,12 +265,8 @@ def _log_end(name: str) -> str:
     path = settings.home() / name
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
-    return f"{_short(path)}" + (f" (last line: {last})" if last else "")
+    return str(short(path)) + (f" (last line: {last})" if last else "")
 
 
 def _page(api_url: str) -> str:
     return api_url.removesuffix("/api")
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -38,6 +38,10 @@ _QUIET = {
 }
 """Nothing here needs the network, so nothing may try."""
 
+_OUR_OWN_IMPORTS = {"PYTHONSAFEPATH": "1"}
+"""Python's -P, which flow runs inherit: the folder they start in is the user's, who may have a
+folder `flows` of their own there."""
+
 
 def project_root() -> Path:
     """The folder with `prefect.toml`: this one if it has it, else the checkout of this program; the
@@ -75,7 +79,10 @@ def profiles_elsewhere() -> Path | None:
 
 
 def environment() -> dict[str, str]:
-    """`prefect.toml` as environment variables, with absolute paths; what is set already wins."""
+    """Give `prefect.toml` as environment variables, with absolute paths; what is set already wins.
+
+    With them comes what keeps a Prefect process from importing the folder it starts in.
+    """
     own, shipped = project_root() / "prefect.toml", shipped_files() / "prefect.toml"
     settings = _flatten(tomllib.loads((own if own.is_file() else shipped).read_text()))
     settings |= {name: str(home() / place) for name, place in _PATHS.items()}
@@ -83,7 +90,7 @@ def environment() -> dict[str, str]:
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         settings["PREFECT_API_AUTH_STRING"] = password  # the server asks its own clients for it
     settings = {name: os.environ.get(name, value) for name, value in settings.items()}
-    return settings | {"PREFECT_HOME": str(home())}
+    return settings | {"PREFECT_HOME": str(home())} | _OUR_OWN_IMPORTS
 
 
 def apply() -> None:

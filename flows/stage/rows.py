@@ -23,6 +23,7 @@ from opd_core.types import (
     make_rollout_id,
     make_seed,
 )
+from storage.stages import stage_command
 
 
 def of_round(policy: Policy) -> pl.Expr:
@@ -180,25 +181,25 @@ def check_complete(work: Work, policy: Policy) -> None:
 def why_none(work: Work, policy: Policy) -> str:
     """Why a round has no rollouts, and the fix."""
     config = config_words(work.run)
+    draw_again = stage_command("draw", config, policy.round, force=True)
     if removed := gone(work, policy):
         return (
             f"{len(removed)} of its examples are no longer in {work.config.data.train.name}; draw "
-            f"others with `videoopd stage draw {config} --round {policy.round} --force`"
+            f"others with `{draw_again}`"
         )
     rows = [r for r in set_aside(work, policy) if r.stage in ("validate", "rollout")]
     if rows:
         return (
             f"{len(rows)} are in quarantine, the first because {rows[0].reason}; draw others with "
-            f"`videoopd stage draw {config} --round {policy.round} --force`, or correct that and "
-            "start a new run"
+            f"`{draw_again}`, or correct that and start a new run"
         )
     if not curriculum.needs_predictions(work.config.focus):
         return "run the rollout stage first"
     return (
         "no example has answers of the teacher that reach focus.min_teacher_iou = "
-        f"{work.config.focus.min_teacher_iou}; ask it with `videoopd stage validate {config} "
-        f"--round {policy.round}`, draw others with `videoopd stage draw "
-        f"{config} --round {policy.round} --force`, or lower the bound"
+        f"{work.config.focus.min_teacher_iou}; ask it with "
+        f"`{stage_command('validate', config, policy.round)}`, draw others with `{draw_again}`, or "
+        "lower the bound"
     )
 
 

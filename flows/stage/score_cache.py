@@ -32,7 +32,7 @@ ROWS_WITH_HIDDEN_STATES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a round's unscored rollouts is copied, and what is scored."""
+    """A round's unscored rollouts: those that are copied, and those that are scored."""
 
     known: dict[Run, dict[str, list[Rollout]]]
     """run -> id of a rollout that is scored there -> rollouts that get a copy of its row."""

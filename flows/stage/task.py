@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from flows.stage.costs import measured
 from flows.stage.prepare import Work
+from flows.stage.typed_config import config_words
 from flows.summaries import Done, StageSummary
 from opd_core.types import Policy
 from storage.runs.begun import Begun
 
 
-class Stage:
+class StageFunction:
     """Inside a Prefect flow a task, elsewhere the function itself, which is `fn`.
 
     Its cost is recorded where somebody wants it.
@@ -48,7 +49,7 @@ def _begun_and_timed(
 ) -> Callable[[Work, Policy, bool], StageSummary]:
     def stage(work: Work, policy: Policy, force: bool = False) -> StageSummary:
         started = time.perf_counter()
-        begun = work.run.begin(name, policy.version, force)
+        begun = work.run.begin(name, policy.version, config_words, force)
         if begun.again:
             work.about_to_work()
         done = body(work, policy, begun)

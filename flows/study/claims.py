@@ -84,8 +84,8 @@ class ClaimSection(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two arms in one number."""
+class JudgedRow:
+    """A row of a claim: two arms in one number, and what it says."""
 
     what: str
     kind: Kind
@@ -103,7 +103,7 @@ class Claim:
     statement: str
     verdict: str
     """Of the first comparison, which is the claim's own; the others are beside it."""
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[JudgedRow, ...]
 
 
 def judge_claims(
@@ -132,7 +132,7 @@ def _pairs(ours: Sequence[Result], theirs: Sequence[Result], kind: Kind) -> Pair
     return [pair for pair in both if kind == "difference" or all(r.last.steps for r in pair)]
 
 
-def _compare(row: RowSection, pairs: Pairs) -> Comparison:
+def _compare(row: RowSection, pairs: Pairs) -> JudgedRow:
     arm, other = (f"`{result.arm}`" for result in pairs[0])
     metric, cost = METRICS[row.metric], UNITS[row.cost]
     if row.measure == "cost_to_best":
@@ -150,7 +150,7 @@ def _compare(row: RowSection, pairs: Pairs) -> Comparison:
         what = f"{metric} of {arm} - {other} at {budget:.0f} {UNITS[row.at_equal]}"
         value, low, high = _bounds(interval)
     verdict = _verdict(low, high, row.bound, above=row.kind == "difference")
-    return Comparison(what, row.kind, value, low, high, row.bound, verdict)
+    return JudgedRow(what, row.kind, value, low, high, row.bound, verdict)
 
 
 def _bounds(interval: Interval) -> tuple[float, float | None, float | None]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from flows.study.claims import ClaimSection
 from opd_core.config.load import Config, first_problem, load_config, read_toml
@@ -37,6 +37,17 @@ from opd_core.config.sections import Positive
 from opd_core.types import VideoOPDError
 
 Count = Annotated[int, Field(ge=0)]
+WORLDS = "worlds"
+"""Folder of a study in which no run lies."""
+
+
+def _folder_name(name: str) -> str:
+    """Refuses, before anything runs, what the folders of a study cannot be called."""
+    if name in ("", ".", "..", WORLDS) or "/" in name or "\0" in name:
+        raise ValueError(
+            f"{name!r} is to name a folder of the study's own; give it another name, without '/'"
+        )
+    return name
 
 
 class WorldSection(Section):
@@ -65,10 +76,19 @@ class StudySection(Section):
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     world: WorldSection
     settings: dict[str, Any] = Field(default_factory=dict)
-    arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
+    arms: Annotated[
+        dict[Annotated[str, AfterValidator(_folder_name)], ArmSection], Field(min_length=1)
+    ]
     only_arms: tuple[str, ...] = ()
     """Those of a condition that needs few; none named: all."""
     claims: tuple[ClaimSection, ...] = ()
+
+    @field_validator("claims", mode="before")
+    @classmethod
+    def _are_many(cls, claims: object) -> object:
+        if isinstance(claims, dict):
+            raise ValueError("[claims] is one table; write [[claims]] over each claim")
+        return claims
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -137,7 +157,7 @@ class Plan:
             raise VideoOPDError(f"{self.file} has no arm {name!r}; {self.study.meant(name)}")
 
     def world(self, seed: int) -> Path:
-        return self.root / "worlds" / f"seed-{seed}"
+        return self.root / WORLDS / f"seed-{seed}"
 
     def path(self, run: StudyRun) -> Path:
         return self.root / run.folder
@@ -210,7 +230,9 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Pla
     if quick and "quick" not in data:
         raise VideoOPDError(f"{path} has no [quick]; add it, or leave out --quick")
     changes = _table(path, "quick", data.pop("quick", {}))
-    conditions = _table(path, "conditions", data.pop("conditions", {"": {}}))
+    conditions: dict[str, object] = {"": {}}
+    if "conditions" in data:
+        conditions = _conditions(path, data.pop("conditions"))
     return [
         _plan(
             "-".join(filter(None, (path.stem, condition, "quick" if quick else ""))),
@@ -224,6 +246,21 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Pla
         )
         for condition, own in conditions.items()
     ]
+
+
+def _conditions(path: Path, value: object) -> dict[str, object]:
+    """Name -> what it changes."""
+    conditions = _table(path, "conditions", value)
+    if not conditions:
+        raise VideoOPDError(
+            f"{path}: [conditions] names none; add [conditions.NAME], or leave it out"
+        )
+    for name in conditions:
+        try:
+            _folder_name(name)
+        except ValueError as error:
+            raise VideoOPDError(f"{path}, conditions: {error}") from None
+    return conditions
 
 
 def _table(path: Path, name: str, value: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from flows.study.claims import Claim, Comparison
+from flows.study.claims import Claim, JudgedRow
 from flows.study.curves import Interval, tuning_means
 from flows.study.evidence import ArmRow, Evidence
 from flows.study.plot import plot
@@ -153,7 +153,7 @@ def _comparisons(claim: Claim) -> Iterator[str]:
         yield f"| {c.what} | {measured} | {_bounds(c)} | {wanted} | {_verdict(c)} |"
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict(comparison: JudgedRow) -> str:
     if comparison.low is None or comparison.high is None:
         return f"{comparison.verdict} (no interval)"
     if comparison.verdict != "not settled":
@@ -162,7 +162,7 @@ def _verdict(comparison: Comparison) -> str:
     return f"not settled (the interval covers {covered})"
 
 
-def _bounds(comparison: Comparison) -> str:
+def _bounds(comparison: JudgedRow) -> str:
     if comparison.low is None or comparison.high is None:
         return ABSENT
     return " to ".join(

@@ -36,7 +36,7 @@ def control_fault(query: str, known: Collection[str] = ()) -> str | None:
 
 
 def _folded(query: str) -> str:
-    """With ASCII's signs for full-width ones, and nothing that has no width."""
+    """Write ASCII's signs for full-width ones, and nothing that has no width."""
     if query.isascii():
         return query
     text = unicodedata.normalize("NFKC", query)

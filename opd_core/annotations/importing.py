@@ -46,7 +46,7 @@ class Decision:
         if not self.taken or not isinstance(self.found, Annotated):
             return []
         pairs = zip(self.found.spans, self.spans, strict=True)
-        return [(found, taken) for found, taken in pairs if found != taken]
+        return [(annotated, taken) for annotated, taken in pairs if annotated != taken]
 
     @property
     def taken(self) -> bool:

@@ -29,7 +29,8 @@ from opd_core.types import (
     make_rollout_id,
 )
 
-Scored = tuple[GroundingExample, Sequence[Rollout]]
+Answered = tuple[GroundingExample, Sequence[Rollout]]
+"""An example with its rollouts."""
 
 SEEN = ("processor_hash", "frame_indices", "frame_timestamps", "grid_thw", "second_per_grid",
         "pixel_hash", "prompt_token_ids")  # fmt: skip
@@ -47,7 +48,9 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class DoneAgain:
+    """What was done again, and how far it is from what is kept."""
+
     rollouts: int
     tokens: int
     bitwise: bool
@@ -57,7 +60,7 @@ class Comparison:
     difference: Difference | None
 
 
-def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Iterator[Comparison]:
+def prompts_again(config: Config, policy: Policy, rows: Sequence[Answered]) -> Iterator[DoneAgain]:
     """Decodes each example's video and builds its prompt again; one comparison an example.
 
     Sentences of one video are neighbours in `rows`. A video that cannot be read is a difference.
@@ -78,20 +81,20 @@ def prompts_again(config: Config, policy: Policy, rows: Sequence[Scored]) -> Ite
             }
             answers = answers_of[item.example.example_id]
             unlike = next((d for r in answers for d in _unlike(r, now)), None)
-            yield Comparison(len(answers), 0, True, 0.0, unlike)
+            yield DoneAgain(len(answers), 0, True, 0.0, unlike)
         for lost in batch.quarantined:
             first = answers_of[lost.item_id][0].rollout_id
-            yield Comparison(0, 0, True, 0.0, Difference(first, "video", "readable", lost.reason))
+            yield DoneAgain(0, 0, True, 0.0, Difference(first, "video", "readable", lost.reason))
 
 
 def sampled_again(
     config: Config,
     policy: Policy,
-    rows: Sequence[Scored],
+    rows: Sequence[Answered],
     share: float,
     generator: random.Random,
     tolerance: float | None = None,
-) -> Comparison:
+) -> DoneAgain:
     """Samples again `share` of the batches of a round (at least one), or scores them again.
 
     `rows`: what the round asked, in its order, each with what it has of answers.
@@ -133,19 +136,19 @@ def sampled_again(
         if first is None:
             values = (was.sampling_logprobs or (), now.sampling_logprobs or ())
             first = _logprobs(was.rollout_id, "sampling_logprobs", *values, bound, apart)
-    return Comparison(len(pairs), tokens, not tolerance, max(apart, default=0.0), first)
+    return DoneAgain(len(pairs), tokens, not tolerance, max(apart, default=0.0), first)
 
 
 def scored_again(
     config: Config,
     teacher: Policy,
-    rows: Sequence[Scored],
+    rows: Sequence[Answered],
     scores: Sequence[TeacherScore],
     share: float,
     generator: random.Random,
     tolerance: float | None = None,
     elsewhere: bool = False,
-) -> Comparison:
+) -> DoneAgain:
     """Scores again `share` of the batches of a round (at least one).
 
     `elsewhere`: the scores were computed in other forward passes than this round's.
@@ -181,8 +184,8 @@ def scored_again(
 
 
 def _student_again(
-    config: Config, policy: Policy, rows: Sequence[Scored], tolerance: float | None
-) -> Comparison:
+    config: Config, policy: Policy, rows: Sequence[Answered], tolerance: float | None
+) -> DoneAgain:
     """The kept tokens under the trainer's forward of the policy that sampled them."""
     teacher = config.teacher.model_copy(update={"engine": TRAINER, "dtype": config.student.dtype})
     score = config.score.model_copy(
@@ -211,8 +214,8 @@ def _student_again(
     return _compared(len(stored), apart, bound, difference)
 
 
-def _lost(item_id: str, reason: str) -> Comparison:
-    return Comparison(0, 0, False, 0.0, Difference(item_id, "video", "readable", reason))
+def _lost(item_id: str, reason: str) -> DoneAgain:
+    return DoneAgain(0, 0, False, 0.0, Difference(item_id, "video", "readable", reason))
 
 
 def _share(
@@ -277,6 +280,6 @@ def _mean(
 
 def _compared(
     rollouts: int, apart: Sequence[float], bound: Bound, difference: Difference | None
-) -> Comparison:
+) -> DoneAgain:
     largest = max(apart, default=0.0)
-    return Comparison(rollouts, len(apart), bound.largest == 0.0, largest, difference)
+    return DoneAgain(rollouts, len(apart), bound.largest == 0.0, largest, difference)

@@ -58,7 +58,8 @@ def _kinds_at(names: Sequence[str]) -> tuple[object, ...]:
     for name in names:
         models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         fields = [m.model_fields[name] for m in models if name in m.model_fields]
-        parts = [m.settings_of(name) for m in models if issubclass(m, ChoosingSection)]
+        choosing = [m for m in models if issubclass(m, ChoosingSection)]
+        parts = [m.settings_of(name) for m in choosing if name not in m.model_fields]
         annotations = [*(field.annotation for field in fields), *filter(None, parts)]
         kinds = tuple(kind for annotation in annotations for kind in _kinds(annotation))
     return kinds

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from opd_core.registry import Registry
+from opd_core.registry import UNKNOWN, Registry
 from opd_core.types import VideoOPDError
 
 
@@ -34,20 +34,37 @@ class ChoosingSection(Section):
     def of(self, name: str) -> Any:
         """The settings of a part: as given, else its defaults; None where it takes none."""
         kind = self.parts[name].settings
+        if kind is None:
+            return None
         given = dict(self).get(name)
-        return given if kind is None or isinstance(given, kind) else self._checked(name, {})
+        return given if isinstance(given, kind) else self._checked(name, {})
 
     @classmethod
     def settings_of(cls, name: str) -> type[Section] | None:
         """What a part takes that is no field of this section; None where there is nothing."""
-        named = name in cls.parts and name not in cls.model_fields
-        kind = cls.parts[name].settings if named else None
-        if kind is None or (isinstance(kind, type) and issubclass(kind, Section)):
+        of_a_field = name in cls.model_fields and name not in cls.parts.foreign
+        if of_a_field or name not in cls.parts:
+            return None
+        kind = cls.parts[name].settings
+        if kind is None:
+            return None
+        if name in cls.model_fields:  # what stands there is the field's
+            raise VideoOPDError(
+                f"{name!r} of {cls.parts.group} takes settings, and the config has a key of that "
+                "name; give it another name in its package"
+            )
+        if isinstance(kind, type) and issubclass(kind, Section):
             return kind
         raise VideoOPDError(
             f"the settings of {name!r} of {cls.parts.group} are {kind!r}; make them a class that "
             "inherits from opd_core.config.section.Section"
         )
+
+    def foreign_settings(self, name: str) -> dict[str, object] | None:
+        """As JSON, for a key of what they change; None where the part is our own, whose settings
+        are named there one by one, or takes none."""
+        settings: Section | None = self.of(name) if name in self.parts.foreign else None
+        return None if settings is None else settings.model_dump(mode="json")
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -76,7 +93,9 @@ class ChoosingSection(Section):
         section."""
         kind = cls.settings_of(name)
         if kind is None:
-            unknown = InitErrorDetails(type="extra_forbidden", loc=(name,), input=given)
+            problem = PydanticCustomError(UNKNOWN, "takes no settings; remove it")
+            error = problem if name in cls.parts.foreign else "extra_forbidden"
+            unknown = InitErrorDetails(type=error, loc=(name,), input=given)
             raise ValidationError.from_exception_data(cls.__name__, [unknown])
         return _sections(kind).validate_python({name: given})[name]
 

@@ -1,1 +1,1 @@
-"""Engines: what samples from a policy. Each is one file behind the protocol in `base.py`."""
+"""Engines: what samples from a policy, and may score; each is a room behind `base.py`."""

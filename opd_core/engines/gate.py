@@ -104,7 +104,7 @@ class Gate:
         return self.prompt_fault(item, sample.prompt) or self._answer_fault(sample)
 
     def prompt_fault(self, item: EncodedExample, seen: SeenPrompt) -> str | None:
-        """Where the prompt that the engine used is not ours, or None."""
+        """Say where the prompt that the engine used is not ours; None where it is."""
         ours = item.prompt
         if seen.token_ids != ours.token_ids:
             return self._token_fault(ours.token_ids, seen.token_ids)
@@ -203,7 +203,7 @@ def mismatches(
     theirs = served_dtype(config, engine.name, dtype)
     bound = bound_for(config.rollout.max_engine_mismatch, (theirs, dtype), device.type)
     worst = max(tokens, key=_badness)
-    found = (
+    furthest = (
         f"token {worst.position} ({worst.token_id}) of answer {worst.sample} to example "
         f"{worst.example} has log-prob {worst.engine:.6f} from the engine {engine.name!r} and "
         f"{worst.trainer:.6f} from the trainer"
@@ -211,12 +211,12 @@ def mismatches(
     mend = "compare their dtype and processor, or set the engine to 'hf'"
     if not worst.difference <= bound.largest:
         raise VideoOPDError(
-            f"{found}, further apart than rollout.max_engine_mismatch = {bound.largest} "
+            f"{furthest}, further apart than rollout.max_engine_mismatch = {bound.largest} "
             f"({bound.reason}); {mend}"
         )
     if fault := bound.mean_fault([token.difference for token in tokens]):
         raise VideoOPDError(
-            f"{found}, and the mean difference of {len(tokens)} tokens is {fault[0]:.4f}, above "
+            f"{furthest}, and the mean difference of {len(tokens)} tokens is {fault[0]:.4f}, above "
             f"{fault[1]:.4f} ({bound.reason}); {mend}, or set rollout.max_engine_mismatch, which "
             "then counts alone"
         )

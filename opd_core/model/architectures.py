@@ -124,7 +124,7 @@ class Architecture:
         return any(path.rsplit(".", 1)[-1] in parts for path in (self.vision, *self._beside()))
 
     def freeze_vision(self, model: Any) -> None:
-        """No gradient for the tower and the mergers."""
+        """Take the gradient from the tower and the mergers."""
         for path in (self.vision, *self._beside()):
             self.module(model, path).requires_grad_(False)
 

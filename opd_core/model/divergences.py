@@ -1,4 +1,4 @@
-"""Exact divergences between two distributions, a row at a time.
+"""Exact divergences between two distributions, and the entropy of one, a row at a time.
 
 Shape suffixes: C rows (completion tokens), V vocabulary, B tokens or buckets of tokens.
 """
@@ -48,3 +48,9 @@ def kl(log_a_CB: Tensor, log_b_CB: Tensor) -> Tensor:
     log_b = torch.where(possible, log_b_CB, zero)
     a = torch.where(possible, log_a.exp(), zero)
     return (a * (log_a - log_b)).sum(dim=1)
+
+
+def entropies(logprobs_CV: Tensor) -> Tensor:
+    """Entropy of each row, [C], nats; tokens of no probability (-inf) add nothing."""
+    entropies_C: Tensor = torch.special.entr(logprobs_CV.exp()).sum(dim=1)
+    return entropies_C

@@ -1,7 +1,8 @@
 """How a model was asked, as one hash: answers of one hash are comparable, and one can be reused.
 
 Beside the model's weights and the example, an answer depends on the words around the sentence, the
-frames, the processor, the engine with its precision, and how many tokens it may have. Versions of
+frames, the processor, the engine with its precision (and with its settings, where it is another
+package's), and how many tokens it may have. Versions of
 libraries are left out: they change an answer by rounding, which is within what sampling does.
 """
 
@@ -66,5 +67,7 @@ def _hash(config: Config, engine: str, dtype: str, processor: str, **rest: objec
         "processor": processor,
         **rest,
     }
+    if (settings := config.foreign_settings(engine)) is not None:
+        content["engine settings"] = settings
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from opd_core import faults
 from opd_core.config.load import Config
 from opd_core.engines.base import OpenedEngine, Refused, Request, Sample, SamplingParams
 from opd_core.engines.gate import gate_of, mismatches
+from opd_core.engines.whole_answers import sampled
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols.known import judged
@@ -280,7 +281,7 @@ def _answer(
                 [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
                 for video in encoded.videos
             ]
-            said = engine.sample(requests, work.params) if items else {}
+            said = sampled(engine, requests, work.params)
             seconds = time.perf_counter() - began
             faulty = gate.check(engine.name, items, said)
             answers = {k: a for k, a in said.items() if not isinstance(a, Refused)}

@@ -6,6 +6,7 @@ grid, seconds per grid and pixels of every rollout are compared before anything 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from opd_core.config.load import Config
 from opd_core.engines.base import OpenedEngine, Refused, Scored, ScoreRequest
 from opd_core.engines.choice import installed_engine, opened_engine, room_for
 from opd_core.engines.gate import Gate, gate_of
+from opd_core.engines.whole_answers import scored
 from opd_core.extensions import is_the_trainer
+from opd_core.model.agreement import served_dtype
 from opd_core.model.prefix_tree import PrefixTree, grow
 from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
@@ -111,14 +114,15 @@ def score_videos(
 ) -> Iterator[TeacherScore]:
     """Scores of the rollouts of each example; to `refused` is added what the engine would not take.
 
-    Raises `VideoOPDError` when the engine's prompt is not the one that was answered.
+    Raises `VideoOPDError` when the engine's prompt is not the one that was answered, or its scores
+    are not all that were asked for.
     """
     items = {item.example.example_id: item for video in videos for item in video}
     by_id = {r.rollout_id: r for name in items for r in rollouts[name]}
     requests = [[_request(item, rollouts) for item in video] for video in videos]
     reasons: dict[str, str] = {}
     check: Gate | None = None
-    for key, one in engine.score(requests, config.score):
+    for key, one in scored(engine, requests, config.score):
         if isinstance(one, Refused):
             reasons[str(key)] = one.reason
             continue
@@ -204,8 +208,11 @@ def describe_scorer(config: Config, processor: str) -> str:
     device = choose_device(config.machine.device).type
     engine = installed_engine(teacher.engine)
     assert engine.scorer is not None, "the config was held against it"
-    named, attention = engine.scorer()
-    parts = (named, f"torch {torch.__version__}", device, teacher.dtype, attention, *stored)
+    named, attention = engine.scorer(config)
+    dtype = served_dtype(config, teacher.engine, teacher.dtype)
+    settings = config.foreign_settings(teacher.engine)
+    told = [] if settings is None else [f"settings {json.dumps(settings, sort_keys=True)}"]
+    parts = (named, f"torch {torch.__version__}", device, dtype, attention, *told, *stored)
     return "; ".join((*parts, f"processor {processor}"))
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from opd_core.model.divergences import kl
+from opd_core.model.divergences import entropies, kl
 
 ImportanceLevel = Literal["token", "prefix", "sequence"]
 
@@ -216,8 +216,7 @@ def entropy_weights(student_logprobs_CV: Tensor) -> Tensor:
     """[C] `1 - exp(-H)` of pi at each state, in [0, 1), no gradient: the probability that a token
     as uncertain as this comes out otherwise (exp(H) is the number of equally likely tokens). The
     tokens of a fixed format weigh almost nothing, the digits of an answer up to 1."""
-    entropies_C: Tensor = torch.special.entr(student_logprobs_CV.detach().exp()).sum(dim=1)
-    return 1.0 - (-entropies_C).exp()
+    return 1.0 - (-entropies(student_logprobs_CV.detach())).exp()
 
 
 def _logsumexp(x_CV: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class DecoderProcess(Child):
         except (ChildTimeout, ChildCrash) as error:
             how = f"no answer in {START_SECONDS:g} s"
             if isinstance(error, ChildCrash):
-                how = ": ".join([f"it {error}", *error.last_lines[-1:]])
+                how = f"it {error}"
             raise VideoOPDError(
                 f"the process that decodes videos with {decoder} does not start: {how}; install "
                 "what is missing, or set video.decoder"

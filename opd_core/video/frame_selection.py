@@ -41,7 +41,7 @@ def sample_frame_indices(
 
 
 def _fill(chosen: set[int], total_frames: int, count: int) -> None:
-    """At least `count`, by those in the middle of the longest runs that nobody has chosen."""
+    """Bring `chosen` to `count`, by the middles of the longest runs that nobody has chosen."""
     while len(chosen) < count:
         ends = sorted({-1, total_frames, *chosen})
         start, end = max(itertools.pairwise(ends), key=lambda pair: pair[1] - pair[0])

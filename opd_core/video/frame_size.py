@@ -15,7 +15,7 @@ LEAST_SHARE = 1.05
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """What of a processor its sizes depend on, its budget excepted, which is [video]'s."""
+    """The part of a processor that its sizes depend on; its budget is [video]'s."""
 
     name: SizeRuleName = QWEN3_VL.size_rule
     """Qwen3-VL counts the pixels of a video, Qwen2-VL and Qwen2.5-VL those of each frame."""
@@ -27,7 +27,7 @@ class SizeRule:
 
     @classmethod
     def of(cls, video_processor: Any, name: SizeRuleName) -> SizeRule:
-        """That of a Hugging Face video processor, of the family's kind."""
+        """The rule of a Hugging Face video processor, of the family's kind."""
         return cls(
             name,
             video_processor.patch_size,

@@ -168,7 +168,7 @@ class VideoReader:
                 self._entry(path, keep_lost=True)
 
     def _entry(self, path: Path, keep_lost: bool = False) -> VideoClip | VideoError:
-        """From the cache, or decoded now. `keep_lost`: for the `read` that is still to come."""
+        """Clip from the cache, or decoded now. `keep_lost`: for the `read` still to come."""
         try:
             key = _file_key(path)
         except VideoError as error:

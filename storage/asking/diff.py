@@ -213,7 +213,7 @@ def _numbers(a: Run, b: Run) -> Iterator[Number]:
 
 
 def _answers(run: Run) -> pl.LazyFrame:
-    """To the eval split, of the side's newest policy."""
+    """Answers to the eval split, of the side's newest policy."""
     return run.present_evaluations().filter(pl.col("policy_version") == _versions(run)[0])
 
 

@@ -53,7 +53,7 @@ def rounds(run: Run) -> list[dict[str, Any]]:
 
 
 def settled(run: Run) -> list[dict[str, Any]]:
-    """Those whose update was not computed from superseded rows (`takes.py` has the rest)."""
+    """Rounds whose update was not computed from superseded rows (`takes.py` has the rest)."""
     stale = {s.policy_version for s in run.takes().stale() if s.stage == "update"}
     return [row for row in rounds(run) if row["parent_version"] not in stale]
 
@@ -71,9 +71,9 @@ def policy_hashes(run: Run) -> dict[int, str]:
 def weights(run: Run) -> Checked:
     """Every checkpoint holds the weights that its manifest and its row in `updates` name."""
     base = base_path(run)
-    found = policies.weights_hash(base)
-    if found != policy_hashes(run)[0]:
-        raise BrokenLink.at(f"student {base}", "the weights' hash", found, policy_hashes(run)[0])
+    now = policies.weights_hash(base)
+    if now != policy_hashes(run)[0]:
+        raise BrokenLink.at(f"student {base}", "the weights' hash", now, policy_hashes(run)[0])
     for row in rounds(run):
         folder = run.path / row["checkpoint"]
         manifest = policies.read_manifest(folder)
@@ -87,9 +87,9 @@ def weights(run: Run) -> Checked:
             if manifest.get(name) != value:
                 where = f"{folder / policies.MANIFEST_FILE}"
                 raise BrokenLink.at(where, name, manifest.get(name), value)
-        found = policies.weights_hash(folder, base)
-        if found != row["policy_hash"]:
-            raise BrokenLink.at(f"{folder}", "the weights' hash", found, row["policy_hash"])
+        now = policies.weights_hash(folder, base)
+        if now != row["policy_hash"]:
+            raise BrokenLink.at(f"{folder}", "the weights' hash", now, row["policy_hash"])
     newest = max(policy_hashes(run).items())
     return Checked(1 + len(rounds(run)), "checkpoints", ("policy {} is {}".format(*newest),))
 
@@ -166,7 +166,7 @@ def scores(run: Run) -> Checked:
         answers = run.rollouts().filter(this).select(
             "rollout_id", "completion_token_ids", tokens=pl.col("completion_token_ids").list.len()
         )  # fmt: skip
-        found = (
+        scores = (
             run.teacher_scores()
             .filter(this & (pl.col("teacher_hash") == teacher))
             .select("rollout_id", "teacher_logprobs", "topk_token_ids", "topk_logprobs",
@@ -175,13 +175,13 @@ def scores(run: Run) -> Checked:
             .collect()
         )  # fmt: skip
         selected = run.selections().filter(this & pl.col("selected")).select("rollout_id").collect()
-        missing = selected.join(found, on="rollout_id", how="anti")["rollout_id"].to_list()
+        missing = selected.join(scores, on="rollout_id", how="anti")["rollout_id"].to_list()
         if missing and row["uses_scores"]:
             where = f"teacher_scores, {min(missing)}"
             raise BrokenLink(f"{where}: it was trained on and has no score by teacher {teacher}")
-        _lengths(found)
-        _distributions(found)
-        count += found.height
+        _lengths(scores)
+        _distributions(scores)
+        count += scores.height
     return Checked(count, "scores", tuple(_copies(run)))
 
 
@@ -258,8 +258,8 @@ def attempts(run: Run) -> Checked:
             again = by_round.filter(pl.col("n") > 1).sort("policy_version").collect()
             notes += [f"{name} of policy {v} took {n} attempts" for v, n in again.iter_rows()]
         seen |= set(every.select(pl.col("attempt").unique()).collect()["attempt"])
-        if left := history.orphans(run.tables.folder, name):
-            notes.append(f"{name}: {len(left)} data files of a killed write, in no version")
+        if orphans := history.orphans(run.tables.folder, name):
+            notes.append(f"{name}: {len(orphans)} data files of a killed write, in no version")
     return Checked(len(seen), "attempts", tuple(notes + _leftovers(run, current)))
 
 
@@ -293,11 +293,11 @@ def _leftovers(run: Run, current: int) -> list[str]:
     return notes
 
 
-def _lengths(found: pl.DataFrame) -> None:
+def _lengths(scores: pl.DataFrame) -> None:
     import polars as pl
 
     length = pl.col("teacher_logprobs").list.len()
-    wrong = found.filter((length != pl.col("tokens")).fill_null(True)).sort("rollout_id")
+    wrong = scores.filter((length != pl.col("tokens")).fill_null(True)).sort("rollout_id")
     if wrong.height:
         row = wrong.row(0, named=True)
         where = f"teacher_scores, {row['rollout_id']}"
@@ -341,14 +341,14 @@ def _copies(run: Run) -> list[str]:
     return notes + ([f"{foreign:,} are copies from other runs"] if foreign else [])
 
 
-def _distributions(found: pl.DataFrame) -> None:
-    """Where top-k were kept: they and the tail sum to 1, and a sampled token among them agrees."""
+def _distributions(scores: pl.DataFrame) -> None:
+    """Check kept top-k: they and the tail sum to 1, and a sampled token among them agrees."""
     import polars as pl
 
-    kept = found.filter(pl.col("topk_token_ids").is_not_null() & (pl.col("tokens") > 0))
-    if kept.is_empty():
+    with_topk = scores.filter(pl.col("topk_token_ids").is_not_null() & (pl.col("tokens") > 0))
+    if with_topk.is_empty():
         return
-    positions = kept.with_columns(position=pl.int_ranges("tokens")).explode(
+    positions = with_topk.with_columns(position=pl.int_ranges("tokens")).explode(
         "position", "teacher_logprobs", "topk_token_ids", "topk_logprobs", "tail_logprobs",
         "completion_token_ids",
     )  # fmt: skip

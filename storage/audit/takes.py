@@ -30,8 +30,8 @@ def takes(run: Run) -> Checked:
         before = newest.get(key, 0)
         if rerun.new_take != before + 1:
             raise BrokenLink.at(where, "new_take", rerun.new_take, before + 1)
-        if (kept := rows.get((*key, before), 0)) != rerun.superseded:
-            raise BrokenLink.at(where, "the number of rows it superseded", kept, rerun.superseded)
+        if (there := rows.get((*key, before), 0)) != rerun.superseded:
+            raise BrokenLink.at(where, "the number of rows it superseded", there, rerun.superseded)
         newest[key] = rerun.new_take
         notes.append(f"{take_of(rerun)} ({rerun.because}): {rerun.superseded:,} rows superseded")
     for stage, version, take in sorted(rows):

@@ -21,6 +21,7 @@ class Begun:
     forced: bool
     stale: Stale | None
     """What its own rows were computed from, where that is superseded."""
+    _look_again: Callable[[], Stale | None]
     _supersede: Callable[[str], None]
 
     @property
@@ -31,29 +32,36 @@ class Begun:
     def new_take(self, because: str | None = None) -> None:
         """Supersede what the stage has written, where that is due or there is another reason.
 
-        Call it once nothing else stands in the way: what it supersedes is not shown from then on.
+        Call it under `exclusive("round")`, once nothing else stands in the way: what it supersedes
+        is not shown from then on. Whether its rows are stale is looked at again, because another
+        process may have begun their take since. Raises `VideoOPDError` as `begin` does.
         """
-        why = FORCED if self.forced else self.stale.because() if self.stale else because
+        stale = self._look_again()
+        why = FORCED if self.forced else stale.because() if stale else because
         if why is not None:
             self._supersede(why)
 
 
 def begin(
-    takes: Takes,
+    takes: Callable[[], Takes],
     stage: str,
     version: int,
     force: bool,
     supersede: Callable[[str], None],
-    config: str,
+    config: Callable[[], str],
 ) -> Begun:
-    """As `Run.begin`; `config` as one types it, for the sentence that says what to run first."""
+    """Begin as `Run.begin` does; `config()` as one types it, for what to run first."""
     why_once = stage_named(stage).once
     if force and why_once:
         raise VideoOPDError(why_once)
-    stale = takes.in_the_way(stage, version)
-    if stale is not None:
-        raise VideoOPDError(
-            f"{stage} of round {round_number(stage, version)} cannot run yet: {stale.reason()}; "
-            f"run that again first: {stale.command(config)}"
-        )
-    return Begun(force, takes.stale_at(stage, version), supersede)
+
+    def look() -> Stale | None:
+        now = takes()
+        if (stale := now.in_the_way(stage, version)) is not None:
+            raise VideoOPDError(
+                f"{stage} of round {round_number(stage, version)} cannot run yet: {stale.reason()};"
+                f" run that again first: {stale.command(config())}"
+            )
+        return now.stale_at(stage, version)
+
+    return Begun(force, look(), look, supersede)

@@ -87,7 +87,7 @@ class RunRows:
         return self.scan("examples")
 
     def present(self) -> pl.LazyFrame:
-        """Those that the annotation files hold now, as they are there (`storage/tables/present.py`)."""
+        """Annotations that the files hold now, as they are there (`storage/tables/present.py`)."""
         return present.present(self.scan)
 
     def present_examples(self, filter: pl.Expr | None = None) -> list[GroundingExample]:
@@ -96,7 +96,7 @@ class RunRows:
         return from_rows(GroundingExample, rows.collect().to_arrow())
 
     def last_known_examples(self, filter: pl.Expr) -> list[GroundingExample]:
-        """Those that `filter` is true for, also such as the files hold no longer, as last held."""
+        """Examples that `filter` is true for, also such as the files hold no longer, as last held."""
         rows = present.latest(self.scan).filter(filter)
         return from_rows(GroundingExample, rows.collect().to_arrow())
 

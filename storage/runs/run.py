@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -85,12 +85,12 @@ class Run(RunPolicies):
         """round -> its newest tag that every table has, in order."""
         folder = self.tables.folder
         tags = set.intersection(*(set(history.tags(folder, n)) for n in self.tables.names))
-        found = [
+        finished = [
             (int(match[1]), int(match[2] or 0), tag)
             for tag in tags
             if (match := re.fullmatch(r"round-(\d+)(?:\.(\d+))?", tag))
         ]
-        return {number: tag for number, _, tag in sorted(found)}
+        return {number: tag for number, _, tag in sorted(finished)}
 
     @classmethod
     def create(
@@ -131,21 +131,22 @@ class Run(RunPolicies):
         """Rows written before it are of an older format; None where there are none such."""
         return older_formats.older_rows_end(self.tables.folder)
 
-    def begin(self, stage: str, version: int, force: bool = False) -> Begun:
+    def begin(
+        self, stage: str, version: int, config_words: Callable[[Self], str], force: bool = False
+    ) -> Begun:
         """Begin a stage of the round of policy `version`: all of it again with `force`, or where
-        its rows are stale; else what is missing of it.
+        its rows are stale; else what is missing of it. `config_words` says what people type for
+        the run's config; it is asked only for a refusal.
 
         Nothing is written before `Begun.new_take`; call that under `exclusive("round")`. Raises
         `VideoOPDError` naming the stage that has to be run again first, where what this one would
         be computed from is stale, and with `force` where a stage cannot be run again.
         """
-        source = run_folder.config_source(self.path)
-        config = source.words if source else "CONFIG"
         supersede = partial(self._supersede, stage, version)
-        return begin(self.takes(), stage, version, force, supersede, config)
+        return begin(self.takes, stage, version, force, supersede, partial(config_words, self))
 
     def _supersede(self, stage: str, version: int, because: str) -> None:
-        """From now on `stage` writes the next take of a round; its rows so far are superseded.
+        """Let `stage` write the next take of a round from now on; its rows so far are superseded.
 
         What was computed from them becomes stale; a new take of `update` supersedes all that was
         made with later policies.

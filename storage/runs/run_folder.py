@@ -115,7 +115,7 @@ class ConfigSource:
 
 
 def remember_config(path: Path, file: Path, overrides: Sequence[str]) -> None:
-    """For people who go on with a run by its folder; no number depends on it."""
+    """Keep it for people who go on with a run by its folder; no number depends on it."""
     source = ConfigSource(file.resolve(), tuple(overrides))
     if config_source(path) != source:
         content = {"file": str(source.file), "overrides": list(overrides)}
@@ -123,7 +123,7 @@ def remember_config(path: Path, file: Path, overrides: Sequence[str]) -> None:
 
 
 def config_source(path: Path) -> ConfigSource | None:
-    """None where the run does not say (made by an earlier program, or file damaged)."""
+    """The run's; None where it does not say (made by an earlier program, or file damaged)."""
     try:
         content = json.loads((path / CONFIG_SOURCE_FILE).read_text())
         return ConfigSource(Path(content["file"]), tuple(map(str, content["overrides"])))

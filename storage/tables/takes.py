@@ -19,7 +19,7 @@ from operator import or_
 from typing import TYPE_CHECKING
 
 from opd_core.types import Rerun
-from storage.stages import RESCORE, makes_stale, place, round_number
+from storage.stages import RESCORE, makes_stale, place, round_number, stage_command
 from storage.tables.schemas import TableSpec
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class Stale:
 
     def command(self, config: str) -> str:
         """What runs it again; `config` as one types it."""
-        stage = self.stage if self.stage == RESCORE.name else f"stage {self.stage}"
-        return f"videoopd {stage} {config} --round {self.round}"
+        return stage_command(self.stage, config, self.round)
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ class Takes:
 
     def take(self, stage: str, version: int | None) -> int:
         """The newest take of a stage of a round."""
-        found = None if version is None else self._newest.get((stage, version))
-        return found.new_take if found else 0
+        newest = None if version is None else self._newest.get((stage, version))
+        return newest.new_take if newest else 0
 
     def forced(self, stage: str, version: int) -> bool:
         """Whether the newest take was asked for."""
@@ -98,7 +97,7 @@ class Takes:
         return sum(r.because == FORCED for r in mine)
 
     def stale(self) -> list[Stale]:
-        """In order of round and stage."""
+        """All that is stale, in order of round and stage."""
         return list(self._stale.values())
 
     @cached_property
@@ -117,12 +116,12 @@ class Takes:
 
     def in_the_way(self, stage: str, version: int) -> Stale | None:
         """The first thing stale that a stage of a round would be computed from."""
-        for found in self.stale():
-            inside = found.policy_version == version and stage in makes_stale(found.stage)
-            earlier = found.policy_version < version
-            before = earlier and ("update", found.policy_version) in self._stale
-            if inside or (before and found.stage != RESCORE.name):
-                return found
+        for stale in self.stale():
+            inside = stale.policy_version == version and stage in makes_stale(stale.stage)
+            earlier = stale.policy_version < version
+            before = earlier and ("update", stale.policy_version) in self._stale
+            if inside or (before and stale.stage != RESCORE.name):
+                return stale
         return None
 
     def shown(self, spec: TableSpec) -> pl.Expr | None:

@@ -104,7 +104,7 @@ class Project:
         self, module: str, *words: object, folder: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", module, *map(str, words)],
+            [sys.executable, "-P", "-m", module, *map(str, words)],  # as a console script
             cwd=folder or self.folder,
             env=clean_environment() | {"HOME": str(self.home)},
             capture_output=True,
@@ -133,6 +133,8 @@ def clean_environment() -> dict[str, str]:
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_world: World) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("project").resolve()
     shutil.copy(ROOT / "prefect.toml", folder)
+    (folder / "flows").mkdir()  # as in many a Prefect project; none of ours may import it
+    (folder / "flows" / "__init__.py").write_text('raise ImportError("the user\'s flows")\n')
     (folder / "configs").mkdir()
     settings_of_run = tiny_settings(Path("../runs/tiny"), tiny_world)
     (folder / "configs" / "tiny.toml").write_text(as_toml(settings_of_run))

@@ -11,10 +11,12 @@ import polars as pl
 import pytest
 
 from flows.audit.walk import Depth, audit
+from opd_core.config.load import config_hash
 from opd_core.rollout import answers as asking
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from storage.tables.schemas import TABLES
 from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
@@ -122,6 +124,35 @@ def test_an_audit_finds_what_was_tampered_with(
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     rewrite(copy, "selections", lambda rows: rows[-1].update({column: value}))
     assert f"{column} is {value!r}" in broken(copy)[SELECTIONS]
+
+
+def test_a_run_from_before_a_setting_came_follows_from_its_own(
+    shared: Path, tiny_world: World, tmp_path: Path
+) -> None:
+    """A key that focus has now and its stored config and its rows have not."""
+    copy = Path(shutil.copytree(run_of(shared, tiny_world, "stride").path, tmp_path / "run"))
+    (file,) = (copy / "configs").glob("*.json")
+    content = json.loads(file.read_text())
+    del content["focus"]["timelens_sigma"]
+    digest = config_hash(content)
+    assert digest != file.stem
+    file.unlink()
+    (copy / "configs" / f"{digest}.json").write_text(json.dumps(content))
+
+    def older(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["config_hash"] = digest
+            if "settings" in row:
+                settings = json.loads(row["settings"])
+                del settings["timelens_sigma"]
+                row["settings"] = json.dumps(settings, separators=(",", ":"))
+
+    run = Run.open(copy)
+    for name in TABLES:
+        if run.scan(name).head(1).collect().height:
+            rewrite(copy, name, older)
+    verdicts = broken(copy)
+    assert SELECTIONS not in verdicts, verdicts
 
 
 def test_an_audit_ranks_the_stored_scores_again(

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,30 @@ def opened(config, folder, dtype, encoder, longest):
         yield Narrow(engine.model, tokenizer, config.of("narrow").tokens)
 
 
+@contextmanager
+def opened_forgetful(config, folder, dtype, encoder, longest):
+    """The hf engine, which loses an answer, and all scores."""
+    from opd_core.engines.hf.sampling import HFEngine
+
+    class Forgetful(HFEngine):
+        name = "forgetful"
+
+        def sample(self, videos, params):
+            answers = dict(super().sample(videos, params))
+            first = next(iter(answers))
+            return answers | {first: answers[first][1:]}
+
+        def score(self, videos, wanted):
+            return iter(())
+
+    with HF.opened(config, folder, dtype, encoder, longest) as engine:
+        yield Forgetful(engine.model, encoder.prompts.tokenizer)
+
+
+def forgetful_scorer(config):
+    return f"forgetful in {config.machine.device}", "trees"
+
+
 def seconds(settings):
     return replace(SECONDS, text=f"Give the seconds of '{{query}}', {settings.digits} digits.")
 
@@ -118,6 +142,9 @@ SECONDS = PromptTemplate(
     configured=seconds,
 )
 NARROW = Engine(about="hf in small passes", opened=opened, settings=PackSection)
+FORGETFUL = Engine(
+    about="it forgets", opened=opened_forgetful, settings=PackSection, scorer=forgetful_scorer
+)
 BARS = Format("VIDEO|START|END|QUERY", read)
 SQUARED = Objective(
     about="the squared difference of the log-probs", loss=loss, of_teacher="logprobs",
@@ -129,9 +156,11 @@ POINTS = {
     "videoopd.objectives": {"squared": "their_parts:SQUARED"},
     "videoopd.curricula": {"last_names": "their_parts:LAST"},
     "videoopd.templates": {"seconds": "their_parts:SECONDS"},
-    "videoopd.engines": {"narrow": "their_parts:NARROW"},
+    "videoopd.engines": {
+        "narrow": "their_parts:NARROW", "forgetful": "their_parts:FORGETFUL"
+    },
     "videoopd.formats": {"bars": "their_parts:BARS"},
-}
+}  # fmt: skip
 PROTOCOLS = '''
 from opd_core.spans.protocols.protocol import Protocol
 from opd_core.types import Span
@@ -374,6 +403,52 @@ print(json.dumps([said(setting) for setting in sys.argv[2:]]))
     assert [(s, w) for s, w in zip(said, faults.values(), strict=False) if w not in s] == []
     hashes = said[len(faults) :]
     assert len(set(hashes[:2])) == 1 and len(set(hashes)) == 4, "each setting counts"
+
+
+def test_their_engines_settings_are_part_of_what_is_reused(config: Path, tmp_path: Path) -> None:
+    """Of a question's key and a score's hash: answers of another setting are not copied."""
+    code = """
+import json, sys
+from opd_core.config.load import load_config
+from opd_core.prompts.question_key import evaluation_question, prediction_question
+from opd_core.scoring.trees import describe_scorer
+def keys(*settings):
+    config = load_config(sys.argv[1], ["teacher.engine=forgetful", *settings])
+    return [evaluation_question(config, "p"), prediction_question(config, "p"),
+            describe_scorer(config, "p")]
+print(json.dumps([
+    keys(), keys("forgetful.tokens=4096"), keys("forgetful.tokens=9"), keys("narrow.tokens=9"),
+]))
+"""
+    plain, default, teachers, evaluations = json.loads(with_their_packages(tmp_path, code, config))
+    assert plain == default
+    assert "forgetful in cpu; " in plain[2] and '; settings {"tokens": 4096}; ' in plain[2]
+    assert [a == b for a, b in zip(plain, teachers, strict=True)] == [True, False, False]
+    assert [a == b for a, b in zip(plain, evaluations, strict=True)] == [False, True, True]
+
+
+def test_an_engine_that_forgets_answers_stops_the_stage_by_its_name(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    configs = [
+        write_config(tmp_path / key, SETTINGS | {key: "forgetful"})
+        for key in ("rollout.engine", "teacher.engine")
+    ]
+    code = """
+import sys
+from tests.flows.kill_points import run_without_server
+from opd_core.types import VideoOPDError
+for config in sys.argv[1:]:
+    try:
+        run_without_server(config, 1)
+    except VideoOPDError as error:
+        print(error)
+"""
+    printed = with_their_packages(tmp_path, code, *configs).splitlines()
+    told = [line for line in printed if line.startswith("the engine 'forgetful' gives ")]
+    assert len(told) == 2 and "samples of" in told[0] and "no score to" in told[1]
+    for config in configs:
+        assert Run.open(config.with_name("run")).quarantine().collect().is_empty()
 
 
 def test_a_config_without_their_settings_hashes_as_before(

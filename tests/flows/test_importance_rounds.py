@@ -30,8 +30,8 @@ from opd_core.types import (
     make_seed,
 )
 from opd_core.update.student import Trained, UpdateResult, update_student
-from storage.stages import stages_before
 from tests.known import known
+from tests.stages_before import stages_before
 
 Noise = Callable[[str, int], float]
 """(rollout id, position) -> mu - pi_v, nats."""

@@ -21,7 +21,6 @@ from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
-from storage.stages import stages_before
 from tests.known import largest
 from tests.opd_core.engines.vllm_fixtures import (
     Kind,
@@ -30,6 +29,7 @@ from tests.opd_core.engines.vllm_fixtures import (
     make_model,
     read_examples,
 )
+from tests.stages_before import stages_before
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -16,9 +16,9 @@ from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, VideoOPDError
-from storage.stages import stages_before
 from tests.known import largest
 from tests.opd_core.engines.vllm_fixtures import answered, make_config, read_examples
+from tests.stages_before import stages_before
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.asking.query import query
 from storage.runs.run import Run
-from storage.stages import STAGES, stages_before
+from storage.runs.run_folder import CONFIG_SOURCE_FILE
+from storage.stages import STAGES
 from storage.tables.schemas import TABLES
 from tests.flows.kill_points import run_without_server
+from tests.stages_before import stages_before
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND = stages_before("update")
@@ -387,3 +389,18 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
     rescore_run(Run.open(run))
     assert takes(run, "divergences") == {0: first, 1: first}
     assert {s.stage for s in Run.open(run).takes().stale()} == {"focus", "update"}
+
+
+def test_a_refused_rescore_names_the_config_of_an_older_run(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a run does not say which file it was continued with; `configs/` here is looked at."""
+    path = write_config(tmp_path / "configs", {"run.path": "../run", "score.hidden_states": True})
+    run_without_server(str(path), 2)
+    stage(str(path), "focus", round=1, force=True)
+    run = tmp_path / "run"
+    (run / CONFIG_SOURCE_FILE).unlink()
+    monkeypatch.chdir(tmp_path)
+    refused = r"run that again first: videoopd stage update configs/config\.toml --round 1$"
+    with pytest.raises(VideoOPDError, match=refused):
+        rescore_run(Run.open(run), 2)

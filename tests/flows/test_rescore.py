@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from opd_core.config.load import load_config
-from opd_core.engines.hf.scoring import entropies
-from opd_core.model.divergences import divergences
+from opd_core.model.divergences import divergences, entropies
 from opd_core.model.lm_head import load_lm_head
 from opd_core.model.prefix_tree import pack
 from opd_core.model.tree_model import TreeModel, load_model

@@ -33,9 +33,10 @@ from opd_core.types import (
 )
 from storage.runs.policies import read_manifest, weights_hash
 from storage.runs.run import Run
-from storage.stages import STAGES, stages_before
+from storage.stages import STAGES
 from storage.tables.schemas import TABLES
 from tests.flows.kill_points import run_without_server
+from tests.stages_before import stages_before
 
 FULL = {"update.objective": "exact_reverse_kl", "focus.top_k": 6}
 RECORDS = {

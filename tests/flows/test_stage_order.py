@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import stages
-from flows.stage.task import Stage
+from flows.stage.task import StageFunction
 from opd_core.types import Rerun
 from storage.stages import RESCORE, ROUND, STAGES, makes_stale, policy_version_of, round_number
 from storage.tables.schemas import TABLES
@@ -26,7 +26,7 @@ def test_the_loop_calls_them_in_order() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.List) and node.value.elts
     )
     assert tuple(call.func.id for call in listed if isinstance(call, ast.Call)) == STAGES  # type: ignore[attr-defined]
-    assert all(isinstance(getattr(stages, name), Stage) for name in STAGES)
+    assert all(isinstance(getattr(stages, name), StageFunction) for name in STAGES)
 
 
 def test_the_front_page_has_them_in_order_with_the_tables_they_write() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from opd_core.annotations.formats.readers import FORMATS
 from opd_core.config.load import load_config
-from opd_core.config.section import ChoosingSection
+from opd_core.config.section import ChoosingSection, Section
+from opd_core.config.sections import UpdateSection
 from opd_core.config.template import config_template
 from opd_core.engines import choice
 from opd_core.extensions import (
@@ -38,10 +39,14 @@ from tests.foreign_package import install
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"grpo": "opd_core.update.terms.grpo:OBJECTIVE"}
 MINE = """
+from opd_core.config.section import Section
 from opd_core.extensions import Objective
 MINE = Objective(about="mine", loss=lambda inputs, chunk, weights_C: chunk.chosen_C)
 NO_OBJECTIVE = 3
 OF_A_DICT = Objective(about="", loss=MINE.loss, settings=dict)
+class Taken(Section):
+    weight: float = 1.0
+WITH_SETTINGS = Objective(about="", loss=MINE.loss, settings=Taken)
 """
 
 
@@ -165,6 +170,46 @@ def test_settings_that_are_no_section_are_refused(
 
     with pytest.raises(VideoOPDError, match="'mine' .*inherits from .*config.section.Section"):
         Choosing.model_validate({"mine": {}})
+
+
+def test_settings_under_the_name_of_a_key_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {"videoopd.objectives": {
+        "mine": "other_six:WITH_SETTINGS", "plain": "other_six:MINE",
+    }}  # fmt: skip
+    monkeypatch.syspath_prepend(install(tmp_path, "other_six", MINE, points))
+
+    class Choosing(ChoosingSection):
+        parts = registry()
+        mine: Section = Section()
+        plain: Section = Section()
+        use: str = "plain"
+
+        def chosen(self) -> list[str]:
+            return [self.use]
+
+    assert Choosing.model_validate({"mine": {}}).of("plain") is None, "it takes none"
+    with pytest.raises(VideoOPDError, match="'mine' of videoopd.objectives takes settings, and"):
+        Choosing.model_validate({"use": "mine"})
+
+
+def test_a_part_without_settings_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"videoopd.objectives": {"mine": "other_six:MINE"}}
+    monkeypatch.syspath_prepend(install(tmp_path, "other_six", MINE, points))
+    monkeypatch.setattr(UpdateSection, "parts", registry())
+    with pytest.raises(VideoOPDError, match=r"update\.mine takes no settings; remove it"):
+        load_config(ROOT / "configs/tiny.toml", ["update.objective=mine", "update.mine.x=1"])
+
+
+def test_a_module_that_ends_the_program_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {"videoopd.objectives": {"mine": "other_seven:MINE"}}
+    source = "raise SystemExit(3)\n"
+    monkeypatch.syspath_prepend(install(tmp_path, "other_seven", source, points))
+    with pytest.raises(VideoOPDError, match=r"cannot be loaded: SystemExit: 3; repair"):
+        registry()["mine"]
 
 
 def test_settings_of_our_own_are_found_like_those_of_others() -> None:

@@ -50,7 +50,7 @@ class Chat:
         return cls(tuple(messages))
 
     def video(self) -> Any:
-        """Of the first part that has one."""
+        """The video of the first part that has one."""
         parts = (part for _, parts in self.messages for part in parts if isinstance(part, dict))
         return next((part for part in parts if part.get("video")), None)
 
@@ -72,6 +72,6 @@ def is_prompt(text: str) -> bool:
 
 
 def quoted_sentence(text: str) -> str | None:
-    """In quotes after `sentence` or `event`, as the prompts of TimeLens and of Time-R1 have it."""
+    """The text in quotes after `sentence` or `event`, as TimeLens and Time-R1 prompt."""
     matches = (pattern.search(text) for pattern in _QUOTED)
     return next((match.group(1) for match in matches if match), None)

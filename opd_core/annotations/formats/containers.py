@@ -96,7 +96,7 @@ def _array_rows(file: BinaryIO, name: str) -> Iterator[Row]:
 
 
 def _spread_objects(first: bytes, file: BinaryIO) -> list[Any] | None:
-    """Of a file of JSON objects over several lines each; None where it is anything else."""
+    """Read a file of JSON objects over several lines each; None where it is anything else."""
     if not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return None
     try:

@@ -109,7 +109,7 @@ class Fields:
         return [self._values[key] for key in _plain(names) if key in self._values]
 
     def value(self, names: tuple[str, ...]) -> Any:
-        """Of the first; None where none is given."""
+        """What the first of `names` is given; None where none is."""
         field = self.first(names)
         return None if field is None else field[1]
 

@@ -77,7 +77,7 @@ def found_in_row(
 
 
 def _rows_inside(value: dict[str, Any]) -> list[Any] | None:
-    """Those of an object that is no row itself: `{"data": [...]}`."""
+    """Rows of an object that is no row itself: `{"data": [...]}`."""
     fields = Fields(value)
     return None if fields.first(names.VIDEO) else _list(fields, names.AROUND)
 

@@ -23,7 +23,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def spans_of(value: Any) -> tuple[Span, ...]:
-    """In the file's order, each once. Raises `BadAnnotationError` where it is no span at all."""
+    """Read spans in the file's order, each once. Raises `BadAnnotationError` where it is none."""
     if isinstance(value, str):
         spans = spans_of_text(value)
         if spans is None:
@@ -36,7 +36,7 @@ def spans_of(value: Any) -> tuple[Span, ...]:
 
 
 def spans_of_text(text: str) -> tuple[Span, ...] | None:
-    """None where the text speaks of something else."""
+    """Read spans from a text; None where it speaks of something else."""
     text = text.strip()
     if text.startswith(("[", "{")):
         try:

@@ -30,7 +30,7 @@ def opened(
     yield HFEngine(model, tokenizer, max_scored_per_pack=update.max_tokens_per_pack)
 
 
-def scorer() -> tuple[str, str]:
+def scorer(config: Config) -> tuple[str, str]:
     """Itself, and the attention of prefix trees."""
     from opd_core.model.tree_attention import NAME
 

@@ -220,15 +220,15 @@ class _Decoding:
         needed = max(len(rows) for rows in slots.values())
         if len(slots) * self._group == len(self._rows) and needed == self._group:
             return tokens_B
-        kept: list[int] = []
+        kept_slots: list[int] = []
         for rows in slots.values():
             live = list(rows.values())
-            kept.extend(live + live[:1] * (needed - len(live)))
-        index = torch.tensor(kept, device=tokens_B.device)
+            kept_slots.extend(live + live[:1] * (needed - len(live)))
+        index = torch.tensor(kept_slots, device=tokens_B.device)
         prompts = torch.tensor(list(slots), device=tokens_B.device)
         self._layout.keep(prompts, index, needed)
         self._group = needed
-        self._rows = [self._rows[slot] for slot in kept]
+        self._rows = [self._rows[slot] for slot in kept_slots]
         self._uniforms = self._uniforms[index]
         self._position_B = self._position_B[index]
         return tokens_B[index]

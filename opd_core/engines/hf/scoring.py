@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from opd_core.engines.base import Scored
+from opd_core.model.divergences import entropies
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel
 
@@ -71,12 +72,6 @@ def _rows(model: TreeModel, packed: Pack, wanted: ScoreSection) -> Iterator[_Row
                 None if entropy_C is None else entropy_C[part],
                 None if kept_CD is None else kept_CD[part],
             )
-
-
-def entropies(logprobs_CV: Tensor) -> Tensor:
-    """Entropy of each row, [C], nats; tokens of no probability (-inf) add nothing."""
-    entropies_C: Tensor = torch.special.entr(logprobs_CV.exp()).sum(dim=1)
-    return entropies_C
 
 
 def _top(logprobs_CV: Tensor, k: int) -> _Top | None:

@@ -144,10 +144,10 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ChildCrash as crash:
-        last = f": {' | '.join(crash.last_lines)}" if crash.last_lines else ""
+        how = ": ".join([crash.how, *filter(None, [" | ".join(crash.last_lines)])])
         raise VideoOPDError(
-            f"the vLLM process {crash}{last}; free memory or correct the [vllm] section, and rerun "
-            "the stage, which goes on where it was"
+            f"the vLLM process {how}; free memory or correct the [vllm] section, and rerun the "
+            "stage, which goes on where it was"
         ) from None
 
 

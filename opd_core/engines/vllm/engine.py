@@ -218,8 +218,8 @@ class VLLMEngine:
         outputs = self._run()
         answers: dict[Hashable, list[Sample]] = {}
         for one in asked:
-            found = self._sample(outputs[one.name], one.seen)
-            answers.setdefault(one.key, []).append(found)
+            sample = self._sample(outputs[one.name], one.seen)
+            answers.setdefault(one.key, []).append(sample)
         return {**answers, **refused}
 
     def _ask_each(

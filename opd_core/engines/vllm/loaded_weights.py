@@ -40,11 +40,11 @@ def compare(model: Any, folder: Path) -> tuple[dict[str, int], str | None]:
             module, _, leaf = name.rpartition(".")
             experts.setdefault(module, {})[leaf] = tensor
             continue
-        found = _find(name, tensor.shape, loaded, model, family)
-        if found is None or found.shape != tensor.shape:
+        served = _find(name, tensor.shape, loaded, model, family)
+        if served is None or served.shape != tensor.shape:
             continue
-        if not torch.equal(tensor.to(found.dtype), found.cpu()):
-            difference = float((tensor.float() - found.cpu().float()).abs().max())
+        if not torch.equal(tensor.to(served.dtype), served.cpu()):
+            difference = float((tensor.float() - served.cpu().float()).abs().max())
             return counts, f"{name} differs by up to {difference:.3g}"
         counts["vision" if family.is_vision(name) else "language"] += 1
     for module, stored in experts.items():
@@ -123,7 +123,7 @@ def _chosen_tensors(folder: Path) -> Iterable[tuple[str, Tensor]]:
 
 
 def _first_and_last(names: Sequence[str]) -> list[str]:
-    """Without the layers between the first and the last of each stack."""
+    """Leave out the layers between the first and the last of each stack."""
     layers: dict[str, set[int]] = {}
     where: dict[str, tuple[str, int]] = {}
     for name in names:
@@ -144,13 +144,13 @@ def _first_and_last(names: Sequence[str]) -> list[str]:
 def _find(
     name: str, shape: torch.Size, loaded: dict[str, Tensor], model: Any, family: Architecture
 ) -> Tensor | None:
-    """Where the model keeps a checkpoint's tensor; None where it has no such, or a cut one."""
+    """Find a checkpoint's tensor in the model; None where it has no such, or a cut one."""
     padded = name.endswith(weight_names(family))
     name = _renamed(name, model)
     rows = shape[0]
-    found = _read(name, shape, loaded, model)
-    if found is not None:
-        return found[:rows] if padded or len(found) == rows else None
+    whole = _read(name, shape, loaded, model)
+    if whole is not None:
+        return whole[:rows] if padded or len(whole) == rows else None
     for fused, parts in model.packed_modules_mapping.items():
         for at, part in enumerate(parts):
             if f".{part}." not in name:
@@ -171,11 +171,11 @@ def _read(name: str, shape: torch.Size, loaded: dict[str, Tensor], model: Any) -
     if name not in loaded:
         module += ".base_layer"  # under an adapter
         name = f"{module}.{leaf}"
-    found = loaded.get(name)
-    if found is None or found.numel():
-        return found
+    parameter = loaded.get(name)
+    if parameter is None or parameter.numel():
+        return parameter
     # On CPU only the packed form of a matrix is kept: multiply it with one.
     layer = model.get_submodule(module)
-    one = torch.eye(shape[1], dtype=found.dtype, device=found.device)
+    one = torch.eye(shape[1], dtype=parameter.dtype, device=parameter.device)
     result: Tensor = layer.quant_method.apply(layer, one).T
     return result

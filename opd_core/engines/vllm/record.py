@@ -46,8 +46,8 @@ def opened_vllm(
 
 
 def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
-    """As the config says; else the longest prompt that [video] allows and an answer of `longest`
-    tokens, at most the model's own."""
+    """Tokens of a prompt with its answer: as the config says; else the longest prompt that [video]
+    allows and an answer of `longest` tokens, at most the model's own."""
     if config.vllm.max_model_len is not None:
         return config.vllm.max_model_len
     video = config.video
@@ -57,7 +57,7 @@ def max_model_len(config: Config, encoder: ExampleEncoder, longest: int) -> int:
     return min(needed, encoder.prompts.max_positions)
 
 
-def scorer() -> tuple[str, str]:
+def scorer(config: Config) -> tuple[str, str]:
     """Itself, and that the attention is not ours."""
     return f"vllm {ENGINE.installed()}", "its own attention"
 

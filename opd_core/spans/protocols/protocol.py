@@ -17,7 +17,7 @@ from opd_core.types import Span
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """By which rule an answer is read, held against the truth and counted."""
+    """The rule by which an answer is read, held against the truth and counted."""
 
     about: str
     """How it reads, rounds, compares and counts, in a few words that stand below its numbers."""
@@ -48,7 +48,7 @@ class Protocol:
         return own if self.reader is None else self.reader(text)
 
     def iou(self, span: Span | None, truth: Sequence[Span]) -> float:
-        """In [0, 1], of a span that was read by this protocol."""
+        """Overlap with the truth, in [0, 1], of a span that was read by this protocol."""
         if span is None:
             return 0.0
         said = span if self.rounding is None else self.rounding(span)

@@ -1,7 +1,11 @@
 """The benches run; what they measure is for `make bench`."""
 
+import pytest
+
 from flows.bench.accelerator import accelerator_rows
+from flows.bench.claims_cost import ANSWER, PROMPTS, Judge, Trainer, claims_cost_rows
 from flows.bench.interleaved import at_least, at_most, medians
+from opd_core.model import token_count
 
 
 def test_the_accelerators_script_runs_on_a_cpu_in_the_small() -> None:
@@ -25,3 +29,56 @@ def test_alternatives_take_turns_after_one_unmeasured_turn() -> None:
 def test_a_promise_is_met_or_not() -> None:
     assert at_least("x", 2.0, 2.0).met and not at_least("x", 1.9, 2.0).met
     assert at_most("x", 2.0, 2.0).met and not at_most("x", 2.1, 2.0).met
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    return Trainer()
+
+
+@pytest.mark.parametrize("judge", ["teacher", "rewards"])
+def test_a_step_is_the_same_with_prompts_repeated_and_shared(
+    trainer: Trainer, judge: Judge
+) -> None:
+    prompts = trainer.prompts(80, 2)
+    tree, apart = (trainer.step(prompts, 3, judge, shared) for shared in (True, False))
+    assert tree.answers == apart.answers and len(tree.answers) == 6
+    assert {len(token_ids) for token_ids in tree.answers.values()} == {ANSWER}
+    assert apart.loss == pytest.approx(tree.loss, rel=1e-4, abs=1e-6)
+    # GRPO's loss is 0 before its first step, whatever the answers; its gradient is not.
+    assert tree.grad_norm > 1e-3 and (judge == "rewards" or abs(tree.loss) > 1e-3)
+    assert apart.grad_norm == pytest.approx(tree.grad_norm, rel=1e-4)
+
+
+def test_what_repeats_the_prompt_runs_it_again(trainer: Trainer) -> None:
+    prompts = trainer.prompts(80, 1)
+    tokens = []
+    for shared in (True, False):
+        before = token_count.total()
+        trainer.step(prompts, 4, "teacher", shared)
+        tokens.append(token_count.total() - before)
+    answered = 4 * (ANSWER - 1) + 2 * 4 * ANSWER  # decoded, scored, trained
+    assert tokens == [3 * 80 + answered, 3 * 4 * 80 + answered]
+
+
+def test_the_prompts_are_as_long_as_asked_and_the_teacher_four_times_as_large(
+    trainer: Trainer,
+) -> None:
+    for tokens in PROMPTS:
+        (prompt,) = trainer.prompts(tokens, 1)
+        assert len(prompt.token_ids) == tokens
+    assert trainer.times_the_student == pytest.approx(4.0, abs=0.1)
+
+
+def test_the_cost_of_a_step_is_told_for_each_length_and_way() -> None:
+    rows = list(claims_cost_rows({80: 2, 100: 1}, repetitions=1))
+    assert [row.name for row in rows] == [
+        f"a step at {tokens} prompt tokens, {way}: OPD-1 / GRPO-8"
+        for tokens in (80, 100)
+        for way in ("separate sequences", "prefix trees")
+    ]
+    for row in rows:
+        opd, grpo = row.details["seconds a prompt"].values()
+        assert row.value == pytest.approx(opd / grpo)
+        for name, seconds in row.details["seconds a prompt"].items():
+            assert sum(row.details["of which"][name].values()) == pytest.approx(seconds, rel=0.2)

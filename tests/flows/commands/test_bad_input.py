@@ -25,11 +25,11 @@ from flows.stage.prepare import opened
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
-from storage.stages import stages_before
 from storage.tables.schemas import TABLES
 from tests import video_files
 from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
+from tests.stages_before import stages_before
 
 SCRIPT = Path(__file__).resolve().parents[1] / "kill_points.py"
 UNIFORM = {"focus.curriculum": "uniform", "rollout.examples_per_round": 20}

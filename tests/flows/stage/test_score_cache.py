@@ -13,6 +13,7 @@ import pytest
 from flows.audit.walk import Depth, audit
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
+from opd_core.model import tree_model
 from opd_core.scoring import trees as scoring
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
@@ -175,15 +176,23 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
 
 
 def test_another_runs_scores_need_no_teacher(
-    write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: Any, tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = write_config(tmp_path / "first", TINY)
     run_without_server(str(first), 1)
     cached = {"score.cache": "../first/run"}
     second = write_config(tmp_path / "second", TINY | cached)
+    load = tree_model.load_model
+    loaded: list[Path] = []
+
+    def watched(folder: Path, *rest: Any) -> Any:
+        loaded.append(folder)
+        return load(folder, *rest)
+
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "load_model", lambda *_: pytest.fail("the teacher was loaded"))
+        patched.setattr(tree_model, "load_model", watched)
         summary = run_without_server(str(second), 1)
+    assert loaded.count(models["teacher"]) == 1, "by validate; score would have loaded it again"
     ours, theirs = scores(tmp_path / "second" / "run"), scores(tmp_path / "first" / "run")
     assert {s.rollout_id: numbers(s) for s in ours} == {s.rollout_id: numbers(s) for s in theirs}
     origin = Run.open(tmp_path / "first" / "run").run_id

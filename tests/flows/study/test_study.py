@@ -19,8 +19,8 @@ from flows.stage.costs import read_costs
 from flows.study.plan import load_study
 from flows.study.rows import read_result
 from storage.runs.run import Run
-from storage.stages import stages_before
 from tests.flows.conftest import WriteConfig
+from tests.stages_before import stages_before
 
 pytestmark = pytest.mark.timeout(600)  # processes start one after the other, on a busy machine too
 ROOT = Path(__file__).resolve().parents[3]

@@ -114,6 +114,24 @@ def test_each_condition_is_a_study_of_its_own(tmp_path: Path) -> None:
     assert [p.study.seeds for p in quick] == [(7,), (7,)]
 
 
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("[conditions]", r"\[conditions\] names none; add \[conditions\.NAME\], or leave it out"),
+    ('[conditions."a/b"]', "'a/b' is to name a folder .*without '/'"),
+    ('[conditions.".."]', "'..' is to name a folder"),
+    ('[arms."a/b"]\ntitle = "x"', "'a/b' is to name a folder"),
+    ('[arms.worlds]\ntitle = "x"', "'worlds' is to name a folder"),
+    ('[claims]\nname = "x"', r"\[claims\] is one table; write \[\[claims\]\] over each claim"),
+])  # fmt: skip
+def test_what_fails_only_after_the_runs_is_refused_before(
+    text: str, sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(STUDY.replace("[quick]", f"{text}\n[quick]", 1))
+    with pytest.raises(VideoOPDError, match=sentence) as refusal:
+        load_study(file, tmp_path / "studies")
+    assert str(file) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
 def test_every_arm_runs_on_every_seed_with_its_own_learning_rate(
     load: Callable[..., Plan],
 ) -> None:

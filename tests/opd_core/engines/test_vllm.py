@@ -417,7 +417,7 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
 ) -> None:
     from flows import stages
     from flows.stage.prepare import opened
-    from storage.stages import stages_before
+    from tests.stages_before import stages_before
 
     (folder / "round").mkdir()
     make_config(

@@ -224,7 +224,7 @@ OF_A_FAMILY = {
 }  # fmt: skip
 MAKES_ONE = {
     "opd_core/tinyworld/models.py",
-    "flows/bench/accelerator.py",
+    "flows/bench/drawn.py",
     "flows/bench/trees.py",
 }
 """Write a config, or hand a model its inputs: of a family that they choose."""

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from opd_core.engines.hf.scoring import entropies
-from opd_core.model.divergences import divergences
+from opd_core.model.divergences import divergences, entropies
 from opd_core.model.lm_head import teacher_distribution
 
 INF = float("inf")

@@ -67,6 +67,20 @@ def test_the_scorer_says_what_is_kept_and_how_it_was_computed(setting: str) -> N
     assert describe_scorer(load_config(path, ["run.seed=5"]), "p") == before
 
 
+def test_the_scorer_says_the_precision_that_is_served() -> None:
+    path = ROOT / "configs" / "tiny.toml"
+
+    def scorer(*settings: str) -> str:
+        return describe_scorer(load_config(path, ["teacher.engine=vllm", *settings]), "p")
+
+    served = scorer("vllm.dtype=float16")
+    assert "; float16; " in served and served != scorer()
+    assert scorer("vllm.dtype=float32") == scorer("teacher.dtype=float32")
+    assert describe_scorer(load_config(path, ["vllm.dtype=float16"]), "p") == describe_scorer(
+        load_config(path), "p"
+    ), "hf has no precision of its own"
+
+
 @pytest.mark.parametrize("name", ["teacher_entropy", "hidden_states"])
 def test_vllm_gives_no_hidden_states(name: str) -> None:
     path = ROOT / "configs" / "tiny.toml"

@@ -229,6 +229,14 @@ def test_a_decoder_that_dies_says_of_what(child: DecoderProcess, number: signal.
         child.ask({"do": "probe", "path": "x"}, soon())
 
 
+def test_a_decoder_that_ends_tells_its_last_line_once(child: DecoderProcess) -> None:
+    child._connection.send_bytes(b"no pickle")  # it ends of it
+    with pytest.raises(ChildCrash) as crash:
+        child.receive()
+    assert str(crash.value).startswith("ended with exit code 1 (_pickle.UnpicklingError: ")
+    assert crash.value.how == "ended with exit code 1"
+
+
 @pytest.mark.kill
 @pytest.mark.parametrize("hanging", [False, True])
 def test_a_child_does_not_outlive_its_killed_parent(tmp_path: Path, hanging: bool) -> None:
