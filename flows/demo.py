@@ -22,6 +22,7 @@ from storage.files import disk_troubles, make_folder, short, write_bytes_whole
 
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
+    from opd_core.tinyworld.world import World
 
 FOLDER = "videoopd-demo"
 """Made in the current folder, outside a checkout."""
@@ -54,7 +55,7 @@ def make_tiny_world(
     eval_videos: int | None = None,
     annotations: str = "clean",
     scene: str = "short",
-) -> None:
+) -> World:
     """Make the synthetic videos in `folder`; a world that is there already is left as it is.
 
     Raises `VideoOPDError` when the folder holds a world made otherwise.
@@ -73,10 +74,11 @@ def make_tiny_world(
             seen = done
 
         try:
-            make_world(folder, seed, train_videos, eval_videos, made, annotations, scene)
+            world = make_world(folder, seed, train_videos, eval_videos, made, annotations, scene)
         except ValueError as error:
             raise VideoOPDError(str(error)) from None
     print(f"tiny world: {train_videos} + {eval_videos} videos in {short(folder)}", flush=True)
+    return world
 
 
 def config_file() -> Path:

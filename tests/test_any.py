@@ -20,7 +20,7 @@ LANCE = "Lance's datasets, and rows as they come out of them"
 BORDERS = {
     "flows": (4, PREFECT),
     "flows/audit": (4, PREFECT),
-    "flows/bench": (24, READ),
+    "flows/bench": (26, READ),
     "flows/commands": (18, PREFECT),
     "flows/console": (4, PREFECT),
     "flows/evaluation": (2, READ),
@@ -38,7 +38,7 @@ BORDERS = {
     "opd_core/prompts": (3, MODELS),
     "opd_core/spans": (2, "columns that a protocol names itself"),
     "opd_core/templates": (1, READ),
-    "opd_core/tinyworld": (13, MODELS),
+    "opd_core/tinyworld": (19, MODELS),
     "opd_core/update": (5, MODELS),
     "opd_core/video": (11, "av's streams and packets, and the messages of the decoding process"),
     "storage": (5, LANCE),
@@ -46,7 +46,7 @@ BORDERS = {
     "storage/audit": (4, LANCE),
     "storage/runs": (9, LANCE),
     "storage/tables": (3, LANCE),
-    "tests": (366, "settings and rows of all kinds, models, and what stands in for a part"),
+    "tests": (368, "settings and rows of all kinds, models, and what stands in for a part"),
 }
 
 

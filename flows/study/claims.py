@@ -90,7 +90,8 @@ class JudgedRow:
     what: str
     kind: Kind
     value: float | None
-    """None: the ratio has no value (the level was never reached)."""
+    """None: there is no ratio, because the other arm never rose; infinite: its best was never
+    reached."""
     low: float | None
     high: float | None
     bound: float
@@ -190,7 +191,7 @@ def _cost_to_best(row: RowSection, pairs: Pairs) -> tuple[float | None, float | 
     # rest.
     if len(pairs) > 1 and not math.isnan(value) and len(drawn) >= 0.95 * RESAMPLES:
         low, high = drawn[int(0.025 * len(drawn))], drawn[int(0.975 * len(drawn))]
-    return value if math.isfinite(value) else None, low, high
+    return None if math.isnan(value) else value, low, high
 
 
 def _verdict(low: float | None, high: float | None, bound: float, *, above: bool) -> str:

@@ -15,14 +15,16 @@ from typing import Literal
 import numpy as np
 
 Axis = Literal["steps", "cpu_seconds", "tokens"]
-Metric = Literal["miou", "r1_70"]
+Metric = Literal["miou", "r1_30", "r1_50", "r1_70"]
 AXES: dict[Axis, str] = {
     "steps": "optimiser steps",
     "cpu_seconds": "CPU seconds (one core)",
     "tokens": "tokens through the models",
 }
 UNITS: dict[Axis, str] = {"steps": "steps", "cpu_seconds": "CPU seconds", "tokens": "tokens"}
-METRICS: dict[Metric, str] = {"miou": "mIoU", "r1_70": "R1@0.7"}
+METRICS: dict[Metric, str] = {
+    "miou": "mIoU", "r1_30": "R1@0.3", "r1_50": "R1@0.5", "r1_70": "R1@0.7",
+}  # fmt: skip
 CONFIDENCE = 0.95
 
 
@@ -39,8 +41,14 @@ class Point:
     tokens: int
     """Through student and teacher, in all stages but the evaluation."""
     miou: float
-    """Eval split, protocol `strict`, as r1_70."""
+    """Eval split, protocol `strict`, as all that follow."""
+    r1_30: float
+    r1_50: float
     r1_70: float
+    no_span: float
+    """Share of the answers in which no span can be read."""
+    seconds_longer: float | None
+    """Mean of answered - true length, over the answers with a span; None where there is none."""
     resumed: bool
     """Whether the round was killed and continued."""
     stage_cpu_seconds: dict[str, float]

@@ -11,6 +11,7 @@ from typing import Any
 from flows.study.claims import Claim, judge_claims
 from flows.study.curves import Interval, Metric, Result, by_round, t_interval
 from flows.study.plan import Plan
+from flows.study.wrongness import Wrongness
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,12 @@ class ArmRow:
     """Paired with the same run's policy 0; None where nothing was trained."""
     best_miou: float
     """The highest of the rounds' mean mIoUs."""
+    r1_30: Interval
+    r1_50: Interval
     r1_70: Interval
+    no_span: Interval
+    seconds_longer: Interval | None
+    """None where a seed has no answer with a span."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Evidence:
     """The learning rate of each trained arm."""
     missing: Mapping[str, str]
     """Run -> why it is not there."""
+    wrongness: Wrongness
+    """Of the annotations that were trained on."""
     sessions: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """command, machine, commit and began of each time the study was run."""
 
@@ -69,6 +77,7 @@ class Evidence:
             return t_interval([getattr(r.last, metric) for r in results])
 
         rounds = results[0].last.round
+        longer = [s for r in results if (s := r.last.seconds_longer) is not None]
         gained = [r.last.miou - r.points[0].miou for r in results]
         return ArmRow(
             arm=arm,
@@ -82,7 +91,11 @@ class Evidence:
             miou=at_end("miou"),
             above_base=t_interval(gained) if rounds else None,
             best_miou=max(value for _, value in by_round(results, "steps", "miou")),
+            r1_30=at_end("r1_30"),
+            r1_50=at_end("r1_50"),
             r1_70=at_end("r1_70"),
+            no_span=t_interval([r.last.no_span for r in results]),
+            seconds_longer=t_interval(longer) if len(longer) == len(results) else None,
         )
 
     @cached_property

@@ -6,119 +6,37 @@
     tune_seeds = [100]                worlds of their own, evaluated on their `tune` split
     tune_rounds = 2                   of a tuning run (default: as many as the others)
     learning_rates = [2e-4, 1e-3]     the grid of every arm
-    [world]                           videos of each split, for each seed a world
+    [world]                           videos of each split, for each seed a world; its `annotations`
+                                      and `scene` as `videoopd tinyworld make` has them
     [settings]                        overrides of every run
     [arms.NAME]                       title, and `settings` of this arm; `rounds = 0` trains nothing
+                                      `rate_of = "OTHER"` takes the other's learning rate, untuned;
+                                      `seeds` and `rounds` instead of the study's
     [[claims]]                        what is claimed of which arms (`flows/study/claims.py`)
+    [front]                           arms in the picture of all conditions, with their names there
     [conditions.NAME]                 what this condition puts in place of the above; each is a
                                       study of its own, with its runs and its report
     [quick]                           what `--quick` puts in place of the above
 
 Tuning runs take the arm's settings, the tune seeds and each learning rate; the best mean IoU on the
-tune split at the last round decides, and the other seeds never see that split.
+tune split at the last round decides, and the other seeds never see that split. Both splits that
+answers are judged on are the truth, however the training split is annotated.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from flows.study.claims import ClaimSection
+from flows.study.sections import WORLDS, StudySection, folder_name
 from opd_core.config.load import Config, first_problem, load_config, read_toml
-from opd_core.config.section import Section
-from opd_core.config.sections import Positive
 from opd_core.types import VideoOPDError
-
-Count = Annotated[int, Field(ge=0)]
-WORLDS = "worlds"
-"""Folder of a study in which no run lies."""
-
-
-def _folder_name(name: str) -> str:
-    """Refuses, before anything runs, what the folders of a study cannot be called."""
-    if name in ("", ".", "..", WORLDS) or "/" in name or "\0" in name:
-        raise ValueError(
-            f"{name!r} is to name a folder of the study's own; give it another name, without '/'"
-        )
-    return name
-
-
-class WorldSection(Section):
-    train_videos: Positive
-    tune_videos: Positive
-    """Held out of the training videos; tuning runs are evaluated on them."""
-    eval_videos: Positive
-
-
-class ArmSection(Section):
-    title: str
-    """As the table names it."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the base config: `"update.objective" = "grpo"`."""
-    rounds: Count | None = None
-    """Instead of the study's; 0 only evaluates the student it begins with."""
-
-
-class StudySection(Section):
-    base: Path
-    rounds: Positive
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    tune_seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Their worlds are in no reported number."""
-    tune_rounds: Positive | None = None
-    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-    world: WorldSection
-    settings: dict[str, Any] = Field(default_factory=dict)
-    arms: Annotated[
-        dict[Annotated[str, AfterValidator(_folder_name)], ArmSection], Field(min_length=1)
-    ]
-    only_arms: tuple[str, ...] = ()
-    """Those of a condition that needs few; none named: all."""
-    claims: tuple[ClaimSection, ...] = ()
-
-    @field_validator("claims", mode="before")
-    @classmethod
-    def _are_many(cls, claims: object) -> object:
-        if isinstance(claims, dict):
-            raise ValueError("[claims] is one table; write [[claims]] over each claim")
-        return claims
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        for seed in self.tune_seeds:
-            if seed in self.seeds:
-                raise ValueError(
-                    f"tune_seeds has {seed}, one of the seeds; take another, because what is tuned "
-                    "on may not be reported"
-                )
-        named = {f"claim {c.name!r}": (*c.arms, *c.against) for c in self.claims}
-        for where, arms in (named | {"only_arms": self.only_arms}).items():
-            for arm in arms:
-                if arm not in self.arms:
-                    raise ValueError(
-                        f"{where} names {arm!r}, which is no arm of the study; {self.meant(arm)}"
-                    )
-        return self
-
-    def meant(self, arm: str) -> str:
-        """The arm that may have been meant by a name that is none's, as a hint."""
-        near = difflib.get_close_matches(arm, self.arms, n=1)
-        return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.arms)}"
-
-    def rounds_of(self, arm: str) -> int:
-        own = self.arms[arm].rounds
-        return self.rounds if own is None else own
-
-    def trained(self) -> list[str]:
-        """The arms that train, in the order of the file."""
-        return [arm for arm in self.arms if self.rounds_of(arm)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +63,15 @@ class Plan:
     """A study, and where it is kept."""
 
     name: str
+    title: str
+    """Of its condition, or its name."""
     file: Path
     quick: bool
     study: StudySection
     root: Path
-    """Folder of its worlds and runs, absolute."""
+    """Folder of its runs, absolute."""
+    shared: Path
+    """Folder of what the study's conditions have in common, worlds and frames, absolute."""
 
     def check_arm(self, name: str) -> None:
         """Raises `VideoOPDError` where the study has no such arm."""
@@ -157,20 +79,21 @@ class Plan:
             raise VideoOPDError(f"{self.file} has no arm {name!r}; {self.study.meant(name)}")
 
     def world(self, seed: int) -> Path:
-        return self.root / WORLDS / f"seed-{seed}"
+        world = self.study.world
+        return self.shared / WORLDS / f"{world.scene}-{world.annotations}" / f"seed-{seed}"
 
     def path(self, run: StudyRun) -> Path:
         return self.root / run.folder
 
     def tuning_runs(self) -> list[StudyRun]:
-        """Runs of each trained arm with each learning rate on each tune seed; none where there is
-        nothing to choose."""
+        """Runs of each arm that is tuned, with each learning rate on each tune seed; none where
+        there is nothing to choose."""
         if len(self.study.learning_rates) == 1:
             return []
         most = self.study.tune_rounds or math.inf
         return [
             StudyRun(arm, rate, seed, int(min(self.study.rounds_of(arm), most)), tuning=True)
-            for arm in self.study.trained()
+            for arm in self.study.tuned()
             for rate in self.study.learning_rates
             for seed in self.study.tune_seeds
         ]
@@ -183,9 +106,9 @@ class Plan:
         """
         return [
             StudyRun(arm, tuned.get(arm), seed, self.study.rounds_of(arm), tuning=False)
-            for seed in self.study.seeds
+            for seed in self.study.all_seeds()
             for arm in self.study.arms
-            if arm in tuned or not self.study.rounds_of(arm)
+            if seed in self.study.seeds_of(arm) and (arm in tuned or not self.study.rounds_of(arm))
         ]
 
     def only_rate(self) -> dict[str, float]:
@@ -194,7 +117,7 @@ class Plan:
 
     def seeds(self) -> list[int]:
         """Seeds of the worlds that are needed; those to tune on first."""
-        return list(dict.fromkeys(r.seed for r in self.tuning_runs())) + list(self.study.seeds)
+        return list(dict.fromkeys(r.seed for r in self.tuning_runs())) + self.study.all_seeds()
 
     def overrides(self, run: StudyRun) -> list[str]:
         """Overrides of the base config, as for `videoopd run --set`; later ones win."""
@@ -207,15 +130,21 @@ class Plan:
             "data.train": str(world / "train-without-tune.jsonl"),
             "data.eval": str(world / ("tune.jsonl" if run.tuning else "eval.jsonl")),
             "data.videos": str(world / "videos"),
-            "frames.path": str(self.root / "frames"),
+            "frames.path": str(self.shared / "frames"),
         }
         if run.learning_rate is not None:
             values["update.learning_rate"] = run.learning_rate
-        # JSON of a string, number, truth value or list is TOML too.
-        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        return [f"{key}={_toml(value)}" for key, value in values.items()]
 
     def config(self, run: StudyRun) -> Config:
         return load_config(self.study.base, self.overrides(run))
+
+
+def _toml(value: object) -> str:
+    """A value as TOML in one line. JSON of a string, number, truth value or list is TOML too."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ", ".join(f"{json.dumps(key)} = {_toml(v)}" for key, v in value.items()) + "}"
 
 
 def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Plan]:
@@ -233,19 +162,21 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Pla
     conditions: dict[str, object] = {"": {}}
     if "conditions" in data:
         conditions = _conditions(path, data.pop("conditions"))
-    return [
-        _plan(
-            "-".join(filter(None, (path.stem, condition, "quick" if quick else ""))),
-            path,
-            _merged(
-                _merged(data, _table(path, f"conditions.{condition}", own)),
-                changes if quick else {},
-            ),
-            runs,
-            quick=quick,
+    plans = []
+    for condition, own in conditions.items():
+        whole = _merged(data, _table(path, f"conditions.{condition}", own))
+        names = (path.stem, condition, "quick" if quick else "")
+        plans.append(
+            _plan(
+                "-".join(filter(None, names)),
+                condition,
+                path,
+                _merged(whole, changes if quick else {}),
+                runs.resolve() / "-".join(filter(None, (path.stem, "quick" if quick else ""))),
+                quick=quick,
+            )
         )
-        for condition, own in conditions.items()
-    ]
+    return plans
 
 
 def _conditions(path: Path, value: object) -> dict[str, object]:
@@ -257,7 +188,7 @@ def _conditions(path: Path, value: object) -> dict[str, object]:
         )
     for name in conditions:
         try:
-            _folder_name(name)
+            folder_name(name)
         except ValueError as error:
             raise VideoOPDError(f"{path}, conditions: {error}") from None
     return conditions
@@ -269,15 +200,19 @@ def _table(path: Path, name: str, value: object) -> dict[str, Any]:
     return value
 
 
-def _plan(name: str, path: Path, data: Mapping[str, Any], runs: Path, *, quick: bool) -> Plan:
+def _plan(
+    name: str, condition: str, path: Path, data: Mapping[str, Any], shared: Path, *, quick: bool
+) -> Plan:
     try:
         study = StudySection.model_validate(data)
     except ValidationError as error:
         raise VideoOPDError(f"{path}: {first_problem(error, StudySection)}") from None
     base = (path.resolve().parent / study.base.expanduser()).resolve()
     arms = {arm: study.arms[arm] for arm in study.only_arms or study.arms}
-    study = study.model_copy(update={"base": base, "arms": arms})
-    plan = Plan(name, path, quick, study, runs.resolve() / name)
+    front = {a: n for a, n in study.front.items() if a in arms} or {arm: arm for arm in arms}
+    study = study.model_copy(update={"base": base, "arms": arms, "front": front})
+    title = study.title or condition or name
+    plan = Plan(name, title, path, quick, study, shared.parent / name, shared)
     for arm in plan.study.arms:
         try:
             plan.config(StudyRun(arm, study.learning_rates[0], study.seeds[0], 1, tuning=False))

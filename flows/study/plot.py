@@ -9,6 +9,11 @@ from typing import Any
 
 from flows.study.curves import AXES, METRICS, Axis, Metric, Result, mean_curve, t_interval
 
+# The same rows give the same file: no date in it, and ids that are no random numbers.
+STYLE: dict[Any, Any] = {"svg.hashsalt": "videoopd", "svg.fonttype": "none", "font.size": 9.0}
+SHOWN: tuple[Metric, ...] = ("miou", "r1_70")
+"""A row of plots each."""
+
 
 def plot(by_arm: Mapping[str, Sequence[Result]], path: Path) -> None:
     """Write the plots of the trained arms; those that train nothing are horizontal lines."""
@@ -17,13 +22,11 @@ def plot(by_arm: Mapping[str, Sequence[Result]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # The same rows give the same file: no date in it, and ids that are no random numbers.
-    style: dict[Any, Any] = {"svg.hashsalt": "videoopd", "svg.fonttype": "none", "font.size": 9.0}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure, grid = pyplot.subplots(
-            len(METRICS), len(AXES), figsize=(13, 7.5), squeeze=False, layout="constrained"
+            len(SHOWN), len(AXES), figsize=(13, 7.5), squeeze=False, layout="constrained"
         )
-        for row, metric in enumerate(METRICS):
+        for row, metric in enumerate(SHOWN):
             for column, axis in enumerate(AXES):
                 _panel(grid[row][column], by_arm, axis, metric)
         handles, labels = grid[0][0].get_legend_handles_labels()
@@ -52,9 +55,9 @@ def _panel(
         highs = [math.nan if i.high is None else i.high for _, i in curve]
         panel.fill_between(budgets, lows, highs, color=colour, alpha=0.08, linewidth=0)
     for number, arm in enumerate(a for a in by_arm if a not in trained):
-        level = {m: t_interval([getattr(r.last, m) for r in by_arm[arm]]).mean for m in METRICS}
+        level = {m: t_interval([getattr(r.last, m) for r in by_arm[arm]]).mean for m in SHOWN}
         # In numbers too, because it may lie far outside: a teacher would push the curves together.
-        label = f"{arm} ({', '.join(f'{level[m]:.3f}' for m in METRICS)})"
+        label = f"{arm} ({', '.join(f'{level[m]:.3f}' for m in SHOWN)})"
         panel.axhline(level[metric], color="0.4", linestyle=(":", "-.")[number % 2], label=label)
         if not trained:
             seen.append(level[metric])

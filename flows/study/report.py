@@ -14,6 +14,7 @@ from flows.study.claims import Claim, JudgedRow
 from flows.study.curves import Interval, tuning_means
 from flows.study.evidence import ArmRow, Evidence
 from flows.study.plot import plot
+from flows.study.wrongness import BAD_BELOW, Wrongness
 
 ABSENT = "–"
 
@@ -43,6 +44,7 @@ def as_numbers(evidence: Evidence) -> dict[str, Any]:
         "cpu_seconds": evidence.cpu_seconds,
         "arms": evidence.rows,
         "claims": evidence.claims,
+        "annotations": evidence.wrongness,
         "tuning": [_without_examples(asdict(r)) for r in evidence.tuning],
         "runs": [_without_examples(asdict(r)) for r in evidence.results],
     }
@@ -75,11 +77,13 @@ def _blocks(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
     )
     yield "## Arms"
     yield "\n".join(_table(evidence.rows))
+    yield "\n".join(_recalls(evidence.rows))
     yield (
         f"All runs, tuning included: {evidence.cpu_seconds:,.0f} CPU seconds, or "
         f"{evidence.cpu_seconds / 60:.0f} minutes of one core."
     )
     yield from _definitions(evidence)
+    yield from _annotations(evidence.wrongness)
     yield "## Claims"
     for claim in evidence.claims:
         yield f"**{claim.name}: {claim.verdict}.** Claimed: {claim.statement}."
@@ -101,27 +105,65 @@ def _blocks(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
 def _table(rows: Sequence[ArmRow]) -> Iterator[str]:
     yield (
         "| arm | | learning rate | seeds | rounds | steps | tokens | CPU s | mIoU, last round "
-        "| above base | best mIoU | R1@0.7 |"
+        "| above base | best mIoU |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for r in rows:
         rate = ABSENT if r.learning_rate is None else f"{r.learning_rate:g}"
-        gained = ABSENT if r.above_base is None else _interval(r.above_base, "+")
+        gained = ABSENT if r.above_base is None else with_interval(r.above_base, "+")
         yield (
             f"| `{r.arm}` | {r.title} | {rate} | {r.seeds} | {r.rounds} | {r.steps:.0f} "
-            f"| {r.tokens / 1000:,.0f} k | {r.cpu_seconds:.0f} | {_interval(r.miou)} | {gained} "
-            f"| {r.best_miou:.3f} | {_interval(r.r1_70)} |"
+            f"| {r.tokens / 1000:,.0f} k | {r.cpu_seconds:.0f} | {with_interval(r.miou)} "
+            f"| {gained} | {r.best_miou:.3f} |"
         )
+
+
+def _recalls(rows: Sequence[ArmRow]) -> Iterator[str]:
+    yield "| arm | R1@0.3 | R1@0.5 | R1@0.7 | no span, % | seconds longer |"
+    yield "|---|---|---|---|---|---|"
+    for r in rows:
+        recalls = " | ".join(in_points(i) for i in (r.r1_30, r.r1_50, r.r1_70, r.no_span))
+        longer = ABSENT if r.seconds_longer is None else with_interval(r.seconds_longer, "+")
+        yield f"| `{r.arm}` | {recalls} | {longer} |"
+
+
+def _annotations(wrongness: Wrongness) -> Iterator[str]:
+    yield "## The annotations"
+    yield (
+        f"Of {wrongness.sentences:,} training sentences {wrongness.bad:.1%} are annotated badly: "
+        f"their IoU with the truth is below {BAD_BELOW:g}. Annotated moments are "
+        f"{wrongness.seconds_longer:+.2f} s longer than the true ones, on average."
+    )
+    if not wrongness.filtering:
+        return
+    yield (
+        f"TRPV as a filter of bad annotations, on the {wrongness.judged:,} sentences that the "
+        "teacher answered: what `focus.min_teacher_iou` drops. *Precision*: the share of the "
+        "dropped that are bad; *recall*: the share of the bad that are dropped."
+    )
+    lines = ["| min_teacher_iou | dropped | precision | recall |", "|---|---|---|---|"]
+    lines += [
+        f"| {f.min_teacher_iou:.1f} | {f.dropped:.1%} | {_share(f.precision)} "
+        f"| {_share(f.recall)} |"
+        for f in wrongness.filtering
+    ]
+    yield "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.1%}"
 
 
 def _definitions(evidence: Evidence) -> Iterator[str]:
     study = evidence.plan.study
     same, compared, smallest = evidence.same_examples()
     yield (
-        f"Means over seeds with 95 % t-intervals. mIoU and R1@0.7 of greedy answers to the eval "
-        f"split of each seed's world ({study.world.eval_videos} videos), protocol `strict`. "
+        "Means over seeds with 95 % t-intervals. mIoU, and R1 in points, of greedy answers to the "
+        f"eval split of each seed's world ({study.world.eval_videos} videos), protocol `strict`. "
         "*Above base* is paired with the same run's policy 0. *Best* is the highest of the rounds' "
-        "means, chosen on the eval split and therefore a little too good."
+        "means, chosen on the eval split and therefore a little too good. *Seconds longer* is how "
+        "far an arm has learned to answer too widely: the mean of answered - true length over the "
+        "answers with a span."
     )
     yield (
         "*CPU s*: seconds of processor time of the run's process and its children, one thread, in "
@@ -147,10 +189,8 @@ def _comparisons(claim: Claim) -> Iterator[str]:
     yield "| | measured | 95 % interval | holds if | |"
     yield "|---|---|---|---|---|"
     for c in claim.comparisons:
-        sign = "+" if c.kind == "difference" else ""
-        measured = "never reached" if c.value is None else f"{c.value:{sign}.3f}"
         wanted = f"> {c.bound:g}" if c.kind == "difference" else f"<= {c.bound:.2f}"
-        yield f"| {c.what} | {measured} | {_bounds(c)} | {wanted} | {_verdict(c)} |"
+        yield f"| {c.what} | {measured(c)} | {bounds(c)} | {wanted} | {_verdict(c)} |"
 
 
 def _verdict(comparison: JudgedRow) -> str:
@@ -162,7 +202,17 @@ def _verdict(comparison: JudgedRow) -> str:
     return f"not settled (the interval covers {covered})"
 
 
-def _bounds(comparison: JudgedRow) -> str:
+def measured(comparison: JudgedRow) -> str:
+    """The value in words."""
+    if comparison.value is None:
+        return "the other never rises"
+    if math.isinf(comparison.value):
+        return "never reached"
+    return f"{comparison.value:{'+' if comparison.kind == 'difference' else ''}.3f}"
+
+
+def bounds(comparison: JudgedRow) -> str:
+    """The 95 % interval in words."""
     if comparison.low is None or comparison.high is None:
         return ABSENT
     return " to ".join(
@@ -191,8 +241,17 @@ def _seeds(evidence: Evidence) -> str:
     return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
-def _interval(interval: Interval, sign: str = "") -> str:
+def with_interval(interval: Interval, sign: str = "") -> str:
+    """Mean and half width, in thousandths."""
     mean = f"{interval.mean:{sign}.3f}"
     if interval.low is None or interval.high is None:
         return mean
     return f"{mean} ± {interval.high - interval.mean:.3f}"
+
+
+def in_points(share: Interval) -> str:
+    """A share's mean and half width in hundredths, as the field's tables have it."""
+    mean = f"{100 * share.mean:.1f}"
+    if share.low is None or share.high is None:
+        return mean
+    return f"{mean} ± {100 * (share.high - share.mean):.1f}"

@@ -16,6 +16,8 @@ from opd_core.config.load import Config
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from storage.runs.run import Run
 
 UNTIMED = "evaluate"
@@ -42,7 +44,7 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
     """The points of a complete run. Raises `VideoOPDError` where evidence is missing."""
     import polars as pl
 
-    from opd_core.spans.metrics import grounding_metrics
+    from opd_core.spans.metrics import grounding_metrics, no_span
     from storage.runs.run import Run
 
     opened = Run.open(plan.path(run))
@@ -51,13 +53,14 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
         row["policy_version"]: row
         for row in grounding_metrics(answers, "policy_version").collect().iter_rows(named=True)
     }
+    longer = seconds_longer(answers, opened.present())
     steps: dict[int, int] = dict(
         opened.updates().select("policy_version", pl.col("steps").list.len()).collect().iter_rows()
     )
     drawn = opened.draws().sort("policy_version", "position").collect()
     costs = _by_round(read_costs(plan.path(run) / COSTS_FILE))
     points: list[Point] = []
-    total = Point(0, 0, 0.0, 0.0, 0, 0.0, 0.0, False, {}, ())
+    total = Point(0, 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, None, False, {}, ())
     for version in range(run.rounds + 1):
         if version not in metrics or (version and not (version in steps and version in costs)):
             raise VideoOPDError(
@@ -73,13 +76,38 @@ def read_result(plan: Plan, run: StudyRun) -> Result:
             seconds=total.seconds + sum(c.seconds for c in lines),
             tokens=total.tokens + sum(c.tokens for c in lines),
             miou=metrics[version]["strict_miou"],
+            r1_30=metrics[version]["strict_r1_30"],
+            r1_50=metrics[version]["strict_r1_50"],
             r1_70=metrics[version]["strict_r1_70"],
+            no_span=metrics[version][no_span("strict")],
+            seconds_longer=longer[version],
             resumed=len({c.attempt for c in lines}) > 1,
             stage_cpu_seconds=_by_stage(lines),
             examples=tuple(examples.to_list()),
         )
         points.append(total)
     return Result(run.arm, run.learning_rate, run.seed, tuple(points))
+
+
+def seconds_longer(answers: pl.LazyFrame, examples: pl.LazyFrame) -> dict[int, float | None]:
+    """Policy version -> mean of answered - true length, s, over the answers with a span; None where
+    there is none.
+
+    `answers`: policy_version, example_id, predicted_start, predicted_end (null without a span).
+    `examples`: example_id, span_start, span_end.
+    """
+    import polars as pl
+
+    answered, true = (
+        pl.col(f"{span}_end") - pl.col(f"{span}_start") for span in ("predicted", "span")
+    )
+    means = (
+        answers.join(examples, on="example_id")
+        .group_by("policy_version")
+        .agg((answered - true).mean())
+        .collect()
+    )
+    return dict(means.iter_rows())
 
 
 def _by_round(costs: list[StageCost]) -> dict[int, list[StageCost]]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.console.progress import progress
 from flows.study.curves import Result, tuning_means
@@ -31,6 +31,9 @@ from flows.study.rows import is_complete, read_result
 from flows.study.worker import RunRequest, Workers, WorldRequest, started_workers
 from opd_core.types import VideoOPDError
 from storage.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from flows.study.evidence import Evidence
 
 SESSIONS_FILE, LOG_FILE = "sessions.json", "workers.log"
 
@@ -57,8 +60,8 @@ def study(options: StudyOptions) -> int:
         if not any(arm in plan.study.arms for plan in plans):
             plans[0].check_arm(arm)
     failed = {} if options.report else _run_all(plans, options)
-    codes = [_report(plan, options.out, failed.get(plan.name, {})) for plan in plans]
-    return max(codes)
+    conditions = [_evidence(plan, failed.get(plan.name, {})) for plan in plans]
+    return _report(conditions, options.out)
 
 
 def _check_installed() -> None:
@@ -76,8 +79,8 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
     unfinished = [
         plan
         for plan in plans
-        if _missing(plan, options, plan.tuning_runs())
-        or _missing(plan, options, plan.runs(best_rates(plan)))
+        if missing_runs(plan, options, plan.tuning_runs())
+        or missing_runs(plan, options, plan.runs(best_rates(plan)))
     ]
     if not unfinished:
         return {}
@@ -93,17 +96,22 @@ def _run_all(plans: Sequence[Plan], options: StudyOptions) -> dict[str, dict[Stu
             _note_session(plan)
             _make_worlds(plan, workers)
             wait_for_server()
-            tuning = _run(plan, workers, "tuning", _missing(plan, options, plan.tuning_runs()))
-            todo = _missing(plan, options, plan.runs(best_rates(plan)))
+            tuning = _run(plan, workers, "tuning", missing_runs(plan, options, plan.tuning_runs()))
+            todo = missing_runs(plan, options, plan.runs(best_rates(plan)))
             failed[plan.name] = tuning | _run(plan, workers, "runs", todo)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     return failed
 
 
-def _missing(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The runs of the wanted arms that are not complete."""
-    wanted = options.arms or tuple(plan.study.arms)
-    return [run for run in runs if run.arm in wanted and not is_complete(plan, run)]
+def missing_runs(plan: Plan, options: StudyOptions, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs that are not complete, of the wanted arms and of those they have their rate from."""
+    arms = [arm for arm in plan.study.arms if not options.arms or arm in options.arms]
+    tuned = {plan.study.rate_from(arm) for arm in arms}
+    return [
+        run
+        for run in runs
+        if run.arm in (tuned if run.tuning else arms) and not is_complete(plan, run)
+    ]
 
 
 def _make_worlds(plan: Plan, workers: Workers) -> None:
@@ -116,6 +124,8 @@ def _make_worlds(plan: Plan, workers: Workers) -> None:
             world.train_videos,
             world.tune_videos,
             world.eval_videos,
+            world.annotations,
+            world.scene,
             str(plan.study.base),
             plan.overrides(StudyRun(arm, None, seed, 0, tuning=False)),
         )
@@ -165,23 +175,26 @@ def _run(
 def best_rates(plan: Plan) -> dict[str, float]:
     """The learning rate of each trained arm: the best mean over the tune seeds of the mean IoU on
     the tune split, at the last round; of two alike, the smaller. A rate with which a run is missing
-    is not chosen; arms without any have none."""
+    is not chosen; arms without any have none, nor have those that take it from them."""
     tuning = plan.tuning_runs()
     if not tuning:
         return plan.only_rate()
-    return {
+    best = {
         arm: max(mious, key=lambda rate: (mious[rate], -rate))
         for arm, mious in tuning_means(_results(plan, tuning), plan.study.tune_seeds).items()
     }
+    rated = {arm: plan.study.rate_from(arm) for arm in plan.study.trained()}
+    return {arm: best[other] for arm, other in rated.items() if other in best}
 
 
 def _results(plan: Plan, runs: Sequence[StudyRun]) -> list[Result]:
     return [read_result(plan, run) for run in runs if is_complete(plan, run)]
 
 
-def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
+def _evidence(plan: Plan, failed: dict[StudyRun, str]) -> Evidence:
+    """What is there of a plan's runs. Raises `VideoOPDError` where nothing is."""
     from flows.study.evidence import Evidence
-    from flows.study.report import write_report
+    from flows.study.wrongness import read_wrongness
 
     tuning = plan.tuning_runs()
     tuned = best_rates(plan)
@@ -195,21 +208,33 @@ def _report(plan: Plan, out: Path, failed: dict[StudyRun, str]) -> int:
             f"the study in {plan.root} has no complete run to report; run `videoopd study "
             f"{plan.file}{' --quick' if plan.quick else ''}`"
         )
-    make_folder(out)
-    evidence = Evidence(
+    return Evidence(
         plan=plan,
         results=results,
         tuning=_results(plan, tuning),
         tuned=tuned,
         missing={run.folder: reason for run, reason in missing.items()}
         | dict.fromkeys(untuned, "no tuning run of it is complete"),
+        wrongness=read_wrongness(plan, [run for run in wanted if run not in missing]),
         sessions=_sessions(plan),
     )
-    written = write_report(evidence, out)
+
+
+def _report(conditions: Sequence[Evidence], out: Path) -> int:
+    """Write a report of each condition, and of several one of all; 1 where a run is missing."""
+    from flows.study.joint import write_joint
+    from flows.study.report import write_report
+
+    make_folder(out)
+    written = [path for evidence in conditions for path in write_report(evidence, out)]
+    if len(conditions) > 1:
+        written += write_joint(conditions, out)
     print("written: " + ", ".join(str(path) for path in written))
-    for name, reason in evidence.missing.items():
-        print(f"missing: {name}: {reason}", file=sys.stderr)
-    return 1 if evidence.missing else 0
+    for evidence in conditions:
+        for name, reason in evidence.missing.items():
+            where = f"{evidence.plan.name}/{name}" if len(conditions) > 1 else name
+            print(f"missing: {where}: {reason}", file=sys.stderr)
+    return 1 if any(evidence.missing for evidence in conditions) else 0
 
 
 def _note_session(plan: Plan) -> None:

@@ -37,13 +37,17 @@ ONE_THREAD = {
 
 @dataclass(frozen=True, slots=True)
 class WorldRequest:
-    """Make a world with a train, a tune and an eval split, and decode all of it."""
+    """Make a world with a train, a tune and an eval split, and decode all of it. Training reads
+    `train-without-tune.jsonl`, annotated as the world is; `tune.jsonl` and `eval.jsonl` hold the
+    truth, as `train_truth.jsonl` does of the training videos where they are annotated otherwise."""
 
     folder: str
     seed: int
     train_videos: int
     tune_videos: int
     eval_videos: int
+    annotations: str
+    scene: str
     config: str
     overrides: list[str]
     """A config of a run in this world: which frames are kept, and where."""
@@ -84,7 +88,7 @@ def started_workers(jobs: int, log: Path) -> Iterator[Workers]:
         answered: Callable[[Key, str | None], None],
     ) -> None:
         keys: dict[Future[str | None], Key] = {
-            pool.schedule(_answer, [request]): key for key, request in requests.items()
+            pool.schedule(answer, [request]): key for key, request in requests.items()
         }
         for future in as_completed(keys):
             try:
@@ -121,7 +125,7 @@ def _begin(log: Path) -> None:
     from flows.round import videoopd  # noqa: F401
 
 
-def _answer(request: WorldRequest | RunRequest) -> str | None:
+def answer(request: WorldRequest | RunRequest) -> str | None:
     """The error that a request ended with, or None."""
     try:
         _make_world(request) if isinstance(request, WorldRequest) else _run(request)
@@ -157,10 +161,15 @@ def _make_world(request: WorldRequest) -> None:
     from opd_core.types import GroundingExample
 
     folder = Path(request.folder)
-    make_tiny_world(
-        folder, request.seed, request.train_videos + request.tune_videos, request.eval_videos
+    world = make_tiny_world(
+        folder,
+        request.seed,
+        request.train_videos + request.tune_videos,
+        request.eval_videos,
+        request.annotations,
+        request.scene,
     )
-    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    lines, truth = (f.read_text().splitlines(keepends=True) for f in (world.train, world.truth))
     whole = folder / "train-without-tune.jsonl"
     if whole.exists():
         if (videos := len(whole.read_text().splitlines())) != request.train_videos:
@@ -170,7 +179,7 @@ def _make_world(request: WorldRequest) -> None:
             )
         return
     config = load_config(request.config, request.overrides)
-    (folder / "tune.jsonl").write_text("".join(lines[request.train_videos :]))
+    (folder / "tune.jsonl").write_text("".join(truth[request.train_videos :]))
     with decoding_once(config):
         encoder = ExampleEncoder(config, config.student.path)
         for name in ("train", "eval"):

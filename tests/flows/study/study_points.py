@@ -8,7 +8,7 @@ from flows.study.curves import Point, Result
 
 
 def point(round: int, cost: float, miou: float, examples: Sequence[str] = ("a", "b")) -> Point:
-    """Ten steps and a thousand tokens a round; R1@0.7 is half the mIoU."""
+    """Ten steps and a thousand tokens a round; R1@0.7 is half the mIoU, R1@0.5 as much."""
     return Point(
         round=round,
         steps=10 * round,
@@ -16,7 +16,11 @@ def point(round: int, cost: float, miou: float, examples: Sequence[str] = ("a", 
         seconds=2 * cost,
         tokens=1000 * round,
         miou=miou,
+        r1_30=min(1.0, 1.5 * miou),
+        r1_50=miou,
         r1_70=miou / 2,
+        no_span=0.01,
+        seconds_longer=2 - miou,
         resumed=False,
         stage_cpu_seconds={"update": cost},
         examples=tuple(examples) if round else (),

@@ -101,7 +101,8 @@ def test_each_condition_is_a_study_of_its_own(tmp_path: Path) -> None:
     file.write_text(STUDY.replace("[quick]\n", CONDITIONS, 1))
     clean, loose = load_study(file, tmp_path / "studies")
     assert [p.name for p in (clean, loose)] == ["mine-clean", "mine-loose"]
-    assert clean.root != loose.root and clean.world(0) != loose.world(0)
+    assert clean.root != loose.root
+    assert clean.world(0) == loose.world(0), "worlds that are the same are made once"
     assert (list(clean.study.arms), list(loose.study.arms)) == (
         ["base", "opd", "long"], ["base", "opd"],
     )  # fmt: skip
@@ -132,6 +133,43 @@ def test_what_fails_only_after_the_runs_is_refused_before(
     assert str(file) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_conditions_may_be_annotated_otherwise_and_share_the_frames(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    loose = CONDITIONS.replace('only_arms = ["base", "opd"]', 'world.annotations = "loose"')
+    file.write_text(STUDY.replace("[quick]\n", loose, 1))
+    plans = load_study(file, tmp_path / "studies")
+    worlds = tmp_path / "studies" / "mine" / "worlds"
+    assert [p.world(5).relative_to(worlds).as_posix() for p in plans] == [
+        "short-clean/seed-5", "short-loose/seed-5",
+    ]  # fmt: skip
+    run = StudyRun("opd", 1e-3, 5, 2, tuning=False)
+    assert {p.config(run).frames.path for p in plans} == {tmp_path / "studies" / "mine" / "frames"}
+    quick, _ = load_study(file, tmp_path / "studies", quick=True)
+    assert quick.shared == tmp_path / "studies" / "mine-quick", "whose worlds are smaller"
+
+
+def test_an_arm_takes_the_rate_of_another(load: Callable[..., Plan]) -> None:
+    plan = load(STUDY.replace("rounds = 5", 'rounds = 5\nrate_of = "opd"'))
+    assert {r.arm for r in plan.tuning_runs()} == {"opd"}
+    assert plan.study.rate_from("long") == "opd" and plan.study.rate_from("opd") == "opd"
+    assert plan.study.trained() == ["opd", "long"]
+
+
+def test_an_arm_may_have_seeds_of_its_own(load: Callable[..., Plan]) -> None:
+    plan = load(STUDY.replace("rounds = 5", "rounds = 5\nseeds = [2, 9]"))
+    runs = plan.runs({"opd": 1e-3, "long": 1e-4})
+    assert [r.seed for r in runs if r.arm == "long"] == [2, 9]
+    assert [r.seed for r in runs if r.arm == "opd"] == [0, 1, 2]
+    assert plan.seeds() == [100, 0, 1, 2, 9], "each has its world"
+
+
+def test_a_table_of_settings_becomes_a_table(load: Callable[..., Plan]) -> None:
+    settings = '{ "update.objective" = { exact_reverse_kl = 1.0, grpo = 0.5 } }'
+    plan = load(STUDY.replace("rounds = 5", f"settings = {settings}"))
+    config = plan.config(StudyRun("long", 1e-3, 5, 2, tuning=False))
+    assert config.update.objective == {"exact_reverse_kl": 1.0, "grpo": 0.5}
+
+
 def test_every_arm_runs_on_every_seed_with_its_own_learning_rate(
     load: Callable[..., Plan],
 ) -> None:
@@ -153,7 +191,7 @@ def test_runs_differ_from_the_base_in_what_the_study_says_only(
     root = tmp_path / "studies" / "mine"
     assert config.run.path == root / "opd" / "lr-0.001" / "seed-2"
     assert config.frames.path == root / "frames"
-    assert config.data.eval == root / "worlds" / "seed-2" / "eval.jsonl"
+    assert config.data.eval == root / "worlds" / "short-clean" / "seed-2" / "eval.jsonl"
 
 
 def test_tuning_is_evaluated_on_the_tune_split_of_a_world_of_its_own(
@@ -187,6 +225,11 @@ MISTAKES = [
     ("[world]", 'only_arms = ["odp"]\n[world]', "only_arms names 'odp', .* did you mean 'opd'"),
     ("[quick]", "[conditions]\nloose = 1\n[quick]", "conditions.loose = 1 is no table; write"),
     ("rollouts_per_example", "rollout_per_example", "arm 'opd': .*did you mean 'rollouts_per_ex"),
+    ("rounds = 5", "seeds = [100]", "tune_seeds has 100, one of the seeds"),
+    ("rounds = 5", 'rate_of = "odp"', "arms.long.rate_of = 'odp' is no arm .* did you mean 'opd'"),
+    ("rounds = 5", 'rate_of = "base"', "rate_of = 'base' is an arm without a learning rate"),
+    ("[world]", '[world]\nannotations = "lose"', "'lose' is not known; known are: clean, loose"),
+    ("[world]", '[world]\nscene = "shrt"', "'shrt' is not known; known are: short, long"),
     ("seeds = [0, 1, 2]", "seeds = []", "seeds = .* is not valid"),
     ("[quick]", "[fast]", "unknown key 'fast'"),
     ("[world]", "[world", "cannot be read as TOML"),
@@ -215,11 +258,28 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("file", sorted((CONFIGS / "studies").glob("*.toml")), ids=lambda p: p.stem)
 def test_the_projects_studies_load(tmp_path: Path, file: Path, quick: bool) -> None:
-    (plan,) = load_study(file, tmp_path, quick=quick)
-    for run in (*plan.tuning_runs(), *plan.runs(dict.fromkeys(plan.study.arms, 1e-4))):
-        config = plan.config(run)
-        # Equal data, equal optimiser: what may not differ between arms.
-        assert config.rollout.examples_per_round == (256 if quick else 512)
-        assert config.update.epochs == 3 and config.update.examples_per_step == 32
-        # No round needs an example twice: about 2.9 sentences a video.
-        assert run.rounds * config.rollout.examples_per_round < 2.9 * plan.study.world.train_videos
+    for plan in load_study(file, tmp_path, quick=quick):
+        runs = [*plan.tuning_runs(), *plan.runs(dict.fromkeys(plan.study.trained(), 1e-4))]
+        first = plan.config(runs[-1])
+        for run in runs:
+            config = plan.config(run)
+            # Equal data, equal optimiser: what may not differ between arms.
+            for setting in ("epochs", "examples_per_step", "cooldown", "freeze_vision"):
+                assert getattr(config.update, setting) == getattr(first.update, setting)
+            # No round needs an example twice: about 2.9 sentences a video.
+            drawn = run.rounds * config.rollout.examples_per_round
+            assert drawn < 2.9 * plan.study.world.train_videos
+
+
+def test_the_claims_are_judged_at_equal_steps(tmp_path: Path) -> None:
+    """As many items for every arm: all that are drawn, or as many of more."""
+    for quick, items in ((False, 512), (True, 128)):
+        for plan in load_study(CONFIGS / "studies" / "claims.toml", tmp_path, quick=quick):
+            for arm in plan.study.arms:
+                config = plan.config(StudyRun(arm, 1e-4, 0, 5, tuning=False))
+                taken = {
+                    "uniform": config.rollout.examples_per_round,
+                    "tvdf": config.focus.top_k,
+                    "scc": config.focus.frontier + config.focus.anchors,
+                }
+                assert taken[config.focus.curriculum] == items

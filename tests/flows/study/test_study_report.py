@@ -13,6 +13,7 @@ import pytest
 from flows.study.evidence import Evidence
 from flows.study.plan import load_study
 from flows.study.report import write_report
+from flows.study.wrongness import Judged, Wrongness, filtering
 from tests.flows.study.study_points import point, result
 from tests.flows.study.test_study_plan import STUDY
 from tests.known import known
@@ -25,6 +26,7 @@ SESSION = {
 }
 
 
+JUDGED = [Judged(0.1 * n + 0.02, iou) for n, iou in enumerate([0, 0, 0.4, 1, 1, 0.3, 1, 1, 1, 1])]
 CLAIM = """
 [[claims]]
 name = "Student beyond teacher"
@@ -53,6 +55,7 @@ def evidence(tmp_path: Path) -> Evidence:
         ],
         tuned={"opd": 1e-3, "long": 1e-4},
         missing={"long/lr-0.001/seed-1": "the loss is nan"},
+        wrongness=Wrongness(100, 0.3, 1.5, 10, filtering(JUDGED)),
         sessions=[SESSION],
     )
 
@@ -63,6 +66,9 @@ def test_the_table_the_verdicts_and_where_they_come_from(
     write_report(evidence, tmp_path / "out")
     text = (tmp_path / "out" / "mine.md").read_text()
     assert "| `opd` | Video-OPD | 0.001 | 3 | 1 | 10 | 1 k | 11 | 0.527 ± 0.063 |" in text
+    assert "| `opd` | 79.0 ± 9.4 | 52.7 ± 6.3 | 26.3 ± 3.1 | 1.0 ± 0.0 | +1.473 ± 0.063 |" in text
+    assert "30.0% are annotated badly" in text and "are +1.50 s longer" in text
+    assert "| 0.1 | 10.0% | 100.0% | 25.0% |" in text and "| 0.5 | 50.0% | 60.0% | 75.0% |" in text
     assert "+0.107 ±" in text
     assert "| `long` | longer | 0.001 | 1 | 1 | 10 | 1 k | 20 | 0.400 | +0.000 | 0.400 |" in text
     assert "**Student beyond teacher: holds here.**" in text
@@ -95,7 +101,8 @@ def test_the_plot_is_whole(evidence: Evidence, tmp_path: Path) -> None:
     base = next(word for word in words if word and word.startswith("base "))
     miou, r1_70 = known(re.fullmatch(r"base \((0\.\d{3}), (0\.\d{3})\)", base)).groups()
     text = (tmp_path / "mine.md").read_text()
-    assert re.search(rf"^\| `base` .*{miou}.*{r1_70}", text, re.MULTILINE), "as in the table"
+    for number in (miou, f"{100 * float(r1_70):.1f}"):
+        assert re.search(rf"^\| `base` .*{number}", text, re.MULTILINE), "as in the tables"
 
 
 def test_the_same_evidence_gives_the_same_files(evidence: Evidence, tmp_path: Path) -> None:
