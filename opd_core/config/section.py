@@ -42,10 +42,7 @@ class ChoosingSection(Section):
     @classmethod
     def settings_of(cls, name: str) -> type[Section] | None:
         """What a part takes that is no field of this section; None where there is nothing."""
-        of_a_field = name in cls.model_fields and name not in cls.parts.foreign
-        if of_a_field or name not in cls.parts:
-            return None
-        kind = cls.parts[name].settings
+        kind = cls.parts[name].settings if name in cls.parts else None
         if kind is None:
             return None
         if name in cls.model_fields:  # what stands there is the field's
