@@ -28,8 +28,7 @@ SHIPPED = (
     "prefect.toml",
     "configs/*.toml",
     "configs/studies/*.toml",
-    "configs/tiny/student/*",
-    "configs/tiny/teacher/*",
+    "configs/tiny/*/*",
 )
 """Each has to match something."""
 SHIPPED_TO = "flows/project"

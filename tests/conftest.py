@@ -35,12 +35,17 @@ from flows.server import prefect_settings  # noqa: E402
 
 prefect_settings.apply()
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from opd_core.tinyworld.world import World
+
+# What a test takes depends on what else the machine does; speed is `make bench`'s.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_unconfigure() -> None:

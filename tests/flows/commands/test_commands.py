@@ -656,8 +656,11 @@ def test_completion_completes_in_a_real_bash(told: Told, tmp_path: Path, typed: 
     """Where the program leaves names of files to bash, it says so by `compopt`."""
     (tmp_path / "videoopd.bash").write_text(told("completion", "bash")[1])
     (tmp_path / "tiny.toml").write_text("")
+    program = tmp_path / "bin" / "videoopd"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m flows.cli "$@"\n')
+    program.chmod(0o755)
     script = f"""
-    videoopd() {{ {sys.executable} -m flows.cli "$@"; }}
     compopt() {{ COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}")); }}
     source videoopd.bash
     COMP_WORDS=(videoopd {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
@@ -665,7 +668,8 @@ def test_completion_completes_in_a_real_bash(told: Told, tmp_path: Path, typed: 
     echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ["bash", "-c", script], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{program.parent}:{os.defpath}"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == TYPED[typed]
