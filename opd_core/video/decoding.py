@@ -36,6 +36,8 @@ def _serve(connection: Connection, decoder: str) -> None:
             frames = reply.pop("frames", ())
         except UnusableVideo as error:
             reply = error
+        except MemoryError:  # the machine's and not the video's: the parent sees the process end
+            raise
         except Exception as error:  # the reason goes to the parent; this process serves on
             reply = UnusableVideo(f"cannot be decoded: {error!r}")
         connection.send(reply)

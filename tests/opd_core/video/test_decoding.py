@@ -237,6 +237,16 @@ def test_a_decoder_that_ends_tells_its_last_line_once(child: DecoderProcess) -> 
     assert crash.value.how == "ended with exit code 1"
 
 
+def test_memory_that_is_not_there_is_no_fault_of_the_video(
+    tmp_path: Path, child: DecoderProcess
+) -> None:
+    path = str(video_files.write_video(tmp_path / "a.mp4"))
+    child.ask({"do": "probe", "path": path}, soon())
+    request = {"do": "decode", "indices": [0, 1], "height": 2**20, "width": 2**20}
+    with pytest.raises(ChildCrash, match="MemoryError: Unable to allocate"):
+        child.ask(request, soon())
+
+
 @pytest.mark.kill
 @pytest.mark.parametrize("hanging", [False, True])
 def test_a_child_does_not_outlive_its_killed_parent(tmp_path: Path, hanging: bool) -> None:
