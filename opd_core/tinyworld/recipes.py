@@ -1,4 +1,7 @@
-"""How each of the tiny models is trained, by its name: those in configs/tiny were made by these."""
+"""How each of the tiny models is trained, by its name: those in configs/tiny were made by these.
+
+Those of the long scene are not shipped: `videoopd tinyworld train long-teacher` makes one.
+"""
 
 from __future__ import annotations
 

@@ -42,20 +42,6 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [video_files.write_video(folder / f"{i}.mp4", frames=48 + i) for i in range(6)]
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded, by any reader."""
-    names: list[str] = []
-    original = VideoReader._decode
-
-    def counted(self: VideoReader, path: Path) -> VideoClip:
-        names.append(path.name)
-        return original(self, path)
-
-    monkeypatch.setattr(VideoReader, "_decode", counted)
-    return names
-
-
 def read(paths: list[Path], store: FrameStore | None, codec: Codec = "raw") -> list[VideoClip]:
     """By a new reader, as in a process of its own."""
     with VideoReader(TINY, codec=codec, store=store) as reader:

@@ -20,7 +20,6 @@ from opd_core import torchvision_guard
 from opd_core.config.sections import VideoSection
 from opd_core.types import VideoOPDError
 from opd_core.video import reader as video
-from opd_core.video.clip import VideoClip
 from opd_core.video.reader import DecoderLostError, VideoError, VideoReader
 from tests import video_files
 from tests.known import known
@@ -204,19 +203,6 @@ def test_after_ctrl_c_the_next_video_does_not_get_the_answer_of_the_last(
         assert reader.read(other).total_frames == 16
 
 
-def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded from now on, by any reader."""
-    names: list[str] = []
-    original = VideoReader._decode
-
-    def counted(self: VideoReader, path: Path) -> VideoClip:
-        names.append(path.name)
-        return original(self, path)
-
-    monkeypatch.setattr(VideoReader, "_decode", counted)
-    return names
-
-
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -225,18 +211,17 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_prefetch_works_ahead_a_little_and_decodes_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, decoded: list[str]
 ) -> None:
-    names = decodes(monkeypatch)
     paths = [video_files.write_video(tmp_path / f"{i}.mp4", frames=8) for i in range(9)]
     with VideoReader(VideoSection()) as reader:
         reader.prefetch(paths)
-        until(lambda: len(names) == video.MAX_AHEAD)
+        until(lambda: len(decoded) == video.MAX_AHEAD)
         time.sleep(0.2)
-        assert len(names) == video.MAX_AHEAD
+        assert len(decoded) == video.MAX_AHEAD
         for path in paths:
             assert reader.read(path).total_frames == 8
-    assert names == [path.name for path in paths]
+    assert decoded == [path.name for path in paths]
 
 
 def test_prefetch_keeps_errors_for_the_reader(tmp_path: Path) -> None:
