@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from opd_core.tinyworld.scenes import SHORT
+from opd_core.tinyworld.scenes import SCENES, SHORT
 from opd_core.tinyworld.world import (
     COLOURS,
     FPS,
@@ -136,3 +136,22 @@ def test_folder_of_another_world_is_refused(tmp_path: Path) -> None:
     make_world(tmp_path, 1, 1, 1)
     with pytest.raises(ValueError, match="remove the folder or choose another"):
         make_world(tmp_path, 2, 1, 1)
+
+
+@pytest.mark.parametrize(("scene", "low", "high"), [("short", 0.3, 0.4), ("long", 0.05, 0.1)])
+def test_what_the_best_constant_answer_is_worth(scene: str, low: float, high: float) -> None:
+    """A guess that has not seen the video: easy in the short scene, of little worth in the long."""
+    kind = SCENES[scene]
+    plans = [plan_video(video_seed(0, "train", index), kind) for index in range(300)]
+    events = [s for plan in plans for s in plan.shapes if s.sentence is not None]
+    starts = np.array([s.start for s in events], dtype=float)
+    ends = np.array([s.end for s in events], dtype=float)
+    best = 0.0
+    for start in range(kind.seconds):
+        for end in range(start + 1, kind.seconds + 1):
+            shared = np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0.0, None)
+            best = max(best, float((shared / (ends - starts + end - start - shared)).mean()))
+    assert low < best < high
+    assert {s.end - s.start for s in events} == set(kind.lengths)
+    asked = [sum(s.sentence is not None for s in plan.shapes) for plan in plans]
+    assert kind.asked[0] == min(asked) and max(asked) == kind.asked[1]
