@@ -163,7 +163,7 @@ def _definitions(evidence: Evidence) -> Iterator[str]:
         "*Above base* is paired with the same run's policy 0. *Best* is the highest of the rounds' "
         "means, chosen on the eval split and therefore a little too good. *Seconds longer* is how "
         "far an arm has learned to answer too widely: the mean of answered - true length over the "
-        "answers with a span."
+        "answers with a span, each cut at the end of its video."
     )
     yield (
         "*CPU s*: seconds of processor time of the run's process and its children, one thread, in "

@@ -93,18 +93,21 @@ def seconds_longer(answers: pl.LazyFrame, examples: pl.LazyFrame) -> dict[int, f
     """Policy version -> mean of answered - true length, s, over the answers with a span; None where
     there is none.
 
+    An answer counts as far as its video goes: a slip as "812.0" would outweigh hundreds of others.
     `answers`: policy_version, example_id, predicted_start, predicted_end (null without a span).
-    `examples`: example_id, span_start, span_end.
+    `examples`: example_id, span_start, span_end, duration.
     """
     import polars as pl
 
-    answered, true = (
-        pl.col(f"{span}_end") - pl.col(f"{span}_start") for span in ("predicted", "span")
+    start, end = (
+        pl.min_horizontal(pl.when(c.is_not_null()).then(pl.col("duration")), c)
+        for c in (pl.col("predicted_start"), pl.col("predicted_end"))
     )
+    longer = (end - start) - (pl.col("span_end") - pl.col("span_start"))
     means = (
         answers.join(examples, on="example_id")
         .group_by("policy_version")
-        .agg((answered - true).mean())
+        .agg(longer.mean())
         .collect()
     )
     return dict(means.iter_rows())
