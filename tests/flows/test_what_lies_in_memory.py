@@ -3,7 +3,6 @@ what the next round goes on from."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,8 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
     run = Run.open(tmp_path / "run")
     first, second = sorted(run.read("updates", Update), key=lambda u: u.policy_version)
     assert second.optimizer_restarted is None
+    assert all(u.moved_share is not None and 0 < u.moved_share <= 1 for u in (first, second))
+    _knows_what_its_stages_took(first)
     links.weights(run)
     policies = [run.policy(version) for version in (1, 2)]
     for policy in policies:
@@ -60,3 +61,14 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
         exact = load_file(trainer / WEIGHTS_FILE)
         assert {t.dtype for t in exact.values()} == {torch.float32}
         assert any(not t.bfloat16().float().equal(t) for t in exact.values())
+
+
+def _knows_what_its_stages_took(update: Update) -> None:
+    uses = {use.stage: use for use in update.stages or ()}
+    assert list(uses)[-1] == "update" and {"rollout", "update"} <= uses.keys()
+    trained = uses["update"]
+    assert trained.tokens is not None and trained.tokens > update.tokens
+    assert trained.tokens_per_second == pytest.approx(trained.tokens / trained.seconds)
+    assert uses["rollout"].tokens is None, "the truth is written, not sampled"
+    for use in uses.values():
+        assert use.memory_of == "process" and 10**7 < use.peak_memory < 10**11
