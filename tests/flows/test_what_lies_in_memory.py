@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from opd_core.model.weight_files import stored_tensors
 from opd_core.types import Update
-from opd_core.update.trainer_state import OPTIMIZER_FILE, WEIGHTS_FILE
+from opd_core.update.continuation import OPTIMIZER_FILE
+from opd_core.update.trainer_state import WEIGHTS_FILE
 from storage.audit import links
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from opd_core.config.sections import UpdateSection
 from opd_core.types import VideoOPDError
+from opd_core.update.continuation import OPTIMIZER_FILE
 from opd_core.update.in_memory import InMemory
 from opd_core.update.stepping import InPieces, InPlace, Stepping
 from opd_core.update.trainer_state import (
-    OPTIMIZER_FILE,
     WEIGHTS_FILE,
     read_optimizer,
     read_weights,
