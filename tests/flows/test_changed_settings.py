@@ -18,6 +18,7 @@ from flows.stage.prepare import opened
 from opd_core.config.load import load_config
 from opd_core.types import Update, VideoOPDError
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 FULL = {"update.objective": "sft", "rollout.source": "truth", "rollout.rollouts_per_example": 1,
@@ -210,7 +211,7 @@ def test_an_optimiser_that_is_gone_or_damaged(
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_of_an_older_program_goes_on(
-    write_config: Any, after_a_round: dict[str, Path], tmp_path: Path, kind: str, dtype: str
+    write_config: WriteConfig, after_a_round: dict[str, Path], tmp_path: Path, kind: str, dtype: str
 ) -> None:
     """Its policies are float32, whatever student.dtype, with the optimiser's state beside the
     weights."""
@@ -237,8 +238,8 @@ def test_a_run_of_an_older_program_goes_on(
     ],
 )
 def test_what_the_moments_are_kept_in_may_change(
-    write_config: Any, after_a_round: dict[str, Path], tmp_path: Path, changed: dict[str, Any],
-    reason: str,
+    write_config: WriteConfig, after_a_round: dict[str, Path], tmp_path: Path,
+    changed: dict[str, object], reason: str,
 ) -> None:  # fmt: skip
     """Their names are not in the config of the round before, where they were the defaults."""
     _, run = go_on(write_config, after_a_round["full"], tmp_path, FULL | changed)
@@ -250,7 +251,7 @@ def test_what_the_moments_are_kept_in_may_change(
     "change", [{"update.adam_betas": [0.8, 0.95]}, {"update.freeze_vision": False}]
 )
 def test_float32_weights_outlive_a_new_optimiser(
-    write_config: Any, tmp_path: Path, change: dict[str, Any]
+    write_config: WriteConfig, tmp_path: Path, change: dict[str, object]
 ) -> None:
     """Of a policy in bfloat16: a round that moves nothing ends with the float32 weights of the one
     before, of which the folder has but the rounded ones."""

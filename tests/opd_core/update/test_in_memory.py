@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,7 +33,11 @@ FROZEN = ["update.freeze_vision=true"]
     ],
 )
 def test_types(
-    served: str, given: list[str], trained: torch.dtype, frozen: torch.dtype, autocast: Any
+    served: str,
+    given: list[str],
+    trained: torch.dtype,
+    frozen: torch.dtype,
+    autocast: torch.dtype | None,
 ) -> None:
     config = load_config(ROOT / "configs/tiny.toml", [f"student.dtype='{served}'", *given])
     memory, folder = InMemory.of(config), config.student.path
