@@ -17,6 +17,7 @@ from opd_core.config.load import Config
 from opd_core.engines.base import OpenedEngine, Refused, Request, Sample, SamplingParams
 from opd_core.engines.gate import gate_of, mismatches
 from opd_core.engines.whole_answers import sampled
+from opd_core.extensions import Quantise
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols.known import judged
@@ -108,6 +109,7 @@ def sample_rollouts(
         config.teacher.dtype if from_teacher else config.student.dtype,
         settings.engine,
         compared=not from_teacher,  # a teacher may be too large for a forward of ours
+        quantise=config.teacher.quantise if from_teacher else "none",
     )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)
@@ -162,6 +164,7 @@ def predict(
         config.teacher.dtype,
         config.teacher.engine,
         compared=False,  # a teacher may be too large for a forward of ours
+        quantise=config.teacher.quantise,
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
@@ -239,6 +242,7 @@ class _Work:
     engine: str
     compared: bool
     """Whether an example is also scored by the trainer's own forward."""
+    quantise: Quantise = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +272,9 @@ def _answer(
     ]
     encoder = ExampleEncoder(config, work.policy.path)
     gate = gate_of(encoder, work.params.max_new_tokens)
-    with opened_engine(config, work.engine, work.policy.path, work.dtype, encoder) as engine:
+    with opened_engine(
+        config, work.engine, work.policy.path, work.dtype, encoder, quantise=work.quantise
+    ) as engine:
         asked = _Asked(encoder, engine, {})
         room = room_for(config, work.engine, encoder, work.params.max_new_tokens)
         batches = encoder.encode_batches(

@@ -26,7 +26,7 @@ from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prompts.encoder import load_processor, processor_hash, shared_vision
 from opd_core.scoring.same_prompt import check_same_prompt
-from opd_core.scoring.score_key import content_hash
+from opd_core.scoring.score_key import content_hash, quantised_text
 from opd_core.types import (
     Batch,
     GroundingExample,
@@ -95,8 +95,10 @@ def opened_scorer(
     """What scores all rollouts of some videos, by the teacher's engine, and adds to a list what the
     engine would not take."""
     scorer = describe_scorer(config, encoder.processor_hash)
-    name, dtype, longest = config.teacher.engine, config.teacher.dtype, _longest(rollouts)
-    with opened_engine(config, name, teacher.path, dtype, encoder, longest) as engine:
+    settings, longest = config.teacher, _longest(rollouts)
+    with opened_engine(
+        config, settings.engine, teacher.path, settings.dtype, encoder, longest, settings.quantise
+    ) as engine:
         yield lambda videos, refused: score_videos(
             engine, config, teacher, encoder, videos, rollouts, scorer, refused
         )
@@ -212,8 +214,9 @@ def describe_scorer(config: Config, processor: str) -> str:
     dtype = served_dtype(config, teacher.engine, teacher.dtype)
     settings = config.foreign_settings(teacher.engine)
     told = [] if settings is None else [f"settings {json.dumps(settings, sort_keys=True)}"]
-    parts = (named, f"torch {torch.__version__}", device, dtype, attention, *told, *stored)
-    return "; ".join((*parts, f"processor {processor}"))
+    weights = [] if teacher.quantise == "none" else [quantised_text(teacher.quantise)]
+    parts = (named, f"torch {torch.__version__}", device, dtype, *weights, attention)
+    return "; ".join((*parts, *told, *stored, f"processor {processor}"))
 
 
 def teacher_scorer(config: Config) -> str:
