@@ -185,10 +185,13 @@ distillation trainer with one rollout a prompt; its owner's measurement, not red
 
 
 def _vllm() -> Iterator[Row]:
+    from flows.bench.engine_idle import engine_idle_rows
     from flows.bench.vllm_scoring import vllm_scoring_row
 
     with tempfile.TemporaryDirectory() as folder:
-        yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
+        config = world_config(Path(folder), seed=0)
+        yield vllm_scoring_row(config, REPETITIONS)
+        yield from engine_idle_rows(config, REPETITIONS)
 
 
 def _quantised_teacher() -> Iterator[Row]:
@@ -313,7 +316,7 @@ BENCHES = {
     "accelerator": Bench("Qwen3-VL-2B and -8B shapes on CUDA", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
-    "vllm": Bench("teacher scoring: vLLM against HF trees, tiny world", _vllm),
+    "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),
     "quantised-teacher": Bench(
         "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
     ),
