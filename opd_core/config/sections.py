@@ -138,7 +138,8 @@ class RolloutSection(Section):
     gradient is no longer that of the reverse KL, unless the next line says otherwise."""
     allow_off_policy_sampling: bool = False
     prompts_per_batch: Positive = 32
-    """Prompts sampled together. The last such batch is lost when a process is killed, beside what
+    """Prompts sampled together; those of two batches are in memory. The last batch is lost when a
+    process is killed (of vLLM, which is asked ahead, the last two), beside what
     storage.flush_seconds says."""
 
     @model_validator(mode="after")
