@@ -18,10 +18,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flows.bench.drawn import DrawnTokenizer, Shape, drawn_model, drawn_prompt
 from flows.bench.interleaved import Row
@@ -34,6 +34,7 @@ from opd_core.model.divergences import kl
 from opd_core.model.prefix_tree import PrefixTree, fill, grow, pack
 from opd_core.model.quantised import quantise, weight_bytes
 from opd_core.model.tree_model import TreeModel, load_model
+from opd_core.model.vocabulary import HasVocabulary
 from opd_core.prompts.batches import ExampleEncoder
 from opd_core.scoring.trees import rollout_tree
 from opd_core.types import Policy
@@ -54,11 +55,11 @@ DEEP = Shape(
 )  # fmt: skip
 
 
-def _bfloat16(model: Any) -> None:
+def _bfloat16(model: nn.Module) -> None:
     model.to(torch.bfloat16)
 
 
-WAYS: Mapping[str, Callable[[Any], None]] = {
+WAYS: Mapping[str, Callable[[nn.Module], None]] = {
     "bfloat16": _bfloat16,
     "fp8": partial(quantise, how="fp8", activations=False),
     "fp8, activations too": partial(quantise, how="fp8", activations=True),
@@ -118,7 +119,7 @@ def quantised_teacher_rows(
 
 
 def _rows(
-    name: str, whole: TreeModel, tokenizer: Any, trees: Sequence[PrefixTree]
+    name: str, whole: TreeModel, tokenizer: HasVocabulary, trees: Sequence[PrefixTree]
 ) -> Iterator[Row]:
     for way, change in WAYS.items():
         model = copy.deepcopy(whole.model)
@@ -134,7 +135,7 @@ def _rows(
         )
 
 
-def _mebibytes(whole: Any, change: Callable[[Any], None]) -> float:
+def _mebibytes(whole: nn.Module, change: Callable[[nn.Module], None]) -> float:
     """Of a model that was bfloat16 before."""
     model = copy.deepcopy(whole).to(torch.bfloat16)
     change(model)
@@ -143,7 +144,7 @@ def _mebibytes(whole: Any, change: Callable[[Any], None]) -> float:
 
 def _tiny_world(
     folder: Path, examples: int, videos: int | None
-) -> tuple[TreeModel, Any, list[PrefixTree]]:
+) -> tuple[TreeModel, HasVocabulary, list[PrefixTree]]:
     path = world_config(folder, 0, videos, videos and 1)
     config = load_config(path, [f"rollout.rollouts_per_example={ROLLOUTS}"])
     drawn = drawn_examples(config, examples)
@@ -155,7 +156,7 @@ def _tiny_world(
     return whole, tokenizer, [rollout_tree(video, rollouts) for video in encoded.videos]
 
 
-def _drawn(videos: int, answer: int) -> tuple[TreeModel, Any, list[PrefixTree]]:
+def _drawn(videos: int, answer: int) -> tuple[TreeModel, HasVocabulary, list[PrefixTree]]:
     tokenizer = DrawnTokenizer.of(DEEP)
     whole = drawn_model(DEEP, torch.device("cpu"))
     with torch.no_grad():

@@ -22,7 +22,6 @@ Shape suffixes: N tokens, O outputs and I inputs of a layer, G groups of a row, 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,10 @@ HAS_FP8 = (8, 9)
 
 
 def quantise(
-    model: Any, how: Quantise, device: torch.device | str = "cpu", activations: bool | None = None
+    model: nn.Module,
+    how: Quantise,
+    device: torch.device | str = "cpu",
+    activations: bool | None = None,
 ) -> None:
     """Replace the linear layers of a model's language model, one after the other, each on `device`.
 

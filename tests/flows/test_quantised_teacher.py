@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from opd_core.config.load import config_hash, load_config
 from opd_core.scoring.score_key import quantised_in
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 SMALL = {"rollout.examples_per_round": 5, "evaluate.max_examples": 1,
@@ -30,7 +30,7 @@ def sound(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unquantised(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unquantised(write_config: WriteConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unquantised")
     run_without_server(str(write_config(folder, SMALL)), 1)
     return folder / "run"
@@ -38,7 +38,7 @@ def unquantised(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("how", ["fp8", "int4"])
 def test_a_round_tells_it_takes_nothing_from_an_unquantised_one_and_is_done_again_alike(
-    how: str, write_config: Any, unquantised: Path, tmp_path: Path
+    how: str, write_config: WriteConfig, unquantised: Path, tmp_path: Path
 ) -> None:
     caches = {"score.cache": str(unquantised), "teacher.cache": str(unquantised)}
     config = write_config(tmp_path, SMALL | caches | {"teacher.quantise": how})
@@ -64,7 +64,7 @@ def test_a_round_tells_it_takes_nothing_from_an_unquantised_one_and_is_done_agai
     sound(tmp_path / "run")
 
 
-def test_a_round_is_scored_in_one_way(write_config: Any, tmp_path: Path) -> None:
+def test_a_round_is_scored_in_one_way(write_config: WriteConfig, tmp_path: Path) -> None:
     config = str(write_config(tmp_path, SMALL))
     run_without_server(config, 1)
     with opened(config, ["teacher.quantise=fp8"]) as work:
@@ -79,7 +79,7 @@ def test_a_round_is_scored_in_one_way(write_config: Any, tmp_path: Path) -> None
 
 
 def test_answers_of_a_quantised_teacher_are_trained_on_and_sampled_again(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     of_teacher = SMALL | {"rollout.source": "teacher", "focus.curriculum": "uniform"}
     for how in ("none", "fp8"):
@@ -101,13 +101,15 @@ def test_answers_of_a_quantised_teacher_are_trained_on_and_sampled_again(
     (["teacher.quantise=fp8", "teacher.engine=vllm"], "not done by teacher.engine = 'vllm'; set"),
     (["teacher.quantise=fp4"], "'none', 'fp8' or 'int4'"),
 ])  # fmt: skip
-def test_what_is_refused(settings: list[str], word: str, write_config: Any, tmp_path: Path) -> None:
+def test_what_is_refused(
+    settings: list[str], word: str, write_config: WriteConfig, tmp_path: Path
+) -> None:
     config = write_config(tmp_path)
     with pytest.raises(VideoOPDError, match=word):
         load_config(config, settings)
 
 
-def test_what_is_taken(write_config: Any, tmp_path: Path) -> None:
+def test_what_is_taken(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     load_config(config, ["teacher.quantise=fp8"])
     for objective in ("exact_reverse_kl", "exact_forward_kl", "jsd", "grpo"):
@@ -115,7 +117,7 @@ def test_what_is_taken(write_config: Any, tmp_path: Path) -> None:
 
 
 def test_a_config_that_does_not_quantise_has_the_hash_that_it_had(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """Of a run that was begun before there was the setting, too."""
     config = load_config(write_config(tmp_path))

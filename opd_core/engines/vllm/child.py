@@ -68,7 +68,7 @@ class ChildEngine(Child):
         self._opened: tuple[str, dict[str, int]] | None = None
         self._begun = self._answered = 0
         """Batches that were handed over, and those of which the reply is here."""
-        self._replies: dict[int, tuple[str, Any]] = {}
+        self._replies: dict[int, tuple[str, object]] = {}
         """Those that were waited for past, by the number of their batch."""
         with _explained():
             self.send(settings)
@@ -127,7 +127,7 @@ class ChildEngine(Child):
         number = self._begin("score", wanted.teacher_topk, prompts)
         return lambda: iter(self._reply(number).items())
 
-    def _begin(self, what: str, how: Any, videos: Sequence[Sequence[VLLMPrompt]]) -> int:
+    def _begin(self, what: str, how: object, videos: Sequence[Sequence[VLLMPrompt]]) -> int:
         """Hand a batch over; returns its number."""
         self._open()
         with _explained():
@@ -146,7 +146,7 @@ class ChildEngine(Child):
             self._replies[self._answered] = (status, content)
         return self._content(*self._replies.pop(number))
 
-    def _content(self, status: str, content: Any) -> Any:
+    def _content(self, status: str, content: object) -> Any:
         if status == "done":
             return content
         if status == "refused":
@@ -194,7 +194,7 @@ def _clip(request: Request | ScoreRequest) -> Any:
 class _Batch:
     """What was asked, and the prompts as they come, prepared."""
 
-    def __init__(self, what: str, how: Any) -> None:
+    def __init__(self, what: str, how: object) -> None:
         self.what, self.how = what, how
         self.prompts: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ from opd_core.model.vocabulary import end_token_ids, excluded_token_ids
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip, hash_pixels
 
+Rendered: TypeAlias = dict[str, Any]
+"""What vLLM's processor makes of a prompt."""
 PREFIX_BLOCK_ON_CPU = 32
 """Tokens of a block of the prefix cache; vLLM takes 128 there, longer than a tiny prompt."""
 
@@ -84,7 +86,7 @@ class Prepared:
 
     prompt: VLLMPrompt
     pixel_hash: str = ""
-    rendered: dict[str, Any] | None = None
+    rendered: Rendered | None = None
     error: Exception | None = None
 
 
@@ -341,7 +343,7 @@ class VLLMEngine:
             )
         return {**scores, **refused}
 
-    def _rendered(self, one: Prepared, new_tokens: int) -> tuple[dict[str, Any], SeenPrompt]:
+    def _rendered(self, one: Prepared, new_tokens: int) -> tuple[Rendered, SeenPrompt]:
         """The prompt as vLLM's own processor made it, and the evidence of what that is."""
         if one.error is not None:
             raise one.error
@@ -370,7 +372,7 @@ class VLLMEngine:
             tokens, (t, h, w), pixel_sample(normalised), one.pixel_hash, seconds, position
         )
 
-    def _add(self, rendered: dict[str, Any], params: Any) -> str:
+    def _add(self, rendered: Rendered, params: Any) -> str:
         name = str(self._next_id)
         self._next_id += 1
         self._asked.append(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -28,8 +28,8 @@ class Elsewhere:
     def version(self) -> str:
         raise AssertionError("nobody may wait for it to be open")
 
-    def begin_sampling(self, *_: object) -> Any: ...
-    def begin_scoring(self, *_: object) -> Any: ...
+    def begin_sampling(self, *_: object) -> None: ...
+    def begin_scoring(self, *_: object) -> None: ...
 
 
 HERE = cast(OpenedEngine, object())

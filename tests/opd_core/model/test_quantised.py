@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_int4_in_bfloat16_rounds_to_the_levels_that_are_kept() -> None:
     assert torch.equal(nearest, distance.amin(dim=0))
 
 
-def layers_of(model: Any) -> dict[str, type]:
+def layers_of(model: nn.Module) -> dict[str, type]:
     return {n: type(m) for n, m in model.named_modules() if not list(m.children())}
 
 
@@ -158,10 +159,11 @@ def test_an_adapters_own_matrices_stay(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     base = make_model(tmp_path / "base", "teacher")
-    model: Any = load_model(base, "float32")
+    model = load_model(base, "float32")
     names = list(QWEN3_VL.lora_modules)
-    model.add_adapter(LoraConfig(r=4, target_modules=names, base_model_name_or_path=str(base)))
-    model.save_pretrained(tmp_path / "adapter")
+    settings = LoraConfig(r=4, target_modules=names, base_model_name_or_path=str(base))
+    cast(Callable[..., None], model.add_adapter)(settings)
+    cast(Callable[..., None], model.save_pretrained)(tmp_path / "adapter")
     kinds = layers_of(load_model(tmp_path / "adapter", "float32", quantised="fp8"))
     adapted = {n: kind for n, kind in kinds.items() if ".lora_A." in n or ".lora_B." in n}
     assert adapted and set(adapted.values()) == {nn.Linear}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 import torch
 
 from opd_core.config.load import Config
 from opd_core.prompts.batches import EncodedBatch, ExampleEncoder
+from opd_core.prompts.faults import UnusableExample
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, VideoOPDError
+from opd_core.video.clip import VideoClip
 from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
 
 
@@ -34,7 +36,7 @@ def batches(config: Config) -> list[list[GroundingExample]]:
     return [examples[start : start + 4] for start in range(0, 24, 4)]
 
 
-def told(batch: EncodedBatch) -> list[Any]:
+def told(batch: EncodedBatch) -> list[tuple[str, tuple[int, ...], str]]:
     items = [item for video in batch.videos for item in video]
     return [(i.example.example_id, i.prompt.token_ids, i.clip.pixel_hash) for i in items]
 
@@ -69,14 +71,14 @@ class Watched:
         self.slow = False
         original = encoder._clip
 
-        def clip(video_path: str) -> Any:
+        def clip(video_path: str) -> VideoClip | UnusableExample:
             if self.slow:
                 time.sleep(0.2)
             return original(video_path)
 
-        encode = encoder._encode
+        encode = cast(Callable[..., EncodedBatch], encoder._encode)
 
-        def counted(*arguments: Any) -> EncodedBatch:
+        def counted(*arguments: object) -> EncodedBatch:
             self.begun += 1
             return encode(*arguments)
 
@@ -125,9 +127,9 @@ def test_who_stops_leaves_no_thread(
 def test_what_a_batch_raises_comes_in_its_place(
     encoder: ExampleEncoder, batches: list[list[GroundingExample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, seen = encoder._encode, 0
+    encode, seen = cast(Callable[..., EncodedBatch], encoder._encode), 0
 
-    def failing(*arguments: Any) -> EncodedBatch:
+    def failing(*arguments: object) -> EncodedBatch:
         nonlocal seen
         seen += 1
         if seen == 3:
