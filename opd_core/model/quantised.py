@@ -53,17 +53,27 @@ def quantise(
         return
     family = architecture_of(model.config)
     family.refuse_quantise(how)
-    for name, layer in list(model.named_modules()):
+    # Names, not modules: no layer may be kept once it is replaced.
+    names = [
+        name
+        for name, module in model.named_modules()
         # An adapter's own matrices are small, and were trained beside the weights as they were.
-        if isinstance(layer, nn.Linear) and family.is_text(name) and ".lora_" not in name:
-            layer.to(device)
-            smaller: nn.Module
-            if how == "fp8":
-                rounds = rounds_activations(layer.weight) if activations is None else activations
-                smaller = Float8Linear(layer.weight.detach(), _bias(layer), rounds)
-            else:
-                smaller = Int4Linear(layer.weight.detach(), _bias(layer))
-            model.set_submodule(name, smaller)
+        if isinstance(module, nn.Linear) and family.is_text(name) and ".lora_" not in name
+    ]
+    for name in names:
+        layer = model.get_submodule(name).to(device)
+        assert isinstance(layer, nn.Linear)
+        weight_OI, bias_O = (
+            layer.weight.detach(),
+            None if layer.bias is None else layer.bias.detach(),
+        )
+        smaller: nn.Module
+        if how == "fp8":
+            rounds = rounds_activations(weight_OI) if activations is None else activations
+            smaller = Float8Linear(weight_OI, bias_O, rounds)
+        else:
+            smaller = Int4Linear(weight_OI, bias_O)
+        model.set_submodule(name, smaller)
 
 
 def rounds_activations(weight: Tensor) -> bool:
@@ -87,10 +97,6 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of everything that a model keeps, each tensor once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _bias(layer: nn.Linear) -> Tensor | None:
-    return None if layer.bias is None else layer.bias.detach()
 
 
 class Float8Linear(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from opd_core.extensions import Quantise
+from opd_core.model import quantised
 from opd_core.model.architectures import QWEN3_VL, QWEN3_VL_MOE
 from opd_core.model.quantised import Float8Linear, Int4Linear, levels, rounded_rows, weight_bytes
 from opd_core.model.tree_model import load_model
@@ -146,6 +148,26 @@ def test_the_language_models_linear_layers_and_no_others(
     saved = weight_bytes(whole) - weight_bytes(small)
     bits = 8 if how == "fp8" else 4
     assert 0.85 * smaller * (size - bits / 8) < saved < smaller * (size - bits / 8)
+
+
+def test_a_layer_is_gone_once_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the whole model would not fit on the device, its layers go there one by one."""
+    model = load_model(TEACHER, "float32")
+    layers = [
+        weakref.ref(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and QWEN3_VL.is_text(name)
+    ]
+    left: list[int] = []
+
+    def counted(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left.append(sum(layer() is not None for layer in layers))
+        return rounded_rows(weight_OI)
+
+    monkeypatch.setattr(quantised, "rounded_rows", counted)
+    quantised.quantise(model, "fp8")
+    expected = [len(layers) - max(0, done - 1) for done in range(len(layers))]
+    assert len(left) == len(layers) and all(n <= e for n, e in zip(left, expected, strict=True))
 
 
 def test_none_is_the_model_as_it_was() -> None:
