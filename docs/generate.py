@@ -305,6 +305,7 @@ def _can(engine: Engine) -> str:
         "is the trainer itself": engine.is_the_trainer,
         "is weighed by `update.tis`": not engine.is_the_trainer,
         "can run in another precision than the model's": engine.dtype is not None,
+        f"opens a teacher in {' or '.join(engine.quantises)}": bool(engine.quantises),
     }
     return ", ".join(words for words, does in can.items() if does)
 

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 def print_list() -> None:
     """The names, each with what it measures."""
     for name, bench in BENCHES.items():
-        print(f"{name:<12} {bench.about}")
+        print(f"{name:<18} {bench.about}")
 
 
 def keep(path: Path, machine: str, rows: Sequence[Row]) -> None:
@@ -185,10 +185,19 @@ distillation trainer with one rollout a prompt; its owner's measurement, not red
 
 
 def _vllm() -> Iterator[Row]:
+    from flows.bench.engine_idle import engine_idle_rows
     from flows.bench.vllm_scoring import vllm_scoring_row
 
     with tempfile.TemporaryDirectory() as folder:
-        yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
+        config = world_config(Path(folder), seed=0)
+        yield vllm_scoring_row(config, REPETITIONS)
+        yield from engine_idle_rows(config, REPETITIONS)
+
+
+def _quantised_teacher() -> Iterator[Row]:
+    from flows.bench.quantised_teacher import quantised_teacher_rows
+
+    return quantised_teacher_rows()
 
 
 def _overhead() -> Iterator[Row]:
@@ -313,7 +322,10 @@ BENCHES = {
     "accelerator": Bench("Qwen3-VL-2B and -8B shapes on CUDA", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
-    "vllm": Bench("teacher scoring: vLLM against HF trees, tiny world", _vllm),
+    "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),
+    "quantised-teacher": Bench(
+        "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
+    ),
     "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),

@@ -1,11 +1,16 @@
 """The benches run; what they measure is for `make bench`."""
 
+from pathlib import Path
+
 import pytest
 
+from flows.bench import engine_idle
 from flows.bench.accelerator import accelerator_rows
 from flows.bench.claims_cost import ANSWER, PROMPTS, Judge, Trainer, claims_cost_rows
 from flows.bench.interleaved import at_least, at_most, medians
 from opd_core.model import token_count
+from opd_core.tinyworld.world import World
+from tests.tiny_config import as_toml, tiny_settings
 
 
 def test_the_accelerators_script_runs_on_a_cpu_in_the_small() -> None:
@@ -82,3 +87,18 @@ def test_the_cost_of_a_step_is_told_for_each_length_and_way() -> None:
         assert row.value == pytest.approx(opd / grpo)
         for name, seconds in row.details["seconds a prompt"].items():
             assert sum(row.details["of which"][name].values()) == pytest.approx(seconds, rel=0.2)
+
+
+def test_an_engine_that_is_fed_meanwhile_is_measured_beside_one_that_waits(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_idle, "BATCHES", 2)
+    monkeypatch.setattr(engine_idle, "PROMPTS", 3)
+    config = tmp_path / "tiny.toml"
+    config.write_text(as_toml(tiny_settings(tmp_path / "run", tiny_world)))
+    (row,) = engine_idle.engine_idle_rows(str(config), 1, engines=["hf"])
+    after, meanwhile = (
+        row.details[way] for way in ("prepared after the last batch", "prepared meanwhile")
+    )
+    assert 0 < meanwhile["idle_share"] < 1 and 0 < after["idle_share"] < 1
+    assert row.value == 100 * meanwhile["idle_share"]
