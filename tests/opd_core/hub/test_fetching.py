@@ -139,7 +139,7 @@ def test_offline_what_is_cached_is_taken_and_what_is_not_is_a_sentence(
 ) -> None:
     begun = time.monotonic()
     said = refused(bring(REPO, **offline))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # and no retries of minutes
     assert f"does not have {REPO}" in said and str(tmp_path / "cache") in said
     assert "HF_HUB_OFFLINE" in said and f"`hf download {REPO}`" in said
     assert "--revision v1`" in refused(bring(f"{REPO}@v1", **offline))
@@ -153,7 +153,7 @@ def test_without_a_network_it_is_a_sentence_at_once(bring: Bring) -> None:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         begun = time.monotonic()
         said = refused(bring(REPO, HF_ENDPOINT=f"http://127.0.0.1:{unused.getsockname()[1]}"))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # and no retries of minutes
     assert "the hub cannot be asked" in said and f"`hf download {REPO}`" in said
 
 
@@ -163,7 +163,7 @@ def test_a_hub_that_does_not_answer_is_a_sentence_within_seconds(bring: Bring) -
         silent.listen()  # takes connections and says nothing
         begun = time.monotonic()
         said = refused(bring(REPO, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}"))
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     assert "the hub cannot be asked" in said
 
 
