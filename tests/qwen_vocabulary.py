@@ -1,7 +1,8 @@
 """Qwen3-VL's vocabulary, whole: 151,643 merged tokens and its 26 control tokens.
 
-The ranks are those that Qwen published for tiktoken; the package `dashscope` carries them. A Hugging
-Face tokenizer wants merges instead: the two parts of each token that the ranks put together last.
+The ranks are those that Qwen published for tiktoken; the package `dashscope` carries them. A
+Hugging Face tokenizer wants merges instead: the two parts of each token that the ranks put together
+last.
 Nothing of that package is imported.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 from functools import cache
 from importlib.metadata import distribution
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,7 @@ def parts(token: bytes, known: dict[bytes, int]) -> tuple[bytes, bytes]:
     """What is merged last where the ranks below the token's own are applied to its bytes."""
     pieces = [bytes([b]) for b in token]
     while len(pieces) > 2:
-        pairs = [known.get(a + b, RANKS) for a, b in zip(pieces, pieces[1:], strict=False)]
+        pairs = [known.get(a + b, RANKS) for a, b in pairwise(pieces)]
         at = min(range(len(pairs)), key=pairs.__getitem__)
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
     return pieces[0], pieces[1]

@@ -224,7 +224,7 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     free = shutil.disk_usage(tmp_path).free
     siblings = [{"rfilename": "model.safetensors", "size": free + 2 * 10**12}]
-    info = ModelInfo(id=REPO, siblings=siblings)
+    info = ModelInfo(id=REPO, siblings=siblings)  # type: ignore[no-untyped-call]
     monkeypatch.setattr(fetching, "_asked", lambda model: info)
     with pytest.raises(VideoOPDError, match=r"takes .* GB, and .* has .* GB left; make room"):
         fetching.whole_snapshot(HubModel(REPO), lambda what, total: pytest.fail("it was begun"))
