@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from opd_core.adapter_folder import ADAPTER_CONFIG, is_adapter
-from opd_core.hub.name import HubModel
+from opd_core.hub.name import HubModel, hub_model
 
+_ADAPTER = "adapter_config.json"
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
 
@@ -33,14 +33,21 @@ def snapshot(model: HubModel) -> Path | None:
     return there if commit and there.is_dir() else None
 
 
+def base_of(folder: Path) -> HubModel | None:
+    """The base on the hub that an adapter in `folder` names; None where it is or names none."""
+    try:
+        return hub_model(json.loads((folder / _ADAPTER).read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whoever opens an adapter says what is wrong with it
+
+
 def missing_files(folder: Path) -> list[str]:
     """The files without which a snapshot is no checkpoint, of those that are not there.
 
     Other programs keep only what they have asked for, and a download may have been ended.
     """
-    adapter = is_adapter(folder)
-    wanted = [ADAPTER_CONFIG] if adapter else ["config.json", *_weights(folder)]
-    wanted += ["adapter_model.safetensors"] if adapter else []
+    adapter = (folder / _ADAPTER).is_file()
+    wanted = ["adapter_model.safetensors"] if adapter else ["config.json", *_weights(folder)]
     wanted += ["tokenizer.json"]
     if not any((folder / name).is_file() for name in _PROCESSOR):
         wanted += _PROCESSOR[-1:]

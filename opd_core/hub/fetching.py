@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd_core.hub.cache import cache_folder, missing_files, snapshot
+from opd_core.hub.cache import base_of, cache_folder, missing_files, snapshot
 from opd_core.hub.name import MAIN, HubModel
 from opd_core.types import VideoOPDError
 
@@ -35,13 +35,24 @@ _MB = 1_000_000
 
 
 def whole_snapshot(model: HubModel, progress: Progress) -> Path:
-    """The folder of a model in the hub's cache; what is missing of it is fetched.
+    """The folder of a model in the hub's cache; what is missing of it, or of the base that an
+    adapter stands on, is fetched.
 
     Where all of it is there, the network is not asked. Raises `VideoOPDError` where that cannot be.
     """
-    there = snapshot(model)
-    if there is not None and not missing_files(there):
-        return there
+    folder = _cached_or_fetched(model, progress)
+    base = base_of(folder)
+    if base is not None and not (folder / str(base)).is_dir():
+        _cached_or_fetched(base, progress)  # one that is an adapter too is refused where it is used
+    return folder
+
+
+def _cached_or_fetched(model: HubModel, progress: Progress) -> Path:
+    folder = snapshot(model)
+    return _fetched(model, progress) if folder is None or missing_files(folder) else folder
+
+
+def _fetched(model: HubModel, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
 
     with _told(model):

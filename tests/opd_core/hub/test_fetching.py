@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_core.hub.cache import missing_files
 from tests.hub_cache import FIRST, REPO, SECOND, fill
 from tests.hub_server import Hub, serving
 from tests.tiny_config import ROOT
@@ -228,3 +229,24 @@ def test_a_disk_without_room_is_said_before_anything_is_fetched(
     monkeypatch.setattr(fetching, "_asked", lambda model: info)
     with pytest.raises(VideoOPDError, match=r"takes .* GB, and .* has .* GB left; make room"):
         fetching.whole_snapshot(HubModel(REPO), lambda what, total: pytest.fail("it was begun"))
+
+
+def test_an_adapters_base_comes_with_it(
+    bring: Bring, hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opd_core.adapter_folder import base_folder
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": REPO}))
+    for name in ("tokenizer.json", "processor_config.json"):
+        shutil.copyfile(STUDENT / name, adapter / name)
+    (adapter / "adapter_model.safetensors").write_bytes(b"{}")
+    hub.publish("Tiny/Adapter", adapter, SECOND)
+    done = bring("Tiny/Adapter")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.name == SECOND and "model.safetensors" in hub.sent
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert base_folder(folder).name == FIRST
+    assert not missing_files(base_folder(folder))
