@@ -103,3 +103,20 @@ def test_a_round_has_no_more_than_a_chunk_of_distributions(
     assert not (said | likely) & nobodys and max(said) > 100_000 and min(likely) < RANKS
     verdicts = list(audit(run, Depth(deep=1.0, seed=0)))
     assert [verdict.broken for verdict in verdicts if verdict.broken] == []
+
+
+def test_vllm_says_only_what_is_a_token(
+    real: dict[str, Path], write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """The gate holds each answer against the trainer's own forward pass, over 151,936 rows."""
+    named = {"student.path": real["student"], "teacher.path": real["teacher"]}
+    engine = {"rollout.engine": "vllm", "vllm.kv_cache_gib": 0.125}
+    config = write_config(tmp_path, SETTINGS | named | engine)
+    with opened(str(config)) as work:
+        policy = work.policy_of_round()
+        for name in stages_before("score"):
+            getattr(stages, name).fn(work, policy)
+    rollouts = Run.open(tmp_path / "run").rollouts().collect()
+    assert rollouts.height == ANSWERS and set(rollouts["engine"]) == {"vllm"}
+    said = {token for row in rollouts["completion_token_ids"] for token in row}
+    assert not said & {*PLACEHOLDERS, *NO_TOKENS} and max(said) > 100_000
