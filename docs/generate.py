@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from flows.cli import program  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
 from opd_core.config.section import Section  # noqa: E402
+from opd_core.config.sections import ModelPath  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
     choices,
     holds_a_section,
@@ -116,6 +117,7 @@ def _default(field: FieldInfo) -> str:
 
 _KINDS = {
     int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path",
+    ModelPath: "path or name",
 }  # fmt: skip
 _BOUNDS = {"gt": "above {}", "ge": "from {}", "lt": "below {}", "le": "to {}"}
 

@@ -132,13 +132,12 @@ def _next_stale(config: Config, round: int | None) -> Stale | None:
 def _checked(config: str, overrides: Sequence[str]) -> Config:
     """The config; a wrong key or folder, or a run that is worked on, is found before a server is
     started."""
-    from flows.stage.prepare import check_folders, refuse_busy
+    from flows.stage.prepare import refuse_busy, with_checked_folders
     from opd_core.config.load import load_config
 
     loaded = load_config(config, overrides)
-    check_folders(loaded, config)
     refuse_busy(loaded)
-    return loaded
+    return with_checked_folders(loaded, config)
 
 
 def _run_one(

@@ -29,6 +29,7 @@ from flows.stage.typed_config import config_words
 from flows.summaries import Done
 from opd_core.faults import NEXT_ROUND
 from opd_core.focus import select as curriculum
+from opd_core.hub.name import model_name
 from opd_core.rollout.by_example import by_example
 from opd_core.types import (
     Draw,
@@ -307,8 +308,8 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.round} have no score of teacher "
-            f"{work.config.teacher.path.name}, {min(unscored)} among them; put back the teacher "
-            "that the round was selected with, or start a new run"
+            f"{model_name(work.config.teacher.path)}, {min(unscored)} among them; put back the "
+            "teacher that the round was selected with, or start a new run"
         )
     trained = [
         Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))

@@ -45,9 +45,10 @@ def audit(
 def rescore(run: str, round: int | None) -> None:
     from flows.commands.targets import opening
     from flows.rescore import rescore_run
+    from flows.stage.models import with_folders
     from opd_core.config.load import load_config
 
-    config = load_config(run) if Path(run).is_file() else None
+    config = with_folders(load_config(run), run) if Path(run).is_file() else None
     with opening() as open_run:
         rescore_run(open_run(run), round, config)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.commands.round_state import RoundState, count, last_config, round_state
-from flows.console.report import accuracy, size_text
+from flows.console.report import ABSENT, accuracy, size_text
 from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER
+from opd_core.hub.name import cached_model
 from storage.frames.store import usage
 from storage.stages import round_number
 from storage.tables.schemas import TABLES
@@ -98,6 +99,10 @@ class Status:
     round: int
     """The one to work on."""
     missing: str
+    student: str
+    """Its name on the hub at a commit, or its folder;"""
+    teacher: str
+    """both of the config that the run was last continued with."""
     state: RoundState
     data: DataState
     frames: str
@@ -134,6 +139,8 @@ def status_of(run: Run, config: str | None = None) -> Status:
         as_of_round=run.round,
         round=current + 1,
         missing=state.missing(),
+        student=_model(run, "student"),
+        teacher=_model(run, "teacher"),
         state=state,
         data=_data(run),
         frames=_frames(run),
@@ -152,6 +159,11 @@ def _data(run: Run) -> DataState:
     counts = dict(run.present().group_by("split").len().collect().iter_rows())
     gone = count(run.examples()) - sum(counts.values())
     return DataState(counts.get("train", 0), counts.get("eval", 0), gone)
+
+
+def _model(run: Run, role: str) -> str:
+    path = Path(last_config(run).get(role, {}).get("path", ABSENT))
+    return str(cached_model(path) or path)
 
 
 def _takes(run: Run) -> Iterator[TakeState]:

@@ -41,6 +41,7 @@ def _now(status: Status) -> Iterator[str]:
     yield f"policy    {status.state.policy_version}  (newest committed)"
     given_up = f"; {status.state.quarantined:,} quarantined" if status.state.quarantined else ""
     yield f"round {status.round:<3} {status.missing}{given_up}"
+    yield f"models    student {status.student}, teacher {status.teacher}"
     yield f"data      {status.data.line()}"
     yield f"frames    {status.frames}"
     if status.goes_on:

@@ -16,6 +16,7 @@ from flows.console.progress import progress
 from flows.stage.prepare import Work, check_weights
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.rows import eval_examples
+from opd_core.hub.name import cached_model
 from opd_core.prompts.question_key import evaluation_question
 from opd_core.spans.metrics import duration_bucket, per_example
 from opd_core.types import QuarantinedItem, VideoOPDError
@@ -87,7 +88,7 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
         {"item_id": [f.item_id for f in faults], "reason": [f.reason for f in faults]},
         schema={"item_id": pl.String, "reason": pl.String},
     )
-    return _answers(work.run, str(folder), rows, set_aside)
+    return _answers(work.run, str(cached_model(folder) or folder), rows, set_aside)
 
 
 def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) -> Answers:

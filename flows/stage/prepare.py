@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
 from opd_core.adapter_folder import base_folder, is_adapter
@@ -121,17 +122,20 @@ class Work:
         return self.run.policy(current.version - 1)
 
 
-def check_folders(config: Config, name: str) -> None:
-    """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
-    no place for its run."""
+def with_checked_folders(config: Config, name: str) -> Config:
+    """The config, read from the file `name`, with the folders of its models, which are fetched
+    where it names some on the hub.
+
+    Raises `VideoOPDError` where it has no model to open or no place for its run."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
-        if not folder.is_dir():
+        if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
             )
     if not config.run.path.exists():  # later, the stages that need videos look for them
         refuse_missing_folder(config.data.videos)
     check_place(config.run.path)
+    return with_folders(config, name)
 
 
 def check_weights(run: Path, *folders: Path) -> None:
@@ -170,14 +174,15 @@ def opened(
     folder behind. `looking`: only to see whether a stage has anything to do, without what computing
     takes.
     """
-    loaded = load_config(config, overrides or ())
-    check_folders(loaded, config)
-    refuse_busy(loaded)
+    written = load_config(config, overrides or ())
+    refuse_busy(written)
+    loaded = with_checked_folders(written, config)
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
         _writing(loaded, looking) as work,
     ):
+        remember_commits(written, loaded)
         if goes_on or config_source(work.run.path) is None:
             remember_config(work.run.path, Path(config), overrides or ())
         yield work

@@ -25,6 +25,7 @@ from opd_core.config.sections import (
     FocusSection,
     FramesSection,
     MachineSection,
+    ModelPath,
     ModelSection,
     PromptSection,
     RolloutSection,
@@ -37,6 +38,7 @@ from opd_core.config.sections import (
     VLLMSection,
 )
 from opd_core.extensions import ENGINES, OBJECTIVES
+from opd_core.hub.name import hub_model
 from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, object]]
@@ -342,7 +344,16 @@ def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
     absolute: dict[str, object] = {}
     for name, value in section:
         if isinstance(value, Path):
-            absolute[name] = (folder / value.expanduser()).resolve()
+            kind = type(section).model_fields[name].annotation
+            absolute[name] = absolute_path(value, folder, kind is ModelPath)
         elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
             absolute[name] = value.model_copy(update=inside)
     return absolute
+
+
+def absolute_path(path: Path, folder: Path, may_be_a_name: bool) -> Path:
+    """A path of a config whose relative ones begin in `folder`. A model's name on the hub stays as
+    it is, unless there is a folder of that name."""
+    absolute = (folder / path.expanduser()).resolve()
+    is_name = may_be_a_name and not absolute.is_dir() and hub_model(path) is not None
+    return path if is_name else absolute

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NewType, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,9 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Annotated[str, ENGINES]
+ModelPath = NewType("ModelPath", Path)
+"""A folder, or a model's name on the hub (`opd_core/hub/name.py`). In a config that was loaded, a
+folder is absolute and a name relative."""
 
 
 class RunSection(Section):
@@ -39,8 +42,10 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    path: Path
-    """Folder of a Hugging Face checkpoint (model and processor)."""
+    path: ModelPath
+    """Folder of a Hugging Face checkpoint (model and processor), or its name on the hub:
+    `Qwen/Qwen3-VL-8B-Instruct`, or with a branch, tag or commit `Qwen/Qwen3-VL-8B-Instruct@v1`.
+    What the hub's cache lacks of it is fetched; a run stays at the commit that it began with."""
     dtype: Dtype = "bfloat16"
 
 
@@ -284,7 +289,8 @@ class UpdateSection(ChoosingSection):
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""
     completion_rows_per_chunk: Positive = 1024
-    """Completion tokens that go through lm_head at once."""
+    """Completion tokens that go through lm_head at once, about: an answer is not cut. Of Qwen's
+    vocabulary one is 0.6 MB in float32, of which an update has three to six at a time."""
     freeze_vision: bool = True
     """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
     gradient_checkpointing: bool = False

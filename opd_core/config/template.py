@@ -35,8 +35,8 @@ _TO_FILL_IN: dict[tuple[str, ...], str] = {
     ("data", "train"): "data/train.jsonl",
     ("data", "eval"): "data/eval.jsonl",
     ("data", "videos"): "data/videos",
-    ("student", "path"): "models/student",
-    ("teacher", "path"): "models/teacher",
+    ("student", "path"): "Qwen/Qwen3-VL-8B-Instruct",
+    ("teacher", "path"): "Qwen/Qwen3-VL-32B-Instruct",
 }
 """What the keys without a default begin with."""
 

@@ -26,6 +26,7 @@ from opd_core.engines.gate import gate_of, mismatches
 from opd_core.engines.in_turn import in_turn
 from opd_core.engines.whole_answers import sampling
 from opd_core.extensions import Quantise
+from opd_core.hub.name import model_name
 from opd_core.prompts.batches import EncodedBatch, EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols.known import judged
@@ -151,7 +152,7 @@ def predict(
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
-            teacher_id=teacher.path.name,
+            teacher_id=model_name(teacher.path),
             teacher_hash=teacher.weights_hash,
             question_hash=question_hash,
             text=text,
@@ -233,7 +234,9 @@ def evaluate_model(
         for answer in batch.records:
             content = {f.name: getattr(answer, f.name) for f in fields(answer)}
             digest, _ = content.pop("policy_hash"), content.pop("policy_version")
-            records.append(ModelEvaluation(digest, question_hash, model.path.name, **content))
+            records.append(
+                ModelEvaluation(digest, question_hash, model_name(model.path), **content)
+            )
         faults = tuple(
             replace(item, stage="evaluate model", policy_version=None) for item in batch.quarantined
         )

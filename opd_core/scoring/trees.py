@@ -28,6 +28,7 @@ from opd_core.engines.gate import Gate, gate_of
 from opd_core.engines.in_turn import in_turn
 from opd_core.engines.whole_answers import scoring
 from opd_core.extensions import is_the_trainer
+from opd_core.hub.name import model_name
 from opd_core.model.agreement import served_dtype
 from opd_core.model.prefix_tree import PrefixTree, grow
 from opd_core.model.tree_model import choose_device
@@ -202,7 +203,7 @@ def _score(teacher: Policy, rollout: Rollout, one: Scored, scorer: str) -> Teach
     return TeacherScore(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
-        teacher_id=teacher.path.name,
+        teacher_id=model_name(teacher.path),
         teacher_hash=teacher.weights_hash,
         teacher_logprobs=one.logprobs,
         topk_token_ids=one.topk_token_ids,

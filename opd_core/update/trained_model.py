@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from opd_core.config.load import Config
 from opd_core.model.checkpoint import save_checkpoint
@@ -22,7 +23,7 @@ from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import Policy, VideoOPDError, make_seed
 from opd_core.update.chunk import Chunk, Fact
-from opd_core.update.importance import Importance
+from opd_core.update.importance import Importance, Weights
 from opd_core.update.in_memory import InMemory
 from opd_core.update.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.update.step_record import StepRecord
@@ -98,20 +99,20 @@ class TrainedModel:
             reference = self._reference_logprobs(packed)
             loss = torch.zeros((), device=self._device)
             with self._precision():
-                for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(packed):
+                for keys, token_ids_C, hidden_CD in self.model.completion_hidden(packed):
                     known = [facts[str(key)] for key in keys]
-                    chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-                    chunk = Chunk(
-                        known,
-                        token_ids_C,
-                        chosen_C,
-                        self.old.of([fact.rollout for fact in known], chosen_C.detach()),
-                        logprobs_CV,
-                        None if reference is None else torch.cat([reference[k] for k in keys]),
+                    reference_C = (
+                        None if reference is None else torch.cat([reference[k] for k in keys])
                     )
-                    weights = self._importance.weights(chunk)
-                    loss = loss + self._loss(chunk, weights).sum() / tokens
+                    # Of a chunk only its hidden states are kept for the backward pass, which makes
+                    # its distributions again: those of all chunks together are no memory's size.
+                    chunk_loss, chunk, weights = checkpoint(
+                        self._chunk_loss, hidden_CD, token_ids_C, known, reference_C,
+                        use_reentrant=False, preserve_rng_state=False,
+                    )  # fmt: skip
+                    loss = loss + chunk_loss / tokens
                     measured.add(chunk, weights, self._loss.in_loss(chunk))
+                    del chunk
             if not torch.isfinite(loss):
                 raise VideoOPDError(
                     f"the loss of the update is {float(loss)} on rollouts such as "
@@ -120,6 +121,21 @@ class TrainedModel:
             loss.backward()
             measured.loss += float(loss.detach())
         return measured
+
+    def _chunk_loss(
+        self,
+        hidden_CD: Tensor,
+        token_ids_C: Tensor,
+        facts: Sequence[Fact],
+        reference_C: Tensor | None,
+    ) -> tuple[Tensor, Chunk, Weights]:
+        """The sum of the losses of some whole completions, and what it was computed from."""
+        logprobs_CV = self.model.log_softmax(hidden_CD)
+        chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+        old_C = self.old.of([fact.rollout for fact in facts], chosen_C.detach())
+        chunk = Chunk(facts, token_ids_C, chosen_C, old_C, logprobs_CV, reference_C)
+        weights = self._importance.weights(chunk)
+        return self._loss(chunk, weights).sum(), chunk, weights
 
     def _reference_logprobs(self, packed: Pack) -> dict[Hashable, Tensor] | None:
         """The base student's log-probs of each completion of a pack, where the loss needs them."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opd_core.hub.name import cached_model
 from opd_core.types import Span, make_example_id, make_rollout_id
 from storage.runs import policies, run_folder
 from storage.tables import history
@@ -90,8 +91,10 @@ def weights(run: Run) -> Checked:
         now = policies.weights_hash(folder, base)
         if now != row["policy_hash"]:
             raise BrokenLink.at(f"{folder}", "the weights' hash", now, row["policy_hash"])
-    newest = max(policy_hashes(run).items())
-    return Checked(1 + len(rounds(run)), "checkpoints", ("policy {} is {}".format(*newest),))
+    notes = ["policy {} is {}".format(*max(policy_hashes(run).items()))]
+    if (named := cached_model(base)) is not None:
+        notes.append(f"policy 0 is {named}")
+    return Checked(1 + len(rounds(run)), "checkpoints", tuple(notes))
 
 
 def chain(run: Run) -> Checked:

@@ -3,6 +3,7 @@
     run.json                   run id, when it began, base student and teacher with their hashes
     configs/<hash>.json        every config the run was continued with
     config_source.json         the file, and its overrides, that it was continued with last
+    hub.json                   the commits that names of models on the hub mean in this run
     tables/<name>.lance        see `storage/tables/schemas.py`
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     trainer/v<version>/        what training goes on from, of the newest policy
