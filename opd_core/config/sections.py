@@ -312,6 +312,27 @@ class EvaluateSection(Section):
     prompts_per_batch: Positive = 32
 
 
+class PoliciesSection(Section):
+    """Which policies keep their weights once a round is finished. The newest, policy 0, and what a
+    round or rerun that is not finished needs always do. Of the others only the manifest stays, with
+    the hash of the weights, and says when and why they were let go."""
+
+    keep: Literal["all"] | tuple[Literal["tagged", "best"], ...] = "all"
+    """`tagged`: those that `videoopd tag RUN@3 NAME` named; `best`: the one with the highest mIoU
+    on the eval split so far. An empty list keeps none of the older ones."""
+    every: Positive | None = None
+    """Beside `keep`: every so many policies one keeps its weights, 5 means 5, 10, 15, ..."""
+
+    @model_validator(mode="after")
+    def _every_says_something(self) -> Self:
+        if self.every is not None and self.keep == "all":
+            raise ValueError(
+                f"policies.every = {self.every} says nothing beside policies.keep = 'all'; set "
+                "policies.keep = [], or name in it what else stays"
+            )
+        return self
+
+
 class StorageSection(Section):
     flush_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Finished rollouts, scores and answers are appended once so much time has passed since the

@@ -35,6 +35,8 @@ TARGETS = {
     "save": ("opd_core.update.student", "_Student", "save"),
     "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
+    "record": ("storage.runs.marks", None, "record"),
+    "remove": ("storage.runs.marks", None, "remove"),
     "finish": ("storage.runs.run", "Run", "finish_round"),
     "compact": ("storage.tables.lance_tables", "Tables", "compact"),
     "tag": ("storage.tables.lance_tables", "Tables", "tag"),
