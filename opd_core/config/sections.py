@@ -295,6 +295,10 @@ class UpdateSection(ChoosingSection):
     offload: Annotated[bool, LATER] = False
     """Float32 weights and moments lie in the memory of the CPU, where the step is computed; on the
     device are weights and gradients in student.dtype."""
+    save_minutes: Annotated[float, Field(ge=0)] | Literal["never"] = 10.0
+    """So often, after a step, all is saved that the next one depends on: a killed update goes on
+    there. 0: after each step. It takes the disk space of the weights as they are trained and of the
+    optimiser's state, twice for a moment."""
     lora: LoraSection | None = None
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from opd_core.types import Policy, VideoOPDError
 from storage.runs import marks, policies, run_folder, trainer_folders
 from storage.runs.marks import Checkpoint, LetGo
 from storage.runs.rows import RunRows
+from storage.runs.saved_steps import SavedSteps
 from storage.tables.provenance import git_commit
 
 
@@ -132,6 +133,10 @@ class RunPolicies(RunRows):
     def trainer_folder(self, policy: Policy) -> Path | None:
         """What the training of a policy left; None: nothing is kept of it."""
         return trainer_folders.of_policy(self.path, policy)
+
+    def saved_steps(self) -> SavedSteps:
+        """Of the update in progress, or of one that was killed."""
+        return SavedSteps(self.path)
 
     def keep_newest_trainer(self) -> None:
         """Removes what the training of policies before the newest committed one left."""

@@ -32,6 +32,7 @@ TARGETS = {
     "sample": ("opd_core.engines.hf.sampling", "HFEngine", "sample"),
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
     "step": ("opd_core.update.trained_model", "TrainedModel", "step"),
+    "saved": ("opd_core.update.saved_step", "Saving", "step_made"),
     "save": ("opd_core.update.trained_model", "TrainedModel", "save"),
     "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
