@@ -2,7 +2,7 @@
 
 Weights, configs, tokenizer and processor as `from_pretrained` reads them, and a model card. An
 adapter is merged into its base first: it names the base by a path of this machine, which means
-nothing elsewhere. Left behind is what only the run needs: its manifest, and the optimiser of an older one.
+nothing elsewhere. Left behind is what the run alone needs: its manifest, an older one's optimiser.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ STEPS = 8
 ROUND = {
     "update.objective": "exact_reverse_kl",
     "update.examples_per_step": 1,
-    "update.epochs": 4,
+    "update.epochs": STEPS,  # of one step each, where all is of one video
     "update.max_steps": STEPS,
     "update.save_minutes": 0,
     "focus.top_k": 3,
