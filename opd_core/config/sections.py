@@ -301,6 +301,16 @@ class UpdateSection(ChoosingSection):
     optimiser's state, twice for a moment."""
     lora: LoraSection | None = None
 
+    @field_validator("save_minutes", mode="before")
+    @classmethod
+    def _minutes_or_never(cls, value: object) -> object:
+        if value == "never" or (isinstance(value, int | float) and value >= 0):
+            return value
+        raise ValueError(
+            f"update.save_minutes = {value!r} is not valid; set it to a number of minutes, to 0 for "
+            "each step, or to 'never'"
+        )
+
     @model_validator(mode="after")
     def _weights_can_move(self) -> Self:
         if self.weights == "bfloat16" and not self.stochastic_rounding:
@@ -353,6 +363,17 @@ class PoliciesSection(Section):
     on the eval split so far. An empty list keeps none of the older ones."""
     every: Positive | None = None
     """Beside `keep`: every so many policies one keeps its weights, 5 means 5, 10, 15, ..."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _all_or_a_list(cls, value: object) -> object:
+        listed = isinstance(value, list | tuple) and all(n in ("tagged", "best") for n in value)
+        if value == "all" or listed:
+            return value
+        raise ValueError(
+            f"policies.keep = {value!r} is not valid; set it to 'all' or to a list of 'tagged' and "
+            "'best', which may be empty"
+        )
 
     @model_validator(mode="after")
     def _every_says_something(self) -> Self:

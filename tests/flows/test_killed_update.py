@@ -223,6 +223,12 @@ def test_steps_are_saved_as_often_as_the_config_says(
     assert saved_steps(config) == [], "those of seconds are not worth it"
 
 
+@pytest.mark.parametrize("wrong", ["sometimes", -1])
+def test_a_wrong_number_of_minutes_is_told(write_config: Any, tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(VideoOPDError, match="update.save_minutes = .* to 0 for each step, or to"):
+        load_config(write_config(tmp_path, {"update.save_minutes": wrong}))
+
+
 def test_the_newest_saved_step_is_whole_whatever_a_kill_has_left(tmp_path: Path) -> None:
     store = SavedSteps(tmp_path)
     assert store.newest() is None

@@ -272,5 +272,8 @@ def test_keeping_changes_no_hash_and_every_alone_is_refused(
 
     plain = load_config(config(tmp_path, tiny_world))
     assert load_config(config(tmp_path, tiny_world, **KEEP)).hash == plain.hash
+    for wrong in ("best", ["bst"]):
+        with pytest.raises(VideoOPDError, match="policies.keep = .* or to a list of 'tagged'"):
+            load_config(config(tmp_path, tiny_world, **{"policies.keep": wrong}))
     with pytest.raises(VideoOPDError, match="policies.every = 3 says nothing beside"):
         load_config(config(tmp_path, tiny_world, **{"policies.every": 3}))
