@@ -307,8 +307,8 @@ class UpdateSection(ChoosingSection):
         if value == "never" or (isinstance(value, int | float) and value >= 0):
             return value
         raise ValueError(
-            f"update.save_minutes = {value!r} is not valid; set it to a number of minutes, to 0 for "
-            "each step, or to 'never'"
+            f"update.save_minutes = {value!r} is not valid; set it to a number of minutes, to 0 for"
+            " each step, or to 'never'"
         )
 
     @model_validator(mode="after")
