@@ -36,6 +36,7 @@ ROUND = {
     "update.examples_per_step": 1,
     "update.epochs": STEPS,  # of one step each, where all is of one video
     "update.max_steps": STEPS,
+    "update.max_policy_kl": 1e3,
     "update.save_minutes": 0,
     "focus.top_k": 3,
     "rollout.examples_per_round": 5,
