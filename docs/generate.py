@@ -41,7 +41,7 @@ from opd_core.extensions import (  # noqa: E402
     Objective,
 )
 from opd_core.spans.protocols.known import PROTOCOLS  # noqa: E402
-from opd_core.types import Judgement, UpdateStep  # noqa: E402
+from opd_core.types import Judgement, StageUse, UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
 
@@ -171,6 +171,8 @@ def tables_page() -> str:
         blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
     steps = "Of `updates.steps`, a struct a step."
     blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
+    stages = "Of `updates.stages`, a struct a stage."
+    blocks += ["## What a stage took", stages, _columns(columns_of(StageUse))]
     judgements = "Of `judgements` in `evaluations` and `model_evaluations`, a struct a protocol."
     blocks += ["## A judgement of an answer", judgements, _columns(columns_of(Judgement))]
     blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
