@@ -30,7 +30,7 @@ program = about.version(
         bringing.init, bringing.import_annotations, bringing.tinyworld,
         rounds.run, rounds.stage, rounds.demo,
         looking.status, looking.query, looking.show, looking.diff, looking.export,
-        proving.audit, proving.rescore, proving.migrate,
+        proving.audit, proving.rescore, proving.tag, proving.migrate,
         measuring.evaluate, measuring.study, measuring.bench,
         serving.up, serving.down,
         about.completion,

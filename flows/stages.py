@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.console.progress import progress
+from flows.console.progress import mention, progress
 from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
@@ -316,14 +316,24 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         for e in round_rows.drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
+    saved = run.saved_steps()
+    if begun.again:
+        saved.clear()
     begun.new_take()
     total = run.rollouts().filter(round_rows.of_round(policy)).select(pl.len()).collect().item()
     uses_scores = round_rows.needs_scores(work)
     candidates = len(round_rows.candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
-    trainer = TrainerFolders(run.trainer_folder(policy), run.trainer_staging(policy.version + 1))
+    trainer = TrainerFolders(
+        run.trainer_folder(policy), run.trainer_staging(policy.version + 1), saved
+    )
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
+
+        def going_on(done: int) -> None:
+            mention(f"update: goes on at step {done} of {steps}")
+            advance(done)
+
         result = update_student(
             work.config,
             policy,
@@ -333,6 +343,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             run.policy(0).path,
             trainer,
             restart is not None,
+            going_on,
         )
     new = run.publish_policy(staging, policy, trainer.new)
     first = result.first_step
@@ -362,8 +373,13 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
     run.keep_newest_trainer()
+    saved.clear()
     uses.forget(run.path, policy.version)
-    notes = {"stopped_early": result.stopped_early, "optimizer_restarted": restart}
+    notes = {
+        "stopped_early": result.stopped_early,
+        "optimizer_restarted": restart,
+        "went_on_at_step": result.went_on_at,
+    }
     return Done(1, len(result.steps), notes)
 
 

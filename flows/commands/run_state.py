@@ -67,6 +67,9 @@ class PolicyState:
     rollouts: int | None
     """Trained on; None for the base."""
     objective: str | None
+    tags: tuple[str, ...]
+    let_go: str | None
+    """When and why its weights were let go; None: they are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +181,15 @@ def _policies(run: Run) -> Iterator[PolicyState]:
     columns = ("policy_version", "rollouts", "objective")
     updates = {row[0]: row[1:] for row in run.updates().select(columns).collect().rows()}
     metrics = accuracy(run)
+    marked = {c.version: c for c in run.checkpoints() if c.in_force}
     for version in sorted({0, *metrics, *updates}):
         trained, objective = updates.get(version, (None, "base" if version == 0 else None))
-        yield PolicyState(version, dict(metrics.get(version, {})), trained, objective)
+        marks = marked.get(version)
+        gone = marks.let_go.told() if marks and marks.let_go else None
+        yield PolicyState(
+            version, dict(metrics.get(version, {})), trained, objective,
+            marks.tags if marks else (), gone,
+        )  # fmt: skip
 
 
 def _tables(run: Run) -> Iterator[TableState]:

@@ -44,6 +44,8 @@ def of_policy(run: Run, version: int | None = None) -> Answers:
     if not 0 <= version <= newest:
         raise VideoOPDError(f"run {run.path} has no policy {version}; give one from 0 to {newest}")
     rows = run.present_evaluations().filter(pl.col("policy_version") == version)
+    if rows.head(1).collect().is_empty():
+        run.refuse_let_go(run.committed(version))  # else it would be told to ask for them
     set_aside = run.quarantine().filter(
         (pl.col("stage") == "evaluate") & (pl.col("policy_version") == version)
     )
@@ -54,7 +56,7 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
     """The answers of a policy to the whole eval split, after asking what has none."""
     from flows import stages
 
-    policy = work.policy(version)
+    policy = work.answering(version)
     stages.evaluate.fn(work, policy)
     return of_policy(work.run, policy.version)
 

@@ -33,7 +33,7 @@ from storage.runs.run_folder import (
     remember_config,
     weights_cache,
 )
-from storage.stages import policy_version_of, round_number
+from storage.stages import policy_version_of, round_number, stage_named
 from storage.tables import damage
 
 
@@ -85,6 +85,15 @@ class Work:
             )
         return self.run.policy(version)
 
+    def answering(self, version: int | None) -> Policy:
+        """The policy whose answers are wanted. While it is only asked whether any is missing, its
+        weights may have been let go."""
+        if self.looking and version is not None:
+            policy = self.run.committed(version)
+            if self.run.let_go_of(policy) is not None:
+                return policy
+        return self.policy(version)
+
     def policy_at(self, stage: str, round: int | None) -> Policy:
         """What a stage of a round works with: round k samples from policy k - 1, makes policy k
         and evaluates that. Of no round in particular: the current policy."""
@@ -97,7 +106,9 @@ class Work:
                 f"there is nothing to {stage} in round {round}; "
                 f"give a round from {first} to {newest}"
             )
-        return self.policy(policy_version_of(stage, round))
+        version = policy_version_of(stage, round)
+        made = stage_named(stage).of_made_policy
+        return self.answering(version) if made else self.policy(version)
 
     def continuation(self, policy: Policy) -> str | None:
         """Why training on from this policy begins with a new optimiser; None: it goes on.

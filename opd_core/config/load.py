@@ -27,6 +27,7 @@ from opd_core.config.sections import (
     MachineSection,
     ModelPath,
     ModelSection,
+    PoliciesSection,
     PromptSection,
     RolloutSection,
     RunSection,
@@ -45,6 +46,10 @@ Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
 _PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+# How often steps of an update are saved: it goes on as if it had not been killed.
+_PLACES |= {("update", "save_minutes")}
+# How often rows are appended, and whose weights are kept: they change no number either.
+_KEEPING = {"storage", "policies"}
 
 
 class Config(ChoosingSection):
@@ -61,6 +66,7 @@ class Config(ChoosingSection):
     focus: FocusSection = FocusSection()
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    policies: PoliciesSection = PoliciesSection()
     vllm: VLLMSection = VLLMSection()
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
@@ -237,11 +243,11 @@ def config_hash(content: Content) -> str:
 
 def _what_counts(content: Content) -> Content:
     """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, and how often rows are appended: these change no number."""
+    kept, how often rows and steps are saved, and which policies stay: these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()
-        if section != "storage"
+        if section not in _KEEPING
     }
 
 

@@ -306,7 +306,21 @@ class UpdateSection(ChoosingSection):
     offload: Annotated[bool, LATER] = False
     """Float32 weights and moments lie in the memory of the CPU, where the step is computed; on the
     device are weights and gradients in student.dtype."""
+    save_minutes: Annotated[float, Field(ge=0)] | Literal["never"] = 10.0
+    """So often, after a step, all is saved that the next one depends on: a killed update goes on
+    there. 0: after each step. It takes the disk space of the weights as they are trained and of the
+    optimiser's state, twice for a moment."""
     lora: LoraSection | None = None
+
+    @field_validator("save_minutes", mode="before")
+    @classmethod
+    def _minutes_or_never(cls, value: object) -> object:
+        if value == "never" or (isinstance(value, int | float) and value >= 0):
+            return value
+        raise ValueError(
+            f"update.save_minutes = {value!r} is not valid; set it to a number of minutes, to 0 for"
+            " each step, or to 'never'"
+        )
 
     @model_validator(mode="after")
     def _weights_can_move(self) -> Self:
@@ -348,6 +362,38 @@ class EvaluateSection(Section):
     max_examples: Positive | None = None
     max_new_tokens: Positive = 512
     prompts_per_batch: Positive = 32
+
+
+class PoliciesSection(Section):
+    """Which policies keep their weights once a round is finished. The newest, policy 0, and what a
+    round or rerun that is not finished needs always do. Of the others only the manifest stays, with
+    the hash of the weights, and says when and why they were let go."""
+
+    keep: Literal["all"] | tuple[Literal["tagged", "best"], ...] = "all"
+    """`tagged`: those that `videoopd tag RUN@3 NAME` named; `best`: the one with the highest mIoU
+    on the eval split so far. An empty list keeps none of the older ones."""
+    every: Positive | None = None
+    """Beside `keep`: every so many policies one keeps its weights, 5 means 5, 10, 15, ..."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _all_or_a_list(cls, value: object) -> object:
+        listed = isinstance(value, list | tuple) and all(n in ("tagged", "best") for n in value)
+        if value == "all" or listed:
+            return value
+        raise ValueError(
+            f"policies.keep = {value!r} is not valid; set it to 'all' or to a list of 'tagged' and "
+            "'best', which may be empty"
+        )
+
+    @model_validator(mode="after")
+    def _every_says_something(self) -> Self:
+        if self.every is not None and self.keep == "all":
+            raise ValueError(
+                f"policies.every = {self.every} says nothing beside policies.keep = 'all'; set "
+                "policies.keep = [], or name in it what else stays"
+            )
+        return self
 
 
 class StorageSection(Section):

@@ -29,7 +29,13 @@ from opd_core.update.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.update.step_record import StepRecord
 from opd_core.update.stepping import stepping
 from opd_core.update.trainable import choose_trainable
-from opd_core.update.trainer_state import read_optimizer, read_weights, write_state
+from opd_core.update.trainer_state import (
+    read_optimizer,
+    read_random,
+    read_weights,
+    write_random,
+    write_state,
+)
 from opd_core.update.training_loss import TrainingLoss
 
 
@@ -175,6 +181,29 @@ class TrainedModel:
             for name, weight in self._trained.items()
         )
         return moved / sum(weight.numel() for weight in self._trained.values())
+
+    def write_step(self, folder: Path) -> None:
+        """All that the next step depends on, in the middle of an update."""
+        weights = self._stepping.float32_weights() or {
+            name: weight.detach() for name, weight in self._trained.items()
+        }
+        write_state(
+            folder, self._stepping.optimizer, self._steps_done, weights, self._memory.served
+        )
+        write_random(folder, self._device, self.old.known())
+
+    def read_step(self, folder: Path) -> None:
+        """Go on after the step that `write_step` wrote into `folder`."""
+        weights = read_weights(folder, self._memory.served)
+        assert weights is not None, "write_step writes them in any case"
+        self._stepping.take_over(weights)
+        self._steps_done = read_optimizer(
+            folder,
+            self._stepping.optimizer,
+            self._stepping.shapes,
+            self._memory.place(self._device),
+        )
+        self.old.take_over(read_random(folder, self._device))
 
     def _as_served(self, weight: Tensor) -> Tensor:
         return weight.detach().to("cpu", self._memory.served, copy=True)
