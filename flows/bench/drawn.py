@@ -44,19 +44,22 @@ class DrawnTokenizer:
         return torch.randint(0, self.words, (count,), generator=generator).tolist()
 
 
-def drawn_model(shape: Shape, device: torch.device) -> TreeModel:
-    """A Qwen3-VL of this shape, bfloat16 on CUDA, with its vision frozen."""
+def drawn_model(shape: Shape, device: torch.device, dtype: torch.dtype | None = None) -> TreeModel:
+    """A Qwen3-VL of this shape, by default bfloat16 on CUDA, with its vision frozen; while it
+    trains, its layers' activations are computed again."""
     torchvision_guard.install()
     tokenizer = DrawnTokenizer.of(shape)
     config = QWEN3_VL.load_class().config_class(
         text_config=shape.text,
         vision_config=shape.vision,
+        tie_word_embeddings=shape.text.get("tie_word_embeddings", False),
         image_token_id=tokenizer.ids["<|image_pad|>"],
         video_token_id=tokenizer.ids["<|video_pad|>"],
         vision_start_token_id=tokenizer.ids["<|vision_start|>"],
         vision_end_token_id=tokenizer.ids["<|vision_end|>"],
     )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     with device:
         previous = torch.get_default_dtype()
@@ -66,6 +69,7 @@ def drawn_model(shape: Shape, device: torch.device) -> TreeModel:
         finally:
             torch.set_default_dtype(previous)
     QWEN3_VL.freeze_vision(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return TreeModel(model, tokenizer)
 
 

@@ -15,16 +15,15 @@ L prompt length, T new tokens so far.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opd_core import torchvision_guard
+from opd_core.model.block_mask import FLEX_KERNEL, flex, tree_block_mask
 from opd_core.model.prefix_tree import Pack
 
 NAME = "prefix_tree"
@@ -109,18 +108,9 @@ class FlexPackedAttention:
     """The same by FlexAttention, for CUDA: a block mask, nothing of size N x N in memory."""
 
     def __init__(self, pack: Pack, device: torch.device | str, keep: bool = False) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        ends_N = torch.from_numpy(pack.last_descendants()).to(device)
-
-        def sees(_b: Tensor, _h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-            return (column <= row) & (row < ends_N[column])
-
-        compiled = torch.device(device).type == "cuda"
-        # Uncompiled, both would materialise N x N; that is for small packs on the CPU only.
-        make: Any = torch.compile(create_block_mask) if compiled else create_block_mask
-        self._flex: Any = _compiled_flex() if compiled else flex_attention
-        self._mask = make(sees, None, None, pack.tokens, pack.tokens, device=str(device))
+        self._mask = tree_block_mask(pack, device)
+        # Uncompiled it would materialise N x N; that is for small packs on the CPU only.
+        self._flex = flex(torch.device(device))
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
 
     def attend(
@@ -128,17 +118,15 @@ class FlexPackedAttention:
     ) -> Tensor:
         if self.kept is not None:
             self.kept[layer] = (key, value)
-        output: Tensor = self._flex(
-            query, key, value, block_mask=self._mask, scale=scaling, enable_gqa=True
+        return self._flex(
+            query,
+            key,
+            value,
+            block_mask=self._mask,
+            scale=scaling,
+            enable_gqa=True,
+            kernel_options=FLEX_KERNEL,
         )
-        return output
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
 
 
 def packed_attention(
@@ -216,20 +204,35 @@ class DecodeAttention:
             value = torch.cat((old_value, value), dim=2)
         self._own[layer] = (key, value)
         rows, heads, _, size = query.shape
-        key_PHLD, value_PHLD = (_repeat_heads(x, query) for x in self._prefix[layer])
-        query_PHGD = query.view(-1, self._group, heads, size).transpose(1, 2)
-        prefix_scores = query_PHGD @ key_PHLD.transpose(2, 3)
+        prefix_key_PKLD, prefix_value_PKLD = self._prefix[layer]
+        kinds = key.shape[1]
+        # R query heads share each of the K heads of keys and values: they stand beside the rows.
+        query_PKQD = query.view(-1, self._group, kinds, heads // kinds, size).transpose(1, 2)
+        query_PKQD = query_PKQD.flatten(2, 3)
+        prefix_scores = query_PKQD @ prefix_key_PKLD.transpose(2, 3)
         if self._padding is not None:
             prefix_scores = prefix_scores.masked_fill(self._padding, float("-inf"))
-        prefix_scores_BHL = prefix_scores.transpose(1, 2).reshape(rows, heads, -1)
-        own_scores_BHT = (_repeat_heads(key, query) @ query.transpose(2, 3)).squeeze(3)
+        longest = prefix_scores.shape[-1]
+        prefix_scores_BHL = self._by_row(prefix_scores, heads)
+        own_scores_BHT = (
+            (key @ query.view(rows, kinds, -1, size).transpose(2, 3))
+            .transpose(2, 3)
+            .reshape(rows, heads, -1)
+        )
         scores = torch.cat((prefix_scores_BHL, own_scores_BHT), dim=2).float() * scaling
         weights = scores.softmax(dim=2).to(value.dtype)
-        longest = prefix_scores_BHL.shape[2]
-        prefix_weights = weights[:, :, :longest].view(-1, self._group, heads, longest)
-        prefix_out = (prefix_weights.transpose(1, 2) @ value_PHLD).transpose(1, 2)
-        own_out = weights[:, :, None, longest:] @ _repeat_heads(value, query)
-        return prefix_out.reshape(rows, heads, 1, size) + own_out
+        weights_PKQL = weights[:, :, :longest].view(-1, self._group, kinds, heads // kinds, longest)
+        weights_PKQL = weights_PKQL.transpose(1, 2).flatten(2, 3)
+        prefix_out = self._by_row(weights_PKQL @ prefix_value_PKLD, heads)
+        own_weights = weights[:, :, longest:].reshape(rows, kinds, heads // kinds, -1)
+        own_out = (own_weights @ value).reshape(rows, heads, size)
+        return (prefix_out + own_out)[:, :, None]
+
+    def _by_row(self, x_PKQE: Tensor, heads: int) -> Tensor:
+        """[P, K, G * R, E] -> [B, H, E]"""
+        kinds = x_PKQE.shape[1]
+        x_PGKRE = x_PKQE.unflatten(2, (self._group, heads // kinds)).transpose(1, 2)
+        return x_PGKRE.reshape(-1, heads, x_PKQE.shape[-1])
 
     def keep(self, prompts: Tensor, rows: Tensor, group: int) -> None:
         """Drop all but these prompts [P'] and rows [P' * group] (indices into the present ones)."""

@@ -45,6 +45,10 @@ class TreeModel:
         self._lm_head = family.module(model, family.lm_head)
         text = family.text_settings(model.config)
         text._attn_implementation = tree_attention.NAME
+        if self.device.type == "cuda":
+            from opd_core.model.cuda_layers import use_cuda_layers
+
+            use_cuda_layers(model, family.vision_settings(model.config))
         self.excluded_ids = excluded_token_ids(tokenizer, text.vocab_size, family.placeholders)
         self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
         self._prompt_positions: dict[tuple[object, ...], np.ndarray] = {}
