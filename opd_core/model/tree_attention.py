@@ -6,7 +6,7 @@ The models call `attend` through transformers' own attention interface; what to 
 - `PackedAttention`: a packed sequence of trees. Each tree's root runs causally by itself (no mask,
   no wasted half), then its branches run against the root's and their own keys and values.
   Differentiable. Nothing of size N x N exists: the largest mask is branch block x its tree.
-- `FlexPackedAttention`: the same by FlexAttention, which is what CUDA gets.
+- `CudaPackedAttention` (`cuda_attention.py`): the same by kernels of CUDA.
 - `DecodeAttention`: one new token a row; the rows of one prompt share its keys and values.
 
 Shape suffixes: B rows, H heads, N packed tokens, D head size, P prompts, G rows a prompt,
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opd_core import torchvision_guard
-from opd_core.model.block_mask import FLEX_KERNEL, flex, tree_block_mask
 from opd_core.model.prefix_tree import Pack
 
 NAME = "prefix_tree"
@@ -37,6 +36,11 @@ class TreeLayout(Protocol):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor: ...
+
+
+class KeepingLayout(TreeLayout, Protocol):
+    kept: dict[int, tuple[Tensor, Tensor]] | None
+    """Keys and values of every layer, where they were to be kept."""
 
 
 def attend(
@@ -104,37 +108,12 @@ class PackedAttention:
         return torch.cat(outputs, dim=2)
 
 
-class FlexPackedAttention:
-    """The same by FlexAttention, for CUDA: a block mask, nothing of size N x N in memory."""
-
-    def __init__(self, pack: Pack, device: torch.device | str, keep: bool = False) -> None:
-        self._mask = tree_block_mask(pack, device)
-        # Uncompiled it would materialise N x N; that is for small packs on the CPU only.
-        self._flex = flex(torch.device(device))
-        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        if self.kept is not None:
-            self.kept[layer] = (key, value)
-        return self._flex(
-            query,
-            key,
-            value,
-            block_mask=self._mask,
-            scale=scaling,
-            enable_gqa=True,
-            kernel_options=FLEX_KERNEL,
-        )
-
-
-def packed_attention(
-    pack: Pack, device: torch.device, keep: bool = False
-) -> PackedAttention | FlexPackedAttention:
+def packed_attention(pack: Pack, device: torch.device, keep: bool = False) -> KeepingLayout:
     """The attention that fits the machine."""
     if device.type == "cuda":
-        return FlexPackedAttention(pack, device, keep)
+        from opd_core.model.cuda_attention import CudaPackedAttention
+
+        return CudaPackedAttention(pack, device, keep)
     return PackedAttention(pack, device, keep)
 
 
@@ -232,7 +211,8 @@ class DecodeAttention:
         """[P, K, G * R, E] -> [B, H, E]"""
         kinds = x_PKQE.shape[1]
         x_PGKRE = x_PKQE.unflatten(2, (self._group, heads // kinds)).transpose(1, 2)
-        return x_PGKRE.reshape(-1, heads, x_PKQE.shape[-1])
+        x_BHE: Tensor = x_PGKRE.reshape(-1, heads, x_PKQE.shape[-1])
+        return x_BHE
 
     def keep(self, prompts: Tensor, rows: Tensor, group: int) -> None:
         """Drop all but these prompts [P'] and rows [P' * group] (indices into the present ones)."""
