@@ -16,10 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.bench.interleaved import Row
 from opd_core.child_process import Child, ChildCrash, ChildTimeout, connect
 
+if TYPE_CHECKING:
+    import torch
+
+Part = Callable[[], Iterator[Row]]
 MINUTES = 10.0
 PATIENCE = 150.0
 """Seconds without a row after which a part is ended."""
@@ -77,17 +82,31 @@ def _last_stacks(path: Path) -> list[str]:
     return path.read_text().rpartition("Timeout (")[2].splitlines()[:60]
 
 
-def _shape(name: str, video_tokens: int, repetitions: int) -> Callable[[], Iterator[Row]]:
+def _shape(name: str, video_tokens: int, repetitions: int) -> Part:
     def rows() -> Iterator[Row]:
-        import torch
-
         from flows.bench import shapes
         from flows.bench.stage_speed import speed_rows
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return speed_rows(getattr(shapes, name), device, video_tokens, repetitions)
+        return speed_rows(getattr(shapes, name), _device(), video_tokens, repetitions)
 
     return rows
+
+
+def _round(name: str, count: int, seconds: int, width: int, height: int) -> Part:
+    def rows() -> Iterator[Row]:
+        from flows.bench import shapes
+        from flows.bench.drawn_round import Videos, drawn_round_rows
+
+        shape = getattr(shapes, name)
+        return drawn_round_rows(shape, _device(), Videos(count, seconds, width, height))
+
+    return rows
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _parity() -> Iterator[Row]:
@@ -96,13 +115,15 @@ def _parity() -> Iterator[Row]:
     return parity_rows()
 
 
-CUDA_PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+CUDA_PARTS: dict[str, Part] = {
     "Qwen3-VL-8B": _shape("QWEN3_VL_8B", 8192, 2),
+    "Qwen3-VL-8B, a round": _round("QWEN3_VL_8B", 2, 128, 480, 360),
     "Qwen3-VL-2B": _shape("QWEN3_VL_2B", 8192, 2),
     "float32": _parity,
 }
-CPU_PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+CPU_PARTS: dict[str, Part] = {
     "small": _shape("SMALL", 256, 1),
+    "small, a round": _round("SMALL", 2, 4, 64, 64),
     "float32": _parity,
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,11 @@ from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel
 from opd_core.update import objectives
+from opd_core.update.checkpointing import checkpoint
 
 ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
+TREES = 3
+"""Run one after the other, as a stage does: the inputs of one are brought during another."""
 SIDE = 8
 """A frame is 8 x 8 vision tokens."""
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -43,15 +46,21 @@ def speed_rows(
     model = drawn_model(shape, device)
     case = Case.of(shape, model, video_tokens)
     where = f"{shape.name}, {video_tokens} video tokens"
-    for stage, tree, apart, passes in (
-        ("score", lambda: score(model, [case.tree]), lambda: score(model, case.apart), 1),
-        ("update", lambda: update(model, [case.tree]), lambda: update(model, case.apart), 3),
-    ):
-        model.model.train(stage == "update")
-        fast = measure(tree, model, repetitions)
-        mfu = fast.mfu(passes * flops(model, case.tree))
+    trees = [case.tree] * TREES
+    stages = (
+        Stage("score", lambda: score(model, trees), lambda: score(model, case.apart), 1),
+        Stage("update", lambda: update(model, trees), lambda: update(model, case.apart), 3),
+        Stage(
+            "update, half of the layers checkpointed", lambda: update(model, trees), None, 3, 0.5
+        ),
+    )
+    for stage in stages:
+        model.model.train(stage.passes == 3)
+        checkpoint(model.model, stage.checkpointed)
+        fast = measure(stage.tree, model, repetitions, among=TREES)
+        mfu = fast.mfu(stage.passes * flops(model, case.tree))
         yield Row(
-            f"{where}, {stage}: seconds of a tree of {ROLLOUTS} rollouts", fast.seconds, "s",
+            f"{where}, {stage.name}: seconds of a tree of {ROLLOUTS} rollouts", fast.seconds, "s",
             "measured", None,
             {"device": device_name(device), "tokens": case.tree.tokens,
              "tokens a second": case.tree.tokens / fast.seconds,
@@ -60,15 +69,18 @@ def speed_rows(
         )  # fmt: skip
         if mfu is not None:
             yield at_least(
-                f"{where}, {stage}: MFU of the language model", mfu[0], MFU, unit=" %",
+                f"{where}, {stage.name}: MFU of the language model", mfu[0], MFU, unit=" %",
                 with_the_time_of_vision=mfu[1],
             )  # fmt: skip
-        slow = measure(apart, model, 1, warm=tree)
-        yield at_least(
-            f"{where}, {stage}: {ROLLOUTS} separate sequences / tree",
+        if stage.apart is None:
+            continue
+        slow = measure(stage.apart, model, 1, warm=stage.tree)
+        ratio = at_least(
+            f"{where}, {stage.name}: {ROLLOUTS} separate sequences / tree",
             slow.seconds / fast.seconds, TREE,
             separate_seconds=slow.seconds, separate_peak_gib=slow.peak_gib,
         )  # fmt: skip
+        yield ratio if mfu else replace(ratio, target="not of this device", met=None)
     model.model.eval()
     yield from _sampling(where, shape, model, case)
 
@@ -77,8 +89,8 @@ def _sampling(where: str, shape: Shape, model: TreeModel, case: Case) -> Iterato
     engine = HFEngine(model, DrawnTokenizer.of(shape))
     params = SamplingParams(ANSWER)
 
-    def sample(groups: Sequence[Sequence[int]]) -> None:
-        engine.sample([[Request(str(g), case.prompt, tuple(g))] for g in groups], params)
+    def sample(groups: Sequence[Sequence[int]]) -> object:
+        return engine.sample([[Request(str(g), case.prompt, tuple(g))] for g in groups], params)
 
     model.model.zero_grad(set_to_none=True)
     everyone = range(ROLLOUTS)
@@ -96,6 +108,18 @@ def _sampling(where: str, shape: Shape, model: TreeModel, case: Case) -> Iterato
          "seconds in the vision tower": fast.vision_seconds,
          "peak GiB, one prompt": fast.peak_gib, "peak GiB, a batch": batch.peak_gib},
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    name: str
+    tree: Callable[[], None]
+    """Runs `TREES` trees."""
+    apart: Callable[[], None] | None
+    """Runs the rollouts of one as sequences."""
+    passes: int
+    """What an FLOP of its forward pass counts."""
+    checkpointed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +145,17 @@ class Case:
 
 def score(model: TreeModel, trees: Sequence[PrefixTree]) -> None:
     with torch.inference_mode():
-        for one in trees:
-            for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
+        for inputs in model.ahead(pack([one]) for one in trees):
+            for _, token_ids_C, logprobs_CV in model.completion_distributions(inputs):
                 logprobs_CV.gather(1, token_ids_C[:, None]).sum().item()
 
 
 def update(model: TreeModel, trees: Sequence[PrefixTree]) -> None:
     """Gradients of a policy-gradient loss; the optimiser's step is not of these rows."""
     model.model.zero_grad(set_to_none=True)
-    for one in trees:
+    for inputs in model.ahead(pack([one]) for one in trees):
         loss = torch.zeros((), device=model.device)
-        for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
+        for _, token_ids_C, logprobs_CV in model.completion_distributions(inputs):
             chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
             old_C = chosen_C.detach()
             loss = loss + objectives.policy_gradient(chosen_C, old_C, old_C - 0.5).sum()
@@ -148,7 +172,7 @@ def flops(model: TreeModel, tree: PrefixTree) -> float:
     attention = settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim
     rows = sum(len(s.token_ids) for s in tree.segments if s.key is not None)
     head = rows * settings.vocab_size * settings.hidden_size
-    return 2.0 * (matrices * tree.tokens + head) + 4.0 * attention * pairs
+    return float(2 * (matrices * tree.tokens + head) + 4 * attention * pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +200,10 @@ def measure(
     model: TreeModel,
     repetitions: int,
     warm: Callable[[], object] | None = None,
+    among: int = 1,
 ) -> Speed:
-    """The median of some calls, after one of it, or of `warm`, that is not counted."""
+    """The median of some calls, after one of it, or of `warm`, that is not counted; seconds are
+    divided `among` what a call does."""
     cuda = model.device.type == "cuda"
     whole: list[float] = []
     vision: list[float] = []
@@ -193,7 +219,7 @@ def measure(
         vision.append(sum(seconds() for seconds in spans))
     median = sorted(range(1, len(whole)), key=whole.__getitem__)[(len(whole) - 1) // 2]
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
-    return Speed(whole[median], whole[0], vision[median], peak, model.device)
+    return Speed(whole[median] / among, whole[0], vision[median] / among, peak, model.device)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Shape suffixes: N packed tokens, R those of them that ask.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def _listed(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts[None, None], order[None, None]
 
 
-def flex(device: torch.device) -> Callable[..., Any]:
+def flex(device: torch.device) -> Any:
     """`flex_attention`; on CUDA compiled, once for all sizes."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -91,11 +90,10 @@ def flex(device: torch.device) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, COMPILED_FORMS)
     # fullgraph: where torch will not compile, it says so instead of making N x N.
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-    return compiled
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -43,6 +43,7 @@ class CudaPackedAttention:
     ) -> Tensor:
         if self.kept is not None:
             self.kept[layer] = (key, value)
+        query, key, value = (_as_computed(x) for x in (query, key, value))
         if query.dtype == torch.float32 or all(not causal for _, _, causal in self._spans):
             return self._by_flex(query, key, value, self._mask, scaling)
         return self._by_runs(query, key, value, scaling)
@@ -94,6 +95,12 @@ class CudaPackedAttention:
     def _rest_mask(self) -> Any:
         rows_R = np.concatenate([np.arange(a, b) for a, b, causal in self._spans if not causal])
         return tree_block_mask(self._ends_N, rows_R, self._device)
+
+
+def _as_computed(x: Tensor) -> Tensor:
+    """In the precision of autocast, where it is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def causal_runs(

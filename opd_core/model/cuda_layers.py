@@ -57,12 +57,18 @@ def use_cuda_layers(model: nn.Module, vision_settings: Any) -> None:
 
 
 def _replace(module: nn.Module, forward: Callable[..., Tensor]) -> None:
-    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+    module.forward = types.MethodType(forward, module)
 
 
 def rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
-    """`forward` of an RMSNorm: statistics in float32, the output as `hidden_states`."""
-    return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.variance_epsilon)
+    """`forward` of an RMSNorm: statistics in float32, weight and output as `hidden_states`.
+
+    Under autocast torch would give float32, and so queries and keys that the fast kernels do not
+    take.
+    """
+    size, weight = hidden_states.shape[-1], self.weight.to(hidden_states.dtype)
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return F.rms_norm(hidden_states, (size,), weight, self.variance_epsilon)
 
 
 def silu_mlp(self: Any, x: Tensor) -> Tensor:
@@ -78,7 +84,7 @@ def _gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotation(plain: Rotate) -> Rotate:
-    """`apply_rotary_pos_emb`, compiled for many rows: queries and keys [B, H, n, D], and cosines and
+    """`apply_rotary_pos_emb`, compiled for many rows: queries and keys [B, H, n, D] by cosines and
     sines [B, n, D] of their positions."""
     if hasattr(plain, "plain"):
         return plain

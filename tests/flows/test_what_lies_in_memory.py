@@ -3,7 +3,6 @@ what the next round goes on from."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 

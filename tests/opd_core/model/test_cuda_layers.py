@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from opd_core.model.cuda_layers import FRAMES, use_cuda_layers
+from opd_core.model.cuda_layers import FRAMES, _gated, rotation, use_cuda_layers
 from opd_core.model.prefix_tree import pack
+from opd_core.model.tree_attention import PackedAttention
 from opd_core.model.tree_model import TreeModel
 from tests.opd_core.model.test_tree_model import SHAPES, Tokenizer, build, by_key, qwen
 
@@ -36,3 +38,35 @@ def test_they_compute_the_same_and_pass_the_same_gradients_on(kind: str) -> None
 
 def replaced(model: TreeModel) -> int:
     return sum("forward" in vars(module) for module in model.model.modules())
+
+
+def test_under_autocast_attention_gets_what_the_fast_kernels_take() -> None:
+    trees, _ = build("qwen3_vl", SHAPES["one sentence, one rollout"])
+    packed = pack(trees)
+    model = TreeModel(qwen("qwen3_vl"), Tokenizer())
+    use_cuda_layers(model.model, model.architecture.vision_settings(model.model.config))
+    seen: list[torch.dtype] = []
+
+    class Watching(PackedAttention):
+        def attend(
+            self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        ) -> Tensor:
+            seen.extend(x.dtype for x in (query, key, value))
+            return super().attend(layer, query, key, value, scaling)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        model.hidden(packed, Watching(packed, "cpu"))
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_what_is_compiled_for_cuda_has_no_part_that_is_not() -> None:
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
+
+    plain = getattr(apply_rotary_pos_emb, "plain", apply_rotary_pos_emb)
+    assert rotation(rotation(plain)) is not plain
+    q, k = torch.randn(1, 4, 9, 8, requires_grad=True), torch.randn(1, 2, 9, 8)
+    cos, sin = torch.randn(2, 1, 9, 8)
+    gate, up = torch.randn(2, 1, 9, 16)
+    for function, given in ((plain, (q, k, cos, sin)), (_gated, (gate, up))):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*given), function(*given))
