@@ -40,10 +40,10 @@ def replaced(model: TreeModel) -> int:
     return sum("forward" in vars(module) for module in model.model.modules())
 
 
-def test_under_autocast_attention_gets_what_the_fast_kernels_take() -> None:
+def test_beside_an_adapter_in_float32_attention_gets_what_the_fast_kernels_take() -> None:
     trees, _ = build("qwen3_vl", SHAPES["one sentence, one rollout"])
     packed = pack(trees)
-    model = TreeModel(qwen("qwen3_vl"), Tokenizer())
+    model = TreeModel(qwen("qwen3_vl").to(torch.bfloat16), Tokenizer())
     use_cuda_layers(model.model, model.architecture.vision_settings(model.model.config))
     seen: list[torch.dtype] = []
 
