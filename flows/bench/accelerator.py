@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,23 +26,30 @@ if TYPE_CHECKING:
 
 Part = Callable[[], Iterator[Row]]
 MINUTES = 10.0
+VIDEO_TOKENS = 8192
 PATIENCE = 150.0
 """Seconds without a row after which a part is ended."""
 STACK_SECONDS = 30
+CHILD = "flows.bench.accelerator"
 
 
-def accelerator_rows(minutes: float = MINUTES, parts: list[str] | None = None) -> Iterator[Row]:
-    """Rows of the parts, as they come; a part that is ended gives one that says so."""
+def accelerator_rows(
+    minutes: float = MINUTES, parts: Sequence[str] | None = None, patience: float = PATIENCE
+) -> Iterator[Row]:
+    """Rows of the parts (default: all that this machine can run), as they come; one that is ended
+    gives a row that says so."""
     end = time.monotonic() + 60 * minutes
     known: dict[str, Row] = {}
     for name in parts or part_names():
         if time.monotonic() > end:
             yield Row(f"{name}: not begun", minutes, "minutes were over", "", None, {})
             continue
-        for row in _rows_of(name, end):
+        for row in _rows_of(name, end, patience):
             known[row.name] = row
             yield row
-    yield from round_rows(known)
+    from flows.bench.paper_round import hours_rows
+
+    yield from hours_rows(known, VIDEO_TOKENS)
 
 
 def part_names() -> list[str]:
@@ -52,14 +59,14 @@ def part_names() -> list[str]:
     return list(CUDA_PARTS) if torch.cuda.is_available() else list(CPU_PARTS)
 
 
-def _rows_of(name: str, end: float) -> Iterator[Row]:
+def _rows_of(name: str, end: float, patience: float) -> Iterator[Row]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         stacks = Path(folder) / "stacks"
-        child = Child(__name__, name, str(stacks))
+        child = Child(CHILD, name, str(stacks))
         try:
             while True:
-                deadline = min(end, time.monotonic() + PATIENCE)
+                deadline = min(end, time.monotonic() + patience)
                 with child.killed_at(deadline):
                     row: Row | None = child.receive()
                 if row is None:
@@ -116,9 +123,9 @@ def _parity() -> Iterator[Row]:
 
 
 CUDA_PARTS: dict[str, Part] = {
-    "Qwen3-VL-8B": _shape("QWEN3_VL_8B", 8192, 2),
+    "Qwen3-VL-8B": _shape("QWEN3_VL_8B", VIDEO_TOKENS, 2),
     "Qwen3-VL-8B, a round": _round("QWEN3_VL_8B", 2, 128, 480, 360),
-    "Qwen3-VL-2B": _shape("QWEN3_VL_2B", 8192, 2),
+    "Qwen3-VL-2B": _shape("QWEN3_VL_2B", VIDEO_TOKENS, 2),
     "float32": _parity,
 }
 CPU_PARTS: dict[str, Part] = {
@@ -126,13 +133,6 @@ CPU_PARTS: dict[str, Part] = {
     "small, a round": _round("SMALL", 2, 4, 64, 64),
     "float32": _parity,
 }
-
-
-def round_rows(known: dict[str, Row]) -> Iterator[Row]:
-    """What the measured parts make of the paper's round."""
-    from flows.bench.paper_round import hours_rows
-
-    return hours_rows(known)
 
 
 def main() -> None:

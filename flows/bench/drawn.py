@@ -71,7 +71,7 @@ def draw_weights(
     config = QWEN3_VL.load_class().config_class(
         text_config=shape.text,
         vision_config=shape.vision,
-        tie_word_embeddings=shape.text.get("tie_word_embeddings", False),
+        **{k: v for k, v in shape.text.items() if k == "tie_word_embeddings"},
         image_token_id=id_of("<|image_pad|>"),
         video_token_id=id_of("<|video_pad|>"),
         vision_start_token_id=id_of("<|vision_start|>"),

@@ -25,6 +25,12 @@ QWEN3_VL_8B = Shape(
     {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
      "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]},
 )  # fmt: skip
+QWEN3_VL_32B = Shape(
+    "Qwen3-VL-32B",
+    {**_TEXT, "hidden_size": 5120, "intermediate_size": 25_600, "num_hidden_layers": 64,
+     "num_attention_heads": 64},
+    {**QWEN3_VL_8B.vision, "out_hidden_size": 5120},
+)  # fmt: skip
 SMALL = Shape(
     "small, on the CPU",
     {**_TEXT, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,

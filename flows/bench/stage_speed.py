@@ -35,6 +35,12 @@ SIDE = 8
 """A frame is 8 x 8 vision tokens."""
 PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense, from the vendor's data sheets; MFU is left out for a chip that is not here."""
+WHAT = {
+    "seconds": f"seconds of a tree of {ROLLOUTS} rollouts",
+    "mfu": "MFU of the language model",
+    "ratio": f"{ROLLOUTS} separate sequences / tree",
+    "prompts": f"{ROLLOUTS} prompts one by one / {ROLLOUTS} rollouts of one prompt",
+}
 TREE, MFU = 7.0, 40.0
 """What is promised of one prompt with 8 rollouts: x, and % of the card's peak."""
 
@@ -45,7 +51,6 @@ def speed_rows(
     """Two rows for each of score, update and sample."""
     model = drawn_model(shape, device)
     case = Case.of(shape, model, video_tokens)
-    where = f"{shape.name}, {video_tokens} video tokens"
     trees = [case.tree] * TREES
     stages = (
         Stage("score", lambda: score(model, trees), lambda: score(model, case.apart), 1),
@@ -60,7 +65,7 @@ def speed_rows(
         fast = measure(stage.tree, model, repetitions, among=TREES)
         mfu = fast.mfu(stage.passes * flops(model, case.tree))
         yield Row(
-            f"{where}, {stage.name}: seconds of a tree of {ROLLOUTS} rollouts", fast.seconds, "s",
+            name_of(shape, video_tokens, stage.name, "seconds"), fast.seconds, "s",
             "measured", None,
             {"device": device_name(device), "tokens": case.tree.tokens,
              "tokens a second": case.tree.tokens / fast.seconds,
@@ -69,23 +74,28 @@ def speed_rows(
         )  # fmt: skip
         if mfu is not None:
             yield at_least(
-                f"{where}, {stage.name}: MFU of the language model", mfu[0], MFU, unit=" %",
+                name_of(shape, video_tokens, stage.name, "mfu"), mfu[0], MFU, unit=" %",
                 with_the_time_of_vision=mfu[1],
             )  # fmt: skip
         if stage.apart is None:
             continue
         slow = measure(stage.apart, model, 1, warm=stage.tree)
         ratio = at_least(
-            f"{where}, {stage.name}: {ROLLOUTS} separate sequences / tree",
+            name_of(shape, video_tokens, stage.name, "ratio"),
             slow.seconds / fast.seconds, TREE,
             separate_seconds=slow.seconds, separate_peak_gib=slow.peak_gib,
         )  # fmt: skip
         yield ratio if mfu else replace(ratio, target="not of this device", met=None)
     model.model.eval()
-    yield from _sampling(where, shape, model, case)
+    yield _sampling(shape, video_tokens, model, case)
 
 
-def _sampling(where: str, shape: Shape, model: TreeModel, case: Case) -> Iterator[Row]:
+def name_of(shape: Shape, video_tokens: int, stage: str, what: str) -> str:
+    """The name of a row."""
+    return f"{shape.name}, {video_tokens} video tokens, {stage}: {WHAT[what]}"
+
+
+def _sampling(shape: Shape, video_tokens: int, model: TreeModel, case: Case) -> Row:
     engine = HFEngine(model, DrawnTokenizer.of(shape))
     params = SamplingParams(ANSWER)
 
@@ -95,10 +105,10 @@ def _sampling(where: str, shape: Shape, model: TreeModel, case: Case) -> Iterato
     model.model.zero_grad(set_to_none=True)
     everyone = range(ROLLOUTS)
     fast = measure(lambda: sample([everyone]), model, 1)
-    batch = measure(lambda: sample([[i] for i in everyone]), model, 1)
+    batch = measure(lambda: sample([[i] for i in everyone]), model, 1, warm=lambda: sample([[0]]))
     slow = measure(lambda: [sample([[i]]) for i in everyone], model, 1, warm=lambda: sample([[0]]))
-    yield Row(
-        f"{where}, sample: {ROLLOUTS} prompts one by one / {ROLLOUTS} rollouts of one prompt",
+    return Row(
+        name_of(shape, video_tokens, "sample", "prompts"),
         slow.seconds / fast.seconds, "x", "measured", None,
         {"device": device_name(model.device), "rollouts of one prompt, seconds": fast.seconds,
          "prompts in a batch, one rollout each, seconds": batch.seconds,
