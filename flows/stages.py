@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from flows.console.progress import progress
-from flows.stage import prediction_cache, score_cache
+from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
 from flows.stage.given_up import given_up
@@ -354,10 +354,13 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         mean_logprob_mismatch=None if first is None else first.mean,
         logprob_bound=None if first is None else first.largest_bound,
         mean_logprob_bound=None if first is None else first.mean_bound,
+        moved_share=result.moved_share,
+        stages=uses.of_round(run.path, policy.version),
     )
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
     run.keep_newest_trainer()
+    uses.forget(run.path, policy.version)
     notes = {"stopped_early": result.stopped_early, "optimizer_restarted": restart}
     return Done(1, len(result.steps), notes)
 

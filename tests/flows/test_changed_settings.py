@@ -4,6 +4,7 @@ before anything is sampled. Each is a real round of a tiny model."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,6 @@ def test_the_optimiser_begins_anew_and_says_so(
     summary, run = go_on(write_config, after_a_round[kind], tmp_path, settings)
     said = updates(run)[1].optimizer_restarted
     assert said is not None
-    import re
-
     assert re.search(reason, said)
     assert any(said in note for note in summary.rounds[-1].notes)
     steps, optimizer = state(run, 2)
@@ -206,6 +205,61 @@ def test_an_optimiser_that_is_gone_or_damaged(
     assert updates(Run.open(tmp_path / "run"))[1].optimizer_restarted == (
         "policy 1 has no state of an optimiser: it is kept of the newest one only"
     )
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_of_an_older_program_goes_on(
+    write_config: Any, after_a_round: dict[str, Path], tmp_path: Path, kind: str, dtype: str
+) -> None:
+    """Its policies are float32, whatever student.dtype, with the optimiser's state beside the
+    weights."""
+    settings = (FULL if kind == "full" else LORA) | {"student.dtype": dtype}
+    _, expected = go_on(write_config, after_a_round[kind], tmp_path / "newer", settings)
+    shutil.copytree(after_a_round[kind] / "run", tmp_path / "older" / "run")
+    run = tmp_path / "older" / "run"
+    (run / "trainer" / "v1" / "optimizer.pt").rename(run / "policies" / "v1" / "optimizer.pt")
+    shutil.rmtree(run / "trainer")
+    run_without_server(str(write_config(tmp_path / "older", settings)), 1)
+    older = Run.open(run)
+    assert updates(older)[1].optimizer_restarted is None
+    assert older.policy(2).weights_hash == expected.policy(2).weights_hash
+    assert state(older, 2)[0] == state(expected, 2)[0]
+    assert not (older.policy(2).path / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"update.optimizer": "adamw_8bit"}, 'optimizer was "adamw" .* and is "adamw_8bit"'),
+        ({"update.offload": True}, "offload was false .* and is true"),
+        ({"update.weights": "bfloat16", "student.dtype": "bfloat16"}, 'weights was "float32"'),
+    ],
+)
+def test_what_the_moments_are_kept_in_may_change(
+    write_config: Any, after_a_round: dict[str, Path], tmp_path: Path, changed: dict[str, Any],
+    reason: str,
+) -> None:  # fmt: skip
+    """Their names are not in the config of the round before, where they were the defaults."""
+    _, run = go_on(write_config, after_a_round["full"], tmp_path, FULL | changed)
+    said = updates(run)[1].optimizer_restarted
+    assert said is not None and re.search(reason, said)
+
+
+def test_float32_weights_outlive_a_new_optimiser(write_config: Any, tmp_path: Path) -> None:
+    """Of a policy in bfloat16: the next round goes on from what its folder only rounds."""
+    settings = FULL | {"student.dtype": "bfloat16", "update.learning_rate": 1e-9}
+    run_without_server(str(write_config(tmp_path, settings)), 1)
+    changed = settings | {"update.adam_betas": [0.8, 0.95]}
+    run_without_server(str(write_config(tmp_path, changed)), 1)
+    run = Run.open(tmp_path / "run")
+    assert "adam_betas" in (updates(run)[1].optimizer_restarted or "")
+    base, exact = run.policy(0).path, load_file(tmp_path / "run/trainer/v2/weights.safetensors")
+    before = load_file(base / "model.safetensors")
+    moved = [n for n in exact if n in before and not exact[n].equal(before[n].float())]
+    assert moved, "the steps of both rounds are there"
+    share = updates(run)[1].moved_share
+    assert share is not None and share < 1e-3, "nothing of them is seen in bfloat16"
 
 
 def test_a_new_run_brings_weights_along_and_no_optimiser(

@@ -207,7 +207,7 @@ def test_the_steps_are_on_policy_and_counted_over_the_run(run: Run) -> None:
     assert min(cool) < 1.0
     wanted = [1e-4 * w * c for w, c in zip(warm, cool, strict=True)]
     assert rates == pytest.approx(wanted), "warmup over the run, cooldown in each round"
-    for number, u in enumerate(updates, start=1):
+    for u in updates:
         assert u.mean_logprob_mismatch <= u.max_logprob_mismatch <= 1e-4
         assert (u.logprob_bound, u.mean_logprob_bound) == (1e-3, None)
         assert u.stopped_early is None

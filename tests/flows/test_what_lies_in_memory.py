@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from opd_core.model.weight_files import stored_tensors
 from opd_core.types import Update
-from opd_core.update.trainer_state import OPTIMIZER_FILE, WEIGHTS_FILE
+from opd_core.update.continuation import OPTIMIZER_FILE
+from opd_core.update.trainer_state import WEIGHTS_FILE
 from storage.audit import links
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
@@ -43,6 +44,8 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
     run = Run.open(tmp_path / "run")
     first, second = sorted(run.read("updates", Update), key=lambda u: u.policy_version)
     assert second.optimizer_restarted is None
+    assert all(u.moved_share is not None and 0 < u.moved_share <= 1 for u in (first, second))
+    _knows_what_its_stages_took(first)
     links.weights(run)
     policies = [run.policy(version) for version in (1, 2)]
     for policy in policies:
@@ -59,3 +62,14 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
         exact = load_file(trainer / WEIGHTS_FILE)
         assert {t.dtype for t in exact.values()} == {torch.float32}
         assert any(not t.bfloat16().float().equal(t) for t in exact.values())
+
+
+def _knows_what_its_stages_took(update: Update) -> None:
+    uses = {use.stage: use for use in update.stages or ()}
+    assert list(uses)[-1] == "update" and {"rollout", "update"} <= uses.keys()
+    trained = uses["update"]
+    assert trained.tokens is not None and trained.tokens > update.tokens
+    assert trained.tokens_per_second == pytest.approx(trained.tokens / trained.seconds)
+    assert uses["rollout"].tokens is None, "the truth is written, not sampled"
+    for use in uses.values():
+        assert use.memory_of == "process" and 10**7 < use.peak_memory < 10**11
