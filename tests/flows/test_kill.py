@@ -55,8 +55,9 @@ POINTS = [
     ("before step", 2),
     ("before save", 1),
     ("after save", 1),
-    ("before rename", 2),  # inside publish: the checkpoint is whole, under its staging name
-    ("after rename", 2),
+    ("after rename", 2),  # inside publish: what the trainer keeps is there, the checkpoint not yet
+    ("before rename", 3),  # the checkpoint is whole, under its staging name
+    ("after rename", 3),
     ("after publish", 1),
     ("after append:updates", 1),
     ("after append:evaluations", 3),  # the first of the new policy's two

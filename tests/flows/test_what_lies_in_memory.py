@@ -3,6 +3,8 @@ what the next round goes on from."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,31 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
         exact = load_file(trainer / WEIGHTS_FILE)
         assert {t.dtype for t in exact.values()} == {torch.float32}
         assert any(not t.bfloat16().float().equal(t) for t in exact.values())
+
+
+@pytest.mark.kill
+def test_a_second_round_that_was_killed_ends_with_the_same_weights(
+    write_config: Any, tmp_path: Path
+) -> None:
+    """Killed between the trainer's folder and the policy's, then just after the commit."""
+    settings = TRUTH | RECIPES["float32, 8-bit"]
+    run_without_server(str(write_config(tmp_path / "undisturbed", settings)), 2)
+    expected = Run.open(tmp_path / "undisturbed" / "run").policy(2)
+    config = write_config(tmp_path / "killed", settings)
+    run_without_server(str(config), 1)
+    for point in ("after rename", "after append:updates"):
+        script = Path(__file__).with_name("kill_points.py")
+        done = subprocess.run([sys.executable, str(script), point, "1", str(config)], check=False)
+        assert done.returncode == -9
+        folders = sorted(f.name for f in (config.parent / "run" / "trainer").iterdir())
+        assert folders == ["v1", "v2"], "of the round before, and what could be taken for the next"
+    run = Run.open(config.parent / "run")
+    assert run.policy(2).weights_hash == expected.weights_hash
+    ours, theirs = (
+        load_file(folder / "run" / "trainer" / "v2" / WEIGHTS_FILE)
+        for folder in (config.parent, tmp_path / "undisturbed")
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def _knows_what_its_stages_took(update: Update) -> None:

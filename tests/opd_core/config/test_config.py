@@ -1,5 +1,6 @@
 """Configs are strict: every mistake is one sentence that names the key and the fix."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,33 @@ def test_the_default_is_the_papers_method() -> None:
     assert config.rollout.temperature == 1.0
     assert config.update.learning_rate == 1e-6
     assert config.video.max_video_tokens == 8192 and config.video.max_frame_tokens == 768
+
+
+def test_a_later_setting_hashes_only_where_it_is_not_the_default() -> None:
+    """Of configs that never name it, and of those that name its default; as they were before."""
+    plain = load_config(TINY)
+    assert not {"weights", "optimizer", "offload"} & plain.what_counts()["update"].keys()
+    assert load_config(TINY, ["update.offload=false"]).hash == plain.hash
+    given = load_config(TINY, ["update.optimizer='adamw_8bit'"])
+    assert given.what_counts()["update"]["optimizer"] == "adamw_8bit"
+    assert given.hash != plain.hash
+
+
+@pytest.mark.parametrize(
+    "overrides, problem",
+    [
+        (["update.weights='bfloat16'"], "set student.dtype = 'bfloat16'"),
+        (
+            ["update.weights='bfloat16'", "student.dtype='bfloat16'",
+             "update.stochastic_rounding=false"],
+            "at a learning rate of 1e-6 all of them; set it to true, or update.weights = 'float32'",
+        ),
+        (
+            ["update.weights='bfloat16'", "student.dtype='bfloat16'", "update.offload=true"],
+            "remove one of the two",
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_could_not_be_trained_are_refused(overrides: list[str], problem: str) -> None:
+    with pytest.raises(VideoOPDError, match=re.escape(problem)):
+        load_config(TINY, overrides)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from opd_core.config.sections import UpdateSection
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import OPTIMIZER_FILE
-from opd_core.update.in_memory import InMemory
-from opd_core.update.stepping import InPieces, InPlace, Stepping
+from opd_core.update.pieces import Offloaded, Rounded
+from opd_core.update.stepping import InPlace, Stepping
 from opd_core.update.trainer_state import (
     WEIGHTS_FILE,
     read_optimizer,
@@ -23,9 +23,6 @@ from opd_core.update.trainer_state import (
 )
 
 CPU = torch.device("cpu")
-OFFLOAD = InMemory(torch.float32, torch.float32, float32_weights=True, on_the_cpu=True)
-OFFLOAD_BF16 = InMemory(torch.bfloat16, torch.bfloat16, float32_weights=True, on_the_cpu=True)
-ROUNDED = InMemory(torch.bfloat16, torch.bfloat16, float32_weights=False, on_the_cpu=False)
 
 
 def settings(**given: Any) -> UpdateSection:
@@ -69,7 +66,7 @@ def test_offloaded_weights_are_those_of_a_step_in_place(piece: int) -> None:
     """But for torch's fused AdamW, whose last bit may be another."""
     expected, norms = in_place()
     weights = layers()
-    stepping = InPieces(settings(), OFFLOAD, weights, kept(weights), piece)
+    stepping = Offloaded(settings(), weights, kept(weights), piece)
     assert steps(weights, stepping) == pytest.approx(norms)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=3e-7)
@@ -79,7 +76,7 @@ def test_offloaded_weights_are_those_of_a_step_in_place(piece: int) -> None:
 def test_offloaded_bfloat16_weights_are_the_float32_ones_rounded() -> None:
     expected, _ = in_place()
     weights = layers(torch.bfloat16)
-    stepping = InPieces(settings(), OFFLOAD_BF16, weights, kept(weights))
+    stepping = Offloaded(settings(), weights, kept(weights), 1000)
     steps(weights, stepping)
     exact = stepping.float32_weights()
     assert exact is not None
@@ -96,7 +93,7 @@ def test_the_mean_of_many_rounded_steps_is_the_float32_step(optimizer: str) -> N
     times = 64
     for seed in range(times):
         weights = layers(torch.bfloat16)
-        stepping = InPieces(settings(optimizer=optimizer), ROUNDED, weights, {})
+        stepping = Rounded(settings(optimizer=optimizer), weights)
         generator = torch.Generator().manual_seed(100)
         for name in ("matrix", "norm"):
             gradient = torch.randn(weights[name].shape, generator=generator).bfloat16()
@@ -123,22 +120,19 @@ def test_low_bit_moments_take_the_steps_of_float32_ones_nearly(optimizer: str) -
     assert float(torch.nn.functional.cosine_similarity(step, other, dim=0)) > 0.97
 
 
-@pytest.mark.parametrize(
-    "memory, optimizer",
-    [(None, "adamw"), (None, "adamw_8bit"), (OFFLOAD_BF16, "adamw"), (OFFLOAD_BF16, "adamw_4bit"),
-     (ROUNDED, "adamw"), (ROUNDED, "adamw_8bit"), (ROUNDED, "adamw_4bit")],
-)  # fmt: skip
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adamw_4bit"])
+@pytest.mark.parametrize("kind", [InPlace, Offloaded, Rounded])
 def test_what_was_saved_goes_on_bit_for_bit(
-    tmp_path: Path, memory: InMemory | None, optimizer: str
+    tmp_path: Path, kind: type[InPlace | Offloaded | Rounded], optimizer: str
 ) -> None:
     """A process that is another one takes over weights and state, and ends with the same."""
     wanted = settings(optimizer=optimizer)
-    dtype = torch.float32 if memory is None else memory.trained
+    dtype = torch.float32 if kind is InPlace else torch.bfloat16
 
     def start(weights: dict[str, nn.Parameter]) -> Stepping:
-        if memory is None:
-            return InPlace(wanted, weights)
-        return InPieces(wanted, memory, weights, kept(weights) if memory.float32_weights else {})
+        if kind is Offloaded:
+            return Offloaded(wanted, weights, kept(weights))
+        return InPlace(wanted, weights) if kind is InPlace else Rounded(wanted, weights)
 
     weights = layers(dtype)
     stepping = start(weights)
@@ -149,7 +143,7 @@ def test_what_was_saved_goes_on_bit_for_bit(
 
     again = start(published)
     exact = read_weights(tmp_path / "v1", torch.bfloat16)
-    assert (exact is None) == (memory is ROUNDED)
+    assert (exact is None) == (kind is Rounded)
     if exact is not None:
         again.take_over(exact)
     assert read_optimizer(tmp_path / "v1", again.optimizer, again.shapes, CPU) == 2
