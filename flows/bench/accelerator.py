@@ -11,10 +11,14 @@ speed.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +33,9 @@ MINUTES = 10.0
 VIDEO_TOKENS = 8192
 PATIENCE = 150.0
 """Seconds without a row after which a part is ended."""
-STACK_SECONDS = 30
+STACK_SECONDS = 2.0
+"""Before it is ended a part writes where it stands. Not now and then: the writing has been seen to
+crash a process that goes on."""
 CHILD = "flows.bench.accelerator"
 
 
@@ -67,7 +73,7 @@ def _rows_of(name: str, end: float, patience: float) -> Iterator[Row]:
         try:
             while True:
                 deadline = min(end, time.monotonic() + patience)
-                with child.killed_at(deadline):
+                with _asked_at(child, deadline - STACK_SECONDS), child.killed_at(deadline):
                     row: Row | None = child.receive()
                 if row is None:
                     return
@@ -76,17 +82,31 @@ def _rows_of(name: str, end: float, patience: float) -> Iterator[Row]:
             how = str(error) if isinstance(error, ChildCrash) else "no row in time"
             yield Row(
                 f"{name}: ended before it was done", time.monotonic() - began, "s", how, False,
-                {"stood at": _last_stacks(stacks), "said last": getattr(error, "last_lines", [])},
+                {"stood at": _lines(stacks), "said last": getattr(error, "last_lines", [])},
             )  # fmt: skip
         finally:
             child.end()
 
 
-def _last_stacks(path: Path) -> list[str]:
-    """The lines of the last time that the stacks were written."""
-    if not path.exists():
-        return []
-    return path.read_text().rpartition("Timeout (")[2].splitlines()[:60]
+@contextmanager
+def _asked_at(child: Child, moment: float) -> Iterator[None]:
+    """Ask the child where it stands if the block lasts until `moment`."""
+
+    def ask() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGUSR1)
+
+    timer = threading.Timer(max(moment - time.monotonic(), 0), ask)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _lines(stacks: Path) -> list[str]:
+    return stacks.read_text(errors="replace").splitlines()[:200] if stacks.exists() else []
 
 
 def _shape(name: str, video_tokens: int, repetitions: int) -> Part:
@@ -142,7 +162,7 @@ def main() -> None:
     connection = connect()
     name, stacks = sys.argv[3:5]
     file = Path(stacks).open("w")  # noqa: SIM115  (open while the process lives)
-    faulthandler.dump_traceback_later(STACK_SECONDS, repeat=True, file=file)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
     for row in (CUDA_PARTS | CPU_PARTS)[name]():
         connection.send(row)
     connection.send(None)

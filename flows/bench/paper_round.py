@@ -3,7 +3,7 @@ each, 8,192 video tokens, student 8B. From measured parts that share nothing: ev
 video of its own.
 
 A teacher of 32B was not run: its hours are those of an 8B teacher by the ratio of their matrices,
-at the same MFU. Not counted: loading, saving, evaluation, and the optimiser's steps (see the round).
+at the same MFU. Not counted: loading, saving, evaluation, and the optimiser's steps.
 """
 
 from __future__ import annotations

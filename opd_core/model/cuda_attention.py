@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opd_core.model.block_mask import FLEX_KERNEL, flex, tree_block_mask
+from opd_core.model.block_mask import BLOCK, FLEX_KERNEL, flex, tree_block_mask
 from opd_core.model.prefix_tree import Pack
 
 RUN = 256
@@ -104,16 +104,23 @@ def _as_computed(x: Tensor) -> Tensor:
 
 
 def causal_runs(
-    pack: Pack, run: int = RUN, shortest: int = SHORTEST_RUN
+    pack: Pack, run: int = RUN, shortest: int = SHORTEST_RUN, others: int = BLOCK
 ) -> list[tuple[int, int, bool]]:
     """(first row, end, whether it is a causal run of a root): spans that cover the pack in order,
-    no two neighbours of which are both no run."""
+    no two neighbours of which are both no run.
+
+    The other rows are none, or more than `others`: one block of the mask alone is a form of its
+    own, for which everything would be compiled once more.
+    """
+    lengths = [len(pack.rows(t, 0)) // run * run for t in range(len(pack.trees))]
+    lengths = [0 if length < shortest else length for length in lengths]
+    if 0 < pack.tokens - sum(lengths) <= others:
+        lengths[lengths.index(max(lengths))] -= -(-others // run) * run
     spans: list[tuple[int, int, bool]] = []
     at = 0
-    for tree in range(len(pack.trees)):
+    for tree, length in enumerate(lengths):
         root = pack.rows(tree, 0)
-        length = len(root) // run * run
-        if length < shortest:
+        if length <= 0:
             continue
         if at < root.start:
             spans.append((at, root.start, False))

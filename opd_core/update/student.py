@@ -21,7 +21,6 @@ from pathlib import Path
 from opd_core.config.load import Config
 from opd_core.model.agreement import bound_for, served_dtype
 from opd_core.model.prefix_tree import PrefixTree
-from opd_core.model.transfer import one_ahead
 from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedBatch, ExampleEncoder, cut_at_videos
 from opd_core.scoring.trees import rollout_tree
@@ -119,10 +118,7 @@ def update_student(
         parts = list(cut_at_videos(later, settings.examples_per_step))
         for batch in encoder.encode_batches(parts, "update", parent.version):
             student.old.remember(_trees(batch, rollouts))
-    batches = encoder.encode_batches(plan, "update", parent.version)
-    if student.model.device.type == "cuda":  # which then does not wait for decoding
-        batches = one_ahead(batches)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
         began = time.perf_counter()
         trees = _trees(batch, rollouts)
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)

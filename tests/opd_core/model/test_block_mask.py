@@ -52,6 +52,8 @@ def test_rows_that_are_no_causal_run_lose_nothing_that_they_see(trees: list[Pref
     spans = causal_runs(packed, run=64, shortest=64)
     assert [stop for _, stop, _ in spans][:-1] == [start for start, _, _ in spans][1:]
     assert (spans[0][0], spans[-1][1]) == (0, packed.tokens)
+    others = packed.tokens - sum(b - a for a, b, causal in spans if causal)
+    assert others == 0 or others > BLOCK or not any(causal for _, _, causal in spans)
     rows = np.concatenate([np.arange(a, b) for a, b, causal in spans if not causal])
     columns = np.arange(packed.tokens)
     sees = (columns[None] <= rows[:, None]) & (rows[:, None] < ends[None])

@@ -251,7 +251,7 @@ class InRuns(CudaPackedAttention):
 
     def __init__(self, packed: Pack, device: str) -> None:
         super().__init__(packed, device)
-        self._spans = causal_runs(packed, run=4, shortest=8)
+        self._spans = causal_runs(packed, run=4, shortest=8, others=0)
         assert any(causal for _, _, causal in self._spans)
 
     def attend(
