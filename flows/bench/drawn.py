@@ -21,6 +21,8 @@ class Shape:
     name: str
     text: dict[str, Any]
     vision: dict[str, Any]
+    tied: bool = False
+    """Whether the head is the embedding."""
 
 
 class DrawnTokenizer:
@@ -71,7 +73,7 @@ def draw_weights(
     config = QWEN3_VL.load_class().config_class(
         text_config=shape.text,
         vision_config=shape.vision,
-        **{k: v for k, v in shape.text.items() if k == "tie_word_embeddings"},
+        tie_word_embeddings=shape.tied,
         image_token_id=id_of("<|image_pad|>"),
         video_token_id=id_of("<|video_pad|>"),
         vision_start_token_id=id_of("<|vision_start|>"),

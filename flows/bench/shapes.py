@@ -6,7 +6,7 @@ from flows.bench.drawn import Shape
 
 _TEXT = {
     "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8,
-    "max_position_embeddings": 262_144, "tie_word_embeddings": False,
+    "max_position_embeddings": 262_144,
     "rope_parameters": {
         "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
     },
@@ -14,9 +14,10 @@ _TEXT = {
 QWEN3_VL_2B = Shape(
     "Qwen3-VL-2B",
     {**_TEXT, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-     "num_attention_heads": 16, "tie_word_embeddings": True},
+     "num_attention_heads": 16},
     {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
      "out_hidden_size": 2048, "deepstack_visual_indexes": [5, 11, 17]},
+    tied=True,
 )  # fmt: skip
 QWEN3_VL_8B = Shape(
     "Qwen3-VL-8B",
