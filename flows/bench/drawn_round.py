@@ -77,12 +77,9 @@ def drawn_round_rows(shape: Shape, device: torch.device, videos: Videos) -> Iter
 
 def write_checkpoint(shape: Shape, device: torch.device, folder: Path) -> None:
     """A checkpoint folder of drawn weights, with the tiny student's processor."""
-    from transformers import AutoProcessor
+    from opd_core.prompts.encoder import load_processor
 
-    from opd_core import torchvision_guard
-
-    torchvision_guard.install()
-    processor = AutoProcessor.from_pretrained(shipped_files() / "configs" / "tiny" / "student")
+    processor = load_processor(shipped_files() / "configs" / "tiny" / "student")
     ids = processor.tokenizer.convert_tokens_to_ids
     model = draw_weights(shape, device, torch.bfloat16, ids)
     model.save_pretrained(folder)
@@ -93,21 +90,18 @@ def write_checkpoint(shape: Shape, device: torch.device, folder: Path) -> None:
 
 
 def write_videos(folder: Path, videos: Videos) -> None:
-    """Moving noise, two frames a second, and annotations of it in `train.jsonl`."""
-    import av
+    """Moving noise, and annotations of it in `train.jsonl`."""
     import numpy as np
+
+    from opd_core.tinyworld.world import FPS, encode_mp4
 
     random = np.random.default_rng(0)
     rows = []
     for number in range(videos.count):
         picture = random.integers(0, 255, (videos.height, videos.width, 3), dtype=np.uint8)
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=2, options={"preset": "ultrafast"})
-            stream.width, stream.height, stream.pix_fmt = videos.width, videos.height, "yuv420p"
-            for frame in range(2 * videos.seconds):
-                moved = np.ascontiguousarray(np.roll(picture, 3 * frame, axis=1))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
-            container.mux(stream.encode())
+        shifts = range(0, 3 * FPS * videos.seconds, 3)
+        frames = np.stack([np.roll(picture, shift, axis=1) for shift in shifts])
+        encode_mp4(frames, folder / f"{number}.mp4")
         events = [
             {"query": f"a square moves {s}", "span": [[0.5 * s, 0.5 * s + 1]]}
             for s in range(SENTENCES)
