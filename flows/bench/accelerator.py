@@ -1,163 +1,172 @@
-"""One run on an accelerator: tokens a second, MFU and peak memory of sample, score and update.
+"""One run on an accelerator: seconds, tokens a second, MFU and peak memory of sample, score and
+update, of Qwen3-VL-2B and -8B shapes with random weights in bfloat16.
 
-    videoopd bench accelerator
+    videoopd bench accelerator --minutes 8
 
-Qwen3-VL-2B and -8B shapes with random weights, bfloat16, 4,096 and 8,192 video tokens, 8 rollouts
-of 20 tokens; each as a tree and as separate sequences. On a machine without CUDA it runs a small
-shape, which shows that the script works and says nothing about speed.
+Each part runs in a process of its own, which is ended where the minutes are over or no row has come
+for a while; where it then stood is told. So a kernel that hangs costs its part, not the run. On a
+machine without CUDA a small shape runs, which shows that the script works and says nothing about
+speed.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from flows.bench.drawn import DrawnTokenizer, Shape, drawn_model, drawn_prompt
 from flows.bench.interleaved import Row
-from opd_core.engines.base import Request, SamplingParams
-from opd_core.engines.hf.sampling import HFEngine
-from opd_core.model.architectures import QWEN3_VL
-from opd_core.model.prefix_tree import PrefixTree, grow, pack
-from opd_core.model.tree_model import TreeModel
-from opd_core.update import objectives
+from opd_core.child_process import Child, ChildCrash, ChildTimeout, connect
 
-ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
-SIDE = 8
-"""A frame is 8 x 8 vision tokens."""
-VIDEO_TOKENS = (4096, 8192)
-PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense, from the vendor's data sheets; MFU is left out for a chip that is not here."""
+if TYPE_CHECKING:
+    import torch
 
-
-_TEXT = {
-    "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8,
-    "max_position_embeddings": 262_144,
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
-    },
-}  # fmt: skip
-SHAPES = (
-    Shape(
-        "Qwen3-VL-2B",
-        {**_TEXT, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-         "num_attention_heads": 16},
-        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
-         "out_hidden_size": 2048, "deepstack_visual_indexes": [5, 11, 17]},
-    ),
-    Shape(
-        "Qwen3-VL-8B",
-        {**_TEXT, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
-         "num_attention_heads": 32},
-        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
-         "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]},
-    ),
-)  # fmt: skip
-SMALL = Shape(
-    "small, on the CPU",
-    {**_TEXT, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16,
-     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
-    {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-     "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
-)  # fmt: skip
+Part = Callable[[], Iterator[Row]]
+MINUTES = 10.0
+VIDEO_TOKENS = 8192
+PATIENCE = 150.0
+"""Seconds without a row after which a part is ended."""
+STACK_SECONDS = 2.0
+"""Before it is ended a part writes where it stands. Not now and then: the writing has been seen to
+crash a process that goes on."""
+CHILD = "flows.bench.accelerator"
 
 
-def accelerator_rows(repetitions: int = 3) -> Iterator[Row]:
-    """Rows for each shape and prompt length on this machine."""
-    cuda = torch.cuda.is_available()
-    for shape in SHAPES if cuda else (SMALL,):
-        model = drawn_model(shape, torch.device("cuda" if cuda else "cpu"))
-        for video_tokens in VIDEO_TOKENS if cuda else (256,):
-            yield from _measure(shape, model, video_tokens, repetitions)
-        del model
-        if cuda:
-            torch.cuda.empty_cache()
+def accelerator_rows(
+    minutes: float = MINUTES, parts: Sequence[str] | None = None, patience: float = PATIENCE
+) -> Iterator[Row]:
+    """Rows of the parts (default: all that this machine can run), as they come; one that is ended
+    gives a row that says so."""
+    end = time.monotonic() + 60 * minutes
+    known: dict[str, Row] = {}
+    for name in parts or part_names():
+        if time.monotonic() > end:
+            yield Row(f"{name}: not begun", minutes, "minutes were over", "", None, {})
+            continue
+        for row in _rows_of(name, end, patience):
+            known[row.name] = row
+            yield row
+    from flows.bench.paper_round import hours_rows
+
+    yield from hours_rows(known, VIDEO_TOKENS)
 
 
-def _measure(shape: Shape, model: TreeModel, video_tokens: int, repetitions: int) -> Iterator[Row]:
-    tokenizer = DrawnTokenizer.of(shape)
-    prompt = drawn_prompt(tokenizer, video_tokens // SIDE**2, SIDE, SENTENCE, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    answers = [(i, tokenizer.draw(ANSWER, generator)) for i in range(ROLLOUTS)]
-    tree = grow([prompt.token_ids], [answers], prompt.vision)
-    apart = [grow([prompt.token_ids], [[answer]], prompt.vision) for answer in answers]
-    engine = HFEngine(model, tokenizer)
-    language = sum(p.numel() for p in QWEN3_VL.module(model.model, QWEN3_VL.text).parameters())
+def part_names() -> list[str]:
+    """What this machine can run, in the order in which it does."""
+    import torch
 
-    def sample(group: int) -> None:
-        for first in range(0, ROLLOUTS, group):
-            request = Request("x", prompt, tuple(range(first, first + group)))
-            engine.sample([[request]], SamplingParams(ANSWER))
-
-    def score(trees: list[PrefixTree]) -> None:
-        with torch.inference_mode():
-            for one in trees:
-                for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
-                    logprobs_CV.gather(1, token_ids_C[:, None]).sum().item()
-
-    def update(trees: list[PrefixTree]) -> None:
-        model.model.zero_grad(set_to_none=True)
-        for one in trees:
-            loss = torch.zeros((), device=model.device)
-            for _, token_ids_C, logprobs_CV in model.completion_distributions(pack([one])):
-                chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-                old_C = chosen_C.detach()
-                loss = loss + objectives.policy_gradient(chosen_C, old_C, old_C - 0.5).sum()
-            loss.backward()
-
-    written = ROLLOUTS * ANSWER
-    for stage, by_tree, separately, per_token in (
-        ("sample", lambda: sample(ROLLOUTS), lambda: sample(1), 2),
-        ("score", lambda: score([tree]), lambda: score(apart), 2),
-        ("update", lambda: update([tree]), lambda: update(apart), 6),
-    ):
-        seconds, memory = _time(by_tree, repetitions, model.device)
-        slow, slow_memory = _time(separately, repetitions, model.device)
-        flops = per_token * language * (len(prompt.token_ids) + written)
-        yield Row(
-            f"{shape.name}, {video_tokens} video tokens, {stage}: separate / tree",
-            slow / seconds,
-            "x",
-            "measured",
-            None,
-            {
-                "device": _device_name(model.device),
-                "answer tokens a second, tree": written / seconds,
-                "answer tokens a second, separate": written / slow,
-                "MFU of the language model, tree": _mfu(flops / seconds, model.device),
-                "peak MiB, tree": memory,
-                "peak MiB, separate": slow_memory,
-            },
-        )
+    return list(CUDA_PARTS) if torch.cuda.is_available() else list(CPU_PARTS)
 
 
-def _time(
-    call: Callable[[], None], repetitions: int, device: torch.device
-) -> tuple[float, float | None]:
-    """(median seconds, peak MiB on CUDA or None); one unmeasured call first, which compiles."""
-    cuda = device.type == "cuda"
-    seconds = []
-    for turn in range(repetitions + 1):
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if cuda:
-            torch.cuda.synchronize()
-        if turn:
-            seconds.append(time.perf_counter() - began)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else None
-    return sorted(seconds)[len(seconds) // 2], memory
+def _rows_of(name: str, end: float, patience: float) -> Iterator[Row]:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        stacks = Path(folder) / "stacks"
+        child = Child(CHILD, name, str(stacks))
+        try:
+            while True:
+                deadline = min(end, time.monotonic() + patience)
+                with _asked_at(child, deadline - STACK_SECONDS), child.killed_at(deadline):
+                    row: Row | None = child.receive()
+                if row is None:
+                    return
+                yield row
+        except (ChildTimeout, ChildCrash) as error:
+            how = str(error) if isinstance(error, ChildCrash) else "no row in time"
+            yield Row(
+                f"{name}: ended before it was done", time.monotonic() - began, "s", how, False,
+                {"stood at": _lines(stacks), "said last": getattr(error, "last_lines", [])},
+            )  # fmt: skip
+        finally:
+            child.end()
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+@contextmanager
+def _asked_at(child: Child, moment: float) -> Iterator[None]:
+    """Ask the child where it stands if the block lasts until `moment`."""
+
+    def ask() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGUSR1)
+
+    timer = threading.Timer(max(moment - time.monotonic(), 0), ask)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
-def _mfu(flops_a_second: float, device: torch.device) -> float | None:
-    name = _device_name(device)
-    peak = next((v for k, v in PEAK_BF16_FLOPS.items() if k in name), None)
-    return None if peak is None else flops_a_second / peak
+def _lines(stacks: Path) -> list[str]:
+    return stacks.read_text(errors="replace").splitlines()[:200] if stacks.exists() else []
+
+
+def _shape(name: str, video_tokens: int, repetitions: int) -> Part:
+    def rows() -> Iterator[Row]:
+        from flows.bench import shapes
+        from flows.bench.stage_speed import speed_rows
+
+        return speed_rows(getattr(shapes, name), _device(), video_tokens, repetitions)
+
+    return rows
+
+
+def _round(name: str, count: int, seconds: int, width: int, height: int) -> Part:
+    def rows() -> Iterator[Row]:
+        from flows.bench import shapes
+        from flows.bench.drawn_round import Videos, drawn_round_rows
+
+        shape = getattr(shapes, name)
+        return drawn_round_rows(shape, _device(), Videos(count, seconds, width, height))
+
+    return rows
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parity() -> Iterator[Row]:
+    from flows.bench.parity import parity_rows
+
+    return parity_rows()
+
+
+CUDA_PARTS: dict[str, Part] = {
+    "Qwen3-VL-8B": _shape("QWEN3_VL_8B", VIDEO_TOKENS, 2),
+    "Qwen3-VL-8B, a round": _round("QWEN3_VL_8B", 2, 128, 480, 360),
+    "Qwen3-VL-2B": _shape("QWEN3_VL_2B", VIDEO_TOKENS, 2),
+    "float32": _parity,
+}
+CPU_PARTS: dict[str, Part] = {
+    "small": _shape("SMALL", 256, 1),
+    "small, a round": _round("SMALL", 2, 4, 64, 64),
+    "float32": _parity,
+}
+
+
+def main() -> None:
+    """A part, in the child: its rows go through the socket, None after the last."""
+    import faulthandler
+
+    connection = connect()
+    name, stacks = sys.argv[3:5]
+    file = Path(stacks).open("w")  # noqa: SIM115  (open while the process lives)
+    faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+    for row in (CUDA_PARTS | CPU_PARTS)[name]():
+        connection.send(row)
+    connection.send(None)
+
+
+if __name__ == "__main__":
+    main()

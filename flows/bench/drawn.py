@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.tree_model import TreeModel
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt
+from opd_core.update.checkpointing import checkpoint_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Shape:
     name: str
     text: dict[str, Any]
     vision: dict[str, Any]
+    tied: bool = False
+    """Whether the head is the embedding."""
 
 
 class DrawnTokenizer:
@@ -44,29 +48,45 @@ class DrawnTokenizer:
         return torch.randint(0, self.words, (count,), generator=generator).tolist()
 
 
-def drawn_model(shape: Shape, device: torch.device) -> TreeModel:
-    """A Qwen3-VL of this shape, bfloat16 on CUDA, with its vision frozen."""
-    torchvision_guard.install()
+def drawn_model(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    checkpointed: float = 1.0,
+) -> TreeModel:
+    """A Qwen3-VL of this shape, by default bfloat16 on CUDA, with its vision frozen; while it
+    trains, this share of its layers compute their activations again."""
     tokenizer = DrawnTokenizer.of(shape)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = draw_weights(shape, device, dtype, tokenizer.ids.__getitem__)
+    QWEN3_VL.freeze_vision(model)
+    checkpoint_layers(model, checkpointed)
+    return TreeModel(model, tokenizer)
+
+
+def draw_weights(
+    shape: Shape, device: torch.device, dtype: torch.dtype, id_of: Callable[[str], int]
+) -> Any:
+    """The transformers model; `id_of` gives the ids of Qwen's vision tokens."""
+    torchvision_guard.install()
     config = QWEN3_VL.load_class().config_class(
         text_config=shape.text,
         vision_config=shape.vision,
-        image_token_id=tokenizer.ids["<|image_pad|>"],
-        video_token_id=tokenizer.ids["<|video_pad|>"],
-        vision_start_token_id=tokenizer.ids["<|vision_start|>"],
-        vision_end_token_id=tokenizer.ids["<|vision_end|>"],
+        tie_word_embeddings=shape.tied,
+        image_token_id=id_of("<|image_pad|>"),
+        video_token_id=id_of("<|video_pad|>"),
+        vision_start_token_id=id_of("<|vision_start|>"),
+        vision_end_token_id=id_of("<|vision_end|>"),
     )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     with device:
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            model = QWEN3_VL.load_class()(config).eval()
+            return QWEN3_VL.load_class()(config).eval()
         finally:
             torch.set_default_dtype(previous)
-    QWEN3_VL.freeze_vision(model)
-    return TreeModel(model, tokenizer)
 
 
 TIMESTAMP, BESIDE_A_FRAME = 4, 6

@@ -3,6 +3,7 @@
     videoopd bench                     all of it (about an hour on 2 cores)
     videoopd bench --list              what there is
     videoopd bench trees overhead      only these; the rows of the others stay in the file
+    videoopd bench accelerator --minutes 8     ends itself by then
 
 Ratios of medians, the alternatives taking turns in one process, because machines are shared and
 noisy. What a number was measured on is printed above it.
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/bench.json")
 REPETITIONS = 5
+ACCELERATOR = "accelerator"
 SEEDS = (0, 1, 2, 3)
 """Of world and run; the first is the demo's."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the benches named in `arguments`, or all."""
+def main(arguments: Sequence[str], minutes: float | None = None) -> None:
+    """Run the benches named in `arguments`, or all; `minutes`: of `accelerator`, None its own."""
     unknown = [name for name in arguments if name not in BENCHES]
     if unknown:
         near = difflib.get_close_matches(unknown[0], BENCHES, n=1)
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str]) -> None:
         raise VideoOPDError(
             f"there is no bench {unknown[0]!r}; {hint}they are: {', '.join(BENCHES)}"
         )
+    if minutes is not None and list(arguments) != [ACCELERATOR]:
+        raise VideoOPDError(f"--minutes is of `videoopd bench {ACCELERATOR}` alone")
     from opd_core.model.tree_model import set_threads
 
     set_threads(1)
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in arguments or list(BENCHES):
         print(f"bench {name} ...", flush=True)
         rows: list[Row] = []
-        for row in BENCHES[name].rows():
+        for row in _accelerator(minutes) if minutes is not None else BENCHES[name].rows():
             rows.append(row)
             met = "" if row.met is None else ("  met" if row.met else "  NOT MET")
             print(f"  {row.name}: {row.value:.3g} {row.unit} ({row.target}{met})", flush=True)
@@ -133,10 +137,10 @@ def _memory() -> Iterator[Row]:
     yield memory_row()
 
 
-def _accelerator() -> Iterator[Row]:
-    from flows.bench.accelerator import accelerator_rows
+def _accelerator(minutes: float | None = None) -> Iterator[Row]:
+    from flows.bench.accelerator import MINUTES, accelerator_rows
 
-    return accelerator_rows()
+    return accelerator_rows(MINUTES if minutes is None else minutes)
 
 
 def _store() -> Iterator[Row]:
@@ -319,7 +323,7 @@ BENCHES = {
         "a step of OPD-1 against GRPO-8, prompts repeated and shared", _claims_cost
     ),
     "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
-    "accelerator": Bench("Qwen3-VL-2B and -8B shapes on CUDA", _accelerator),
+    ACCELERATOR: Bench("Qwen3-VL-2B and -8B shapes on CUDA (10 minutes)", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),

@@ -65,7 +65,13 @@ def study(
 @command("bench", "the numbers the project is measured by (long)")
 @click.argument("names", nargs=-1, metavar="[NAME]...", help="these only (default: all)")
 @click.option("--list", "listed", is_flag=True, help="what there is to measure")
-def bench(names: tuple[str, ...], listed: bool) -> None:
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="after which `accelerator` ends itself",
+)
+def bench(names: tuple[str, ...], listed: bool, minutes: float | None) -> None:
     from importlib import import_module
 
     # By name, because type checkers follow an import into what the bench needs.
@@ -73,4 +79,4 @@ def bench(names: tuple[str, ...], listed: bool) -> None:
     if listed:
         benches.print_list()
     else:
-        benches.main(names)
+        benches.main(names, minutes)

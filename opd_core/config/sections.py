@@ -293,7 +293,9 @@ class UpdateSection(ChoosingSection):
     vocabulary one is 0.6 MB in float32, of which an update has three to six at a time."""
     freeze_vision: bool = True
     """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Compute activations again in the backward pass instead of keeping them; a number is the share
+    of layers that do, for a device with memory to spare."""
     weights: Annotated[Literal["float32", "bfloat16"], LATER] = "float32"
     """What the trained weights are kept in while they are trained. `bfloat16` takes half the memory
     (their gradients too): a step is computed in float32 and rounded at random, up or down, by how

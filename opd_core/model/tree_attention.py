@@ -6,7 +6,7 @@ The models call `attend` through transformers' own attention interface; what to 
 - `PackedAttention`: a packed sequence of trees. Each tree's root runs causally by itself (no mask,
   no wasted half), then its branches run against the root's and their own keys and values.
   Differentiable. Nothing of size N x N exists: the largest mask is branch block x its tree.
-- `FlexPackedAttention`: the same by FlexAttention, which is what CUDA gets.
+- `CudaPackedAttention` (`cuda_attention.py`): the same by kernels of CUDA.
 - `DecodeAttention`: one new token a row; the rows of one prompt share its keys and values.
 
 Shape suffixes: B rows, H heads, N packed tokens, D head size, P prompts, G rows a prompt,
@@ -15,10 +15,8 @@ L prompt length, T new tokens so far.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +36,11 @@ class TreeLayout(Protocol):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor: ...
+
+
+class KeepingLayout(TreeLayout, Protocol):
+    kept: dict[int, tuple[Tensor, Tensor]] | None
+    """Keys and values of every layer, where they were to be kept."""
 
 
 def attend(
@@ -105,48 +108,12 @@ class PackedAttention:
         return torch.cat(outputs, dim=2)
 
 
-class FlexPackedAttention:
-    """The same by FlexAttention, for CUDA: a block mask, nothing of size N x N in memory."""
-
-    def __init__(self, pack: Pack, device: torch.device | str, keep: bool = False) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        ends_N = torch.from_numpy(pack.last_descendants()).to(device)
-
-        def sees(_b: Tensor, _h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-            return (column <= row) & (row < ends_N[column])
-
-        compiled = torch.device(device).type == "cuda"
-        # Uncompiled, both would materialise N x N; that is for small packs on the CPU only.
-        make: Any = torch.compile(create_block_mask) if compiled else create_block_mask
-        self._flex: Any = _compiled_flex() if compiled else flex_attention
-        self._mask = make(sees, None, None, pack.tokens, pack.tokens, device=str(device))
-        self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        if self.kept is not None:
-            self.kept[layer] = (key, value)
-        output: Tensor = self._flex(
-            query, key, value, block_mask=self._mask, scale=scaling, enable_gqa=True
-        )
-        return output
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
-
-
-def packed_attention(
-    pack: Pack, device: torch.device, keep: bool = False
-) -> PackedAttention | FlexPackedAttention:
+def packed_attention(pack: Pack, device: torch.device, keep: bool = False) -> KeepingLayout:
     """The attention that fits the machine."""
     if device.type == "cuda":
-        return FlexPackedAttention(pack, device, keep)
+        from opd_core.model.cuda_attention import CudaPackedAttention
+
+        return CudaPackedAttention(pack, device, keep)
     return PackedAttention(pack, device, keep)
 
 
@@ -216,20 +183,36 @@ class DecodeAttention:
             value = torch.cat((old_value, value), dim=2)
         self._own[layer] = (key, value)
         rows, heads, _, size = query.shape
-        key_PHLD, value_PHLD = (_repeat_heads(x, query) for x in self._prefix[layer])
-        query_PHGD = query.view(-1, self._group, heads, size).transpose(1, 2)
-        prefix_scores = query_PHGD @ key_PHLD.transpose(2, 3)
+        prefix_key_PKLD, prefix_value_PKLD = self._prefix[layer]
+        kinds = key.shape[1]
+        # R query heads share each of the K heads of keys and values: they stand beside the rows.
+        query_PKQD = query.view(-1, self._group, kinds, heads // kinds, size).transpose(1, 2)
+        query_PKQD = query_PKQD.flatten(2, 3)
+        prefix_scores = query_PKQD @ prefix_key_PKLD.transpose(2, 3)
         if self._padding is not None:
             prefix_scores = prefix_scores.masked_fill(self._padding, float("-inf"))
-        prefix_scores_BHL = prefix_scores.transpose(1, 2).reshape(rows, heads, -1)
-        own_scores_BHT = (_repeat_heads(key, query) @ query.transpose(2, 3)).squeeze(3)
+        longest = prefix_scores.shape[-1]
+        prefix_scores_BHL = self._by_row(prefix_scores, heads)
+        own_scores_BHT = (
+            (key @ query.view(rows, kinds, -1, size).transpose(2, 3))
+            .transpose(2, 3)
+            .reshape(rows, heads, -1)
+        )
         scores = torch.cat((prefix_scores_BHL, own_scores_BHT), dim=2).float() * scaling
         weights = scores.softmax(dim=2).to(value.dtype)
-        longest = prefix_scores_BHL.shape[2]
-        prefix_weights = weights[:, :, :longest].view(-1, self._group, heads, longest)
-        prefix_out = (prefix_weights.transpose(1, 2) @ value_PHLD).transpose(1, 2)
-        own_out = weights[:, :, None, longest:] @ _repeat_heads(value, query)
-        return prefix_out.reshape(rows, heads, 1, size) + own_out
+        weights_PKQL = weights[:, :, :longest].view(-1, self._group, kinds, heads // kinds, longest)
+        weights_PKQL = weights_PKQL.transpose(1, 2).flatten(2, 3)
+        prefix_out = self._by_row(weights_PKQL @ prefix_value_PKLD, heads)
+        own_weights = weights[:, :, longest:].reshape(rows, kinds, heads // kinds, -1)
+        own_out = (own_weights @ value).reshape(rows, heads, size)
+        return (prefix_out + own_out)[:, :, None]
+
+    def _by_row(self, x_PKQE: Tensor, heads: int) -> Tensor:
+        """[P, K, G * R, E] -> [B, H, E]"""
+        kinds = x_PKQE.shape[1]
+        x_PGKRE = x_PKQE.unflatten(2, (self._group, heads // kinds)).transpose(1, 2)
+        x_BHE: Tensor = x_PGKRE.reshape(-1, heads, x_PKQE.shape[-1])
+        return x_BHE
 
     def keep(self, prompts: Tensor, rows: Tensor, group: int) -> None:
         """Drop all but these prompts [P'] and rows [P' * group] (indices into the present ones)."""

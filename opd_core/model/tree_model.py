@@ -9,7 +9,8 @@ Shape suffixes: N packed tokens, C completion tokens of a pack, D hidden size, V
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,26 @@ from opd_core.model import token_count
 from opd_core.model.architectures import architecture_of
 from opd_core.model.positions import PositionRule
 from opd_core.model.prefix_tree import Pack, PrefixTree
+from opd_core.model.transfer import one_ahead, to_device
 from opd_core.model.vocabulary import HasVocabulary, excluded_token_ids
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
     from opd_core.extensions import Quantise
     from opd_core.model.tree_attention import TreeLayout
+
+
+@dataclass(frozen=True, slots=True)
+class PackInputs:
+    """What one forward pass over a pack reads, where the model is."""
+
+    pack: Pack
+    token_ids_N: Tensor
+    positions_3N: Tensor
+    patches: Tensor
+    """Of all videos, in the model's precision."""
+    grids: Tensor
+    """(time, height, width) of each video, in patches."""
 
 
 class TreeModel:
@@ -46,6 +61,10 @@ class TreeModel:
         self._lm_head = family.module(model, family.lm_head)
         text = family.text_settings(model.config)
         text._attn_implementation = tree_attention.NAME
+        if self.device.type == "cuda":
+            from opd_core.model.cuda_layers import use_cuda_layers
+
+            use_cuda_layers(model, family.vision_settings(model.config))
         self.excluded_ids = excluded_token_ids(tokenizer, text.vocab_size, family.placeholders)
         self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=self.device)
         self._prompt_positions: dict[tuple[object, ...], np.ndarray] = {}
@@ -55,25 +74,35 @@ class TreeModel:
         device: torch.device = self.model.device
         return device
 
-    def hidden(self, pack: Pack, layout: TreeLayout) -> Tensor:
-        """Last hidden states, [N, D], of one forward pass over a pack."""
+    def inputs(self, pack: Pack) -> PackInputs:
+        """A pack's tokens, positions and pixels on the model's device."""
         visions = [tree.vision for tree in pack.trees]
-        positions_3N = pack.positions(self.prompt_positions)
+        device, dtype = self.device, self.model.dtype
+        return PackInputs(
+            pack,
+            self._tensor(pack.token_ids_N),
+            self._tensor(pack.positions(self.prompt_positions)),
+            to_device(torch.cat([v.patches for v in visions]), device, dtype),
+            to_device(torch.tensor([v.grid_thw for v in visions]), device),
+        )
+
+    def ahead(self, packs: Iterable[Pack]) -> Iterator[PackInputs]:
+        """The inputs of packs; on CUDA those of the next one are brought while one is run."""
+        brought = map(self.inputs, packs)
+        return one_ahead(brought) if self.device.type == "cuda" else brought
+
+    def hidden(self, inputs: Pack | PackInputs, layout: TreeLayout) -> Tensor:
+        """Last hidden states, [N, D], of one forward pass over a pack."""
+        if isinstance(inputs, Pack):
+            inputs = self.inputs(inputs)
         self.forwards += 1
-        token_count.passed(len(pack.token_ids_N))
+        token_count.passed(inputs.pack.tokens)
         output = self._backbone(
-            input_ids=self._tensor(pack.token_ids_N)[None],
-            position_ids=self._tensor(positions_3N)[:, None],
+            input_ids=inputs.token_ids_N[None],
+            position_ids=inputs.positions_3N[:, None],
             tree_layout=layout,
             use_cache=False,
-            **{
-                self.architecture.pixels: torch.cat([v.patches for v in visions]).to(
-                    self.device, self.model.dtype
-                ),
-                self.architecture.grid: torch.tensor(
-                    [v.grid_thw for v in visions], device=self.device
-                ),
-            },
+            **{self.architecture.pixels: inputs.patches, self.architecture.grid: inputs.grids},
         )
         hidden_ND: Tensor = output.last_hidden_state[0]
         return hidden_ND
@@ -97,23 +126,24 @@ class TreeModel:
         return logits_CV.index_fill(1, self._excluded, float("-inf")).log_softmax(dim=1)
 
     def completion_distributions(
-        self, pack: Pack, layout: TreeLayout | None = None
+        self, inputs: Pack | PackInputs, layout: TreeLayout | None = None
     ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
         """One forward pass; then yields, chunk by chunk, (keys, token_ids_C, log_probs_CV).
 
         A chunk holds whole completions in the pack's order and about `rows_per_chunk` rows.
         """
-        for keys, token_ids_C, hidden_CD in self.completion_hidden(pack, layout):
+        for keys, token_ids_C, hidden_CD in self.completion_hidden(inputs, layout):
             yield keys, token_ids_C, self.log_softmax(hidden_CD)
 
     def completion_hidden(
-        self, pack: Pack, layout: TreeLayout | None = None
+        self, inputs: Pack | PackInputs, layout: TreeLayout | None = None
     ) -> Iterator[tuple[list[Hashable], Tensor, Tensor]]:
         """Hidden states before lm_head: (keys, token_ids_C, hidden_CD), in the order and the chunks
         of `completion_distributions`."""
         from opd_core.model.tree_attention import packed_attention
 
-        hidden_ND = self.hidden(pack, layout or packed_attention(pack, self.device))
+        pack = inputs.pack if isinstance(inputs, PackInputs) else inputs
+        hidden_ND = self.hidden(inputs, layout or packed_attention(pack, self.device))
         keys: list[Hashable] = []
         rows = 0
         pending = list(pack.completions)
@@ -141,7 +171,7 @@ class TreeModel:
         return cached[:, len(token_ids) - len(tree.segments[segment].token_ids) :]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return to_device(torch.from_numpy(array), self.device)
 
 
 def load_model(

@@ -22,6 +22,7 @@ from opd_core.model.file_modes import give_umask_modes
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import Policy, VideoOPDError, make_seed
+from opd_core.update.checkpointing import checkpoint_layers
 from opd_core.update.chunk import Chunk, Fact
 from opd_core.update.importance import Importance, Weights
 from opd_core.update.in_memory import InMemory
@@ -68,10 +69,7 @@ class TrainedModel:
         if weights is not None:
             self._stepping.take_over(weights)
         self._before = {name: self._as_served(w) for name, w in self._trained.items()}
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+        checkpoint_layers(model, settings.gradient_checkpointing)
         model.train()
         self.model = TreeModel(model, tokenizer, settings.completion_rows_per_chunk)
         self._loss = TrainingLoss(config, tokenizer, self.model.excluded_ids, self._device)
@@ -100,12 +98,12 @@ class TrainedModel:
         completions = (s.token_ids for tree in trees for s in tree.segments if s.key is not None)
         tokens = max(sum(self._loss.tokens_in_loss(ids) for ids in completions), 1)
         measured = StepRecord()
-        for group in fill(trees, self._settings.max_tokens_per_pack):
-            packed = pack(group)
-            reference = self._reference_logprobs(packed)
+        packs = map(pack, fill(trees, self._settings.max_tokens_per_pack))
+        for inputs in self.model.ahead(packs):
+            reference = self._reference_logprobs(inputs.pack)
             loss = torch.zeros((), device=self._device)
             with self._precision():
-                for keys, token_ids_C, hidden_CD in self.model.completion_hidden(packed):
+                for keys, token_ids_C, hidden_CD in self.model.completion_hidden(inputs):
                     known = [facts[str(key)] for key in keys]
                     reference_C = (
                         None if reference is None else torch.cat([reference[k] for k in keys])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from opd_core.engines.base import Scored
 from opd_core.model.divergences import entropies
-from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
-from opd_core.model.tree_model import TreeModel
+from opd_core.model.prefix_tree import PrefixTree, fill, pack
+from opd_core.model.tree_model import PackInputs, TreeModel
 
 if TYPE_CHECKING:
     from opd_core.config.sections import ScoreSection
@@ -27,10 +27,9 @@ def score_trees(
     model: TreeModel, trees: Sequence[PrefixTree], wanted: ScoreSection, max_tokens: int
 ) -> Iterator[tuple[Hashable, Scored]]:
     """(key, score) of every completion; at most `max_tokens` go through a forward pass."""
-    for group in fill(trees, max_tokens):
-        packed = pack(group)
+    for inputs in model.ahead(map(pack, fill(trees, max_tokens))):
         began = time.perf_counter()
-        rows = list(_rows(model, packed, wanted))
+        rows = list(_rows(model, inputs, wanted))
         seconds = (time.perf_counter() - began) / max(len(rows), 1)
         for key, chosen_T, top, entropy_T, hidden_TD in rows:
             ids_TK, logprobs_TK, tail_T = top or (None, None, None)
@@ -54,8 +53,8 @@ _Row = tuple[Hashable, Tensor, _Top | None, Tensor | None, Tensor | None]
 """Key, log-probs [T], top-k, entropies [T], hidden states [T, D] of a completion; on the CPU."""
 
 
-def _rows(model: TreeModel, packed: Pack, wanted: ScoreSection) -> Iterator[_Row]:
-    for keys, token_ids_C, hidden_CD in model.completion_hidden(packed):
+def _rows(model: TreeModel, inputs: PackInputs, wanted: ScoreSection) -> Iterator[_Row]:
+    for keys, token_ids_C, hidden_CD in model.completion_hidden(inputs):
         logprobs_CV = model.log_softmax(hidden_CD)
         chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0].cpu()
         top = _top(logprobs_CV, wanted.teacher_topk)
@@ -63,7 +62,7 @@ def _rows(model: TreeModel, packed: Pack, wanted: ScoreSection) -> Iterator[_Row
         kept_CD = hidden_CD.float().cpu() if wanted.hidden_states else None
         start = 0
         for key in keys:
-            part = slice(start, start + len(packed.completions[key]))
+            part = slice(start, start + len(inputs.pack.completions[key]))
             start = part.stop
             yield (
                 key,

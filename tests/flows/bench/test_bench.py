@@ -5,23 +5,11 @@ from pathlib import Path
 import pytest
 
 from flows.bench import engine_idle
-from flows.bench.accelerator import accelerator_rows
 from flows.bench.claims_cost import ANSWER, PROMPTS, Judge, Trainer, claims_cost_rows
 from flows.bench.interleaved import at_least, at_most, medians
 from opd_core.model import token_count
 from opd_core.tinyworld.world import World
 from tests.tiny_config import as_toml, tiny_settings
-
-
-def test_the_accelerators_script_runs_on_a_cpu_in_the_small() -> None:
-    rows = list(accelerator_rows(repetitions=1))
-    assert [row.name.rsplit(", ", 1)[1].split(":")[0] for row in rows] == [
-        "sample", "score", "update",
-    ]  # fmt: skip
-    for row in rows:
-        assert row.value > 0
-        assert row.details["device"] == "CPU"
-        assert row.details["MFU of the language model, tree"] is None, "no peak is known of a CPU"
 
 
 def test_alternatives_take_turns_after_one_unmeasured_turn() -> None:

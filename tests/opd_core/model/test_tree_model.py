@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from opd_core.engines.base import Request, SamplingParams, draw_tokens, uniforms
 from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model import tree_attention
 from opd_core.model.architectures import ARCHITECTURES
+from opd_core.model.cuda_attention import CudaPackedAttention, causal_runs
 from opd_core.model.prefix_tree import Pack, PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel
 from opd_core.model.vision_input import VisionInput
@@ -234,14 +236,28 @@ def test_log_probs_and_gradients_equal_separate_sequences(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()  # on the CPU FlexAttention has no backward
-def test_flex_attention_computes_the_same(models: Models, shape: str) -> None:
+def test_the_attention_of_cuda_computes_the_same(models: Models, shape: str) -> None:
     kind, tree_model, _ = models
     trees, _ = build(kind, SHAPES[shape])
     packed = pack(trees)
-    flex = tree_attention.FlexPackedAttention(packed, "cpu")
     expected = by_key(tree_model, packed)
-    for key, value in by_key(tree_model, packed, flex).items():
-        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
+    for attention in (CudaPackedAttention(packed, "cpu"), InRuns(packed, "cpu")):
+        for key, value in by_key(tree_model, packed, attention).items():
+            torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
+
+
+class InRuns(CudaPackedAttention):
+    """As in lower precision, with short roots."""
+
+    def __init__(self, packed: Pack, device: str) -> None:
+        super().__init__(packed, device)
+        self._spans = causal_runs(packed, run=4, shortest=8, others=0)
+        assert any(causal for _, _, causal in self._spans)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        return self._by_runs(query, key, value, scaling)
 
 
 def test_gradients_with_checkpointing_are_the_same(models: Models) -> None:
