@@ -291,6 +291,12 @@ def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, 
     return mious[-1] - mious[0], details
 
 
+def _recipes() -> Iterator[Row]:
+    from flows.bench.recipes import recipe_rows
+
+    return recipe_rows()
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     about: str
@@ -312,4 +318,5 @@ BENCHES = {
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),
     "gain": Bench("eval mIoU that three rounds of the demo bring, four seeds", _gain),
+    "recipes": Bench("the demo with less in memory: gain, disk of policies, two seeds", _recipes),
 }

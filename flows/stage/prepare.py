@@ -105,7 +105,8 @@ class Work:
         """
         earlier = self.run.config_of_policy(policy)
         section = None if earlier is None else earlier["update"]
-        return continuation(self.config, policy.path, policy.version, section)
+        trainer = self.run.trainer_folder(policy)
+        return continuation(self.config, policy.path, policy.version, section, trainer)
 
     def policy_of_round(self) -> Policy:
         """The policy that the round to work on samples from.

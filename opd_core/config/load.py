@@ -117,6 +117,15 @@ class Config(ChoosingSection):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_the_samplers(self) -> Self:
+        if self.update.weights == "bfloat16" and self.student.dtype != "bfloat16":
+            raise ValueError(
+                "update.weights = 'bfloat16' trains weights that the sampler would read in "
+                f"student.dtype = {self.student.dtype!r}; set student.dtype = 'bfloat16'"
+            )
+        return self
+
     def _has_inputs_of(self, name: str) -> None:
         objective = OBJECTIVES[name]
         exact = self.update.teacher_distribution == "hidden_states"

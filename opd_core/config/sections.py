@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from opd_core.config.section import ChoosingSection, Section
+from opd_core.config.section import LATER, ChoosingSection, Section
 from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES
 
 FRAMES_FOLDER = "videoopd-frames"
@@ -283,7 +283,34 @@ class UpdateSection(ChoosingSection):
     freeze_vision: bool = True
     """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
     gradient_checkpointing: bool = False
+    weights: Annotated[Literal["float32", "bfloat16"], LATER] = "float32"
+    """What the trained weights are kept in while they are trained. `bfloat16` takes half the memory
+    (their gradients too): a step is computed in float32 and rounded at random, up or down, by how
+    near either is. Frozen weights, and the base under LoRA, lie in student.dtype."""
+    optimizer: Annotated[Literal["adamw", "adamw_8bit", "adamw_4bit"], LATER] = "adamw"
+    """AdamW with its two moments in 32, 8 or 4 bits; 8 and 4 are torchao's, scaled by blocks."""
+    stochastic_rounding: Annotated[bool, LATER] = True
+    """Only with weights = "bfloat16", which cannot be trained without: to the nearest, a weight
+    does not move at all at the rates of this method."""
+    offload: Annotated[bool, LATER] = False
+    """Float32 weights and moments lie in the memory of the CPU, where the step is computed; on the
+    device are weights and gradients in student.dtype."""
     lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _weights_can_move(self) -> Self:
+        if self.weights == "bfloat16" and not self.stochastic_rounding:
+            raise ValueError(
+                "update.stochastic_rounding = false with update.weights = 'bfloat16' drops every "
+                "change that is smaller than bfloat16 can tell apart, at a learning rate of 1e-6 "
+                "all of them; set it to true, or update.weights = 'float32'"
+            )
+        if self.weights == "bfloat16" and self.offload:
+            raise ValueError(
+                "update.offload = true keeps float32 weights in the CPU's memory, and "
+                "update.weights = 'bfloat16' keeps none; remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lora_leaves_vision_alone(self) -> Self:

@@ -494,7 +494,8 @@ def test_the_gate_catches_an_image_mean_that_is_not_the_video_mean(
 def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> None:
     from peft import LoraConfig
 
-    from opd_core.update.student import _belongs_to_processor, _language_modules
+    from opd_core.update.trainable import language_modules
+    from opd_core.update.trained_model import belongs_to_processor
 
     place = folder / how
     place.mkdir()
@@ -505,7 +506,7 @@ def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> N
         LoraConfig(
             r=4,
             lora_alpha=8,
-            target_modules=_language_modules(
+            target_modules=language_modules(
                 model, QWEN3_VL, ("q_proj", "v_proj", "gate_proj", "down_proj")
             ),
             base_model_name_or_path=str(base),
@@ -518,7 +519,7 @@ def test_a_lora_policy_is_served(folder: Path, tiny_world: World, how: str) -> N
     policy = place / "policy"
     model.save_pretrained(policy)
     for file in base.iterdir():
-        if _belongs_to_processor(file.name):
+        if belongs_to_processor(file.name):
             shutil.copyfile(file, policy / file.name)
     ((first, *_),) = (
         batch.records
