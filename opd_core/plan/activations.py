@@ -170,7 +170,7 @@ def _in_tower(this: Pass, pack: Pack) -> float:
     tower, size = this.shape.tower, this.precision.compute
     patches = pack.vision * tower.patches
     cast = 0 if size == FLOAT32 else FLOAT32
-    attention = size * 6 * tower.hidden + cast * 4 * tower.hidden
+    attention = size * 6 * tower.hidden + cast * 8 * tower.hidden
     mlp = size * (3 * tower.hidden + 2 * tower.inner)
     features = pack.vision * tower.deepstack * tower.out * size
     worst = patches * (tower.pixels * size + max(attention, mlp)) + features

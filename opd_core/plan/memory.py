@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from opd_core.config.load import Config
 from opd_core.extensions import OBJECTIVES, TRAINER
@@ -13,13 +12,13 @@ from opd_core.plan.activations import (
     HEAD_COPIES,
     Pass,
     Precision,
+    Trained,
+    passing,
     saved,
-    saved_by_layer,
-    working,
 )
 from opd_core.plan.lengths import Lengths
-from opd_core.plan.packs import Pack, Tree, packed
-from opd_core.plan.parameters import Parameters, lora_parameters, parameters_of
+from opd_core.plan.packs import Pack, packed
+from opd_core.plan.parameters import lora_parameters, parameters_of
 from opd_core.plan.shapes import ModelShape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,14 +28,17 @@ SCORED_TOGETHER = 32
 """Videos that are scored together (a test compares)."""
 DRAW_BYTES = 32
 """A token that could be said, while one is drawn in float64."""
+QUANTISED = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
+"""Bytes of a weight of the language model's layers under `teacher.quantise`."""
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256), "adamw_4bit": 2 * (0.5 + 4 / 128)}
 """Bytes of both moments of a trained number; torchao has a float32 scale a block."""
 STEPPED_TOGETHER = 1 << 26
 """Trained numbers that are stepped at a time where they are no float32 weights on the device."""
 STEP_BYTES = 24
 """Of each of them meanwhile: its float32 weight and gradient, and what the step computes."""
-PROGRAM = 1.0e9
+PROGRAM = 0.7e9
 """Python, torch, transformers and their libraries in the memory of the CPU."""
+CUDA_LIBRARIES = 2.3e9
 CONTEXT = 0.6e9
 """CUDA's own, its kernels and libraries, on the device."""
 FRAGMENTS = 0.05
@@ -110,157 +112,213 @@ def training_of(config: Config, shape: ModelShape) -> Training:
     return Training(
         parameters=trained,
         frozen=frozen,
-        trained_bytes=served if getattr(update,"offload",False) else BYTES[getattr(update,"weights","float32")],
+        trained_bytes=served if update.offload else BYTES[update.weights],
         served_bytes=served,
-        moments_bytes=MOMENTS[getattr(update,"optimizer","adamw")],
-        offload=getattr(update,"offload",False),
-        float32_weights=getattr(update,"weights","float32") == "float32",
+        moments_bytes=MOMENTS[update.optimizer],
+        offload=update.offload,
+        float32_weights=update.weights == "float32",
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setting:
-    """What the memory of all stages depends on."""
+    """What the memory and the work of all stages depend on."""
 
     config: Config
     student: ModelShape
     teacher: ModelShape
     lengths: Lengths
     on_cpu: bool
+    devices: int = 1
+    """Processes with a device each, over which an update is sharded and the other stages deal out
+    their videos."""
 
 
 def stage_memory(setting: Setting, stage: str) -> StageMemory:
-    """The memory of a stage: `validate`, `rollout`, `score`, `update` or `evaluate`."""
-    return _STAGES[stage](setting)
-
-
-def _validate(setting: Setting) -> StageMemory:
+    """The memory of a stage, of one of `setting.devices` processes."""
     config = setting.config
-    return _sampling(setting, "validate", config.teacher.engine, config.teacher.predictions,
-                     config.rollout.prompts_per_batch, config.rollout.max_new_tokens)  # fmt: skip
+    rollout, evaluate, teacher = config.rollout, config.evaluate, config.teacher
+    match stage:
+        case "validate":
+            asked = Asked(teacher.engine, teacher.predictions, rollout.prompts_per_batch,
+                          rollout.max_new_tokens)  # fmt: skip
+            return _sampling(setting, stage, asked)
+        case "rollout":
+            asked = Asked(rollout.engine, rollout.rollouts_per_example, rollout.prompts_per_batch,
+                          rollout.max_new_tokens)  # fmt: skip
+            return _sampling(setting, stage, asked)
+        case "evaluate":
+            asked = Asked(evaluate.engine, 1, evaluate.prompts_per_batch, evaluate.max_new_tokens)
+            return _sampling(setting, stage, asked)
+        case "score":
+            return _score(setting)
+        case _:
+            return update_memory(setting)
 
 
-def _rollout(setting: Setting) -> StageMemory:
-    rollout = setting.config.rollout
-    return _sampling(setting, "rollout", rollout.engine, rollout.rollouts_per_example,
-                     rollout.prompts_per_batch, rollout.max_new_tokens)  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a stage samples."""
+
+    engine: str
+    answers: int
+    """Of a prompt."""
+    prompts: int
+    """Together."""
+    new_tokens: int
+    """At most."""
 
 
-def _evaluate(setting: Setting) -> StageMemory:
-    evaluate = setting.config.evaluate
-    return _sampling(setting, "evaluate", evaluate.engine, 1, evaluate.prompts_per_batch,
-                     evaluate.max_new_tokens)  # fmt: skip
-
-
-def _is_teachers(config: Config, stage: str) -> bool:
+def answers_of_teacher(config: Config, stage: str) -> bool:
+    """Whether the teacher is the model of a stage."""
     return stage in ("validate", "score") or (
         stage == "rollout" and config.rollout.source == "teacher"
     )
 
 
-def _sampling(
-    setting: Setting, stage: str, engine: str, rows: int, prompts: int, new_tokens: int
-) -> StageMemory:
-    config, lengths = setting.config, setting.lengths
-    teachers = _is_teachers(config, stage)
+def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
+    teachers = answers_of_teacher(setting.config, stage)
     shape = setting.teacher if teachers else setting.student
     weights, this = _frozen(setting, teachers)
-    size, text = this.precision.compute, shape.text
-    cache = 2 * text.keys * text.layers * size  # of a token
-    sentences = min(lengths.sentences, prompts)
+    lengths = setting.lengths
+    sentences = min(lengths.sentences, asked.prompts)
+    videos = math.ceil(asked.prompts / sentences)
     tree = lengths.tree(lengths.longest, sentences, 0)
     length = tree.shared + tree.own
-    pack = packed(tree, math.ceil(prompts / sentences), PREFILL_TOKENS)
-    held = prompts * length * cache
-    filling = pack.tokens * cache + _passing(this, pack)
-    answers = prompts * rows
-    repeated = 2 * text.queries * size if text.kv_heads < text.heads else 0
-    decoding = answers * new_tokens * cache
-    decoding += prompts * length * repeated
-    decoding += answers * text.heads * (length + new_tokens) * (3 * FLOAT32 + size)
-    saying = answers * text.vocabulary * (FLOAT32 + DRAW_BYTES)
+    cache = cache_bytes(shape, this.precision.compute)
+    if asked.engine != TRAINER:
+        parts = _served(setting, stage, this, weights, length + asked.new_tokens)
+        return StageMemory(stage, _there(parts), _on_host(setting, shape, weights, videos))
+    pack = packed(tree, videos, PREFILL_TOKENS)
+    answers, text = asked.prompts * asked.answers, shape.text
+    reading = pack.tokens * cache + passing(this, pack)
+    writing = answers * asked.new_tokens * cache
+    writing += answers * text.heads * (length + asked.new_tokens) * (3 * FLOAT32)
+    writing += answers * text.vocabulary * (FLOAT32 + DRAW_BYTES)
     parts = [
         Part("weights", weights),
-        Part("keys and values", held),
-        Part("decoding, or reading prompts", max(filling, decoding + saying)),
-    ]
+        Part("keys and values of prompts", asked.prompts * length * cache),
+        Part("reading prompts, or writing answers",
+             max(reading, writing) + _unpacked(setting, teachers)),
+    ]  # fmt: skip
     return StageMemory(stage, _on_device(setting, parts, fixed=1),
-                       _on_host(setting, weights, math.ceil(prompts / sentences)))  # fmt: skip
+                       _on_host(setting, shape, weights, videos))  # fmt: skip
+
+
+def _served(
+    setting: Setting, stage: str, this: Pass, weights: float, longest: float
+) -> list[Part]:
+    """Of a device on which another engine takes its share, and the gate what that leaves."""
+    engine, lengths = setting.config.vllm, setting.lengths
+    over = engine.tensor_parallel_size
+    one = lengths.tree(lengths.longest, 1, 0)
+    cache = longest * cache_bytes(this.shape, this.precision.compute)
+    work = passing(this, Pack(one, 1))
+    inside = (weights + cache + work) / over
+    gated = stage == "rollout" and not answers_of_teacher(setting.config, stage)
+    gate = weights + work if gated else 0.0
+    share = engine.gpu_memory_utilization
+    whole = max(inside / share, gate / (1 - share) if share < 1 else 0.0)
+    return [
+        Part("weights", weights / over),
+        Part("keys and values of one prompt", cache / over),
+        Part("reading a prompt", work / over),
+        Part("outside the engine's share", whole - inside),
+    ]
 
 
 def _score(setting: Setting) -> StageMemory:
     config, lengths = setting.config, setting.lengths
     weights, this = _frozen(setting, teacher=True)
-    tree = lengths.tree(lengths.longest, lengths.sentences, config.rollout.rollouts_per_example)
-    pack = packed(tree, SCORED_TOGETHER, config.update.max_tokens_per_pack)
+    rollouts = config.rollout.rollouts_per_example
+    sentences = min(lengths.sentences, SCORED_TOGETHER)
+    videos = math.ceil(SCORED_TOGETHER / sentences)
+    tree = lengths.tree(lengths.longest, sentences, rollouts)
+    host = _on_host(setting, setting.teacher, weights, videos)
+    if config.teacher.engine != TRAINER:
+        parts = _served(setting, "score", this, weights, tree.shared + tree.own + tree.answer)
+        return StageMemory("score", _there(parts), host)
+    pack = packed(tree, videos, config.update.max_tokens_per_pack)
     rows = min(pack.answers, config.update.completion_rows_per_chunk + tree.answer)
     copies = HEAD_COPIES + (1 if config.score.teacher_topk else 0)
     logits = rows * this.shape.text.vocabulary * copies * FLOAT32
+    logits += pack.tokens * this.shape.text.hidden * this.precision.residual
     parts = [
         Part("weights", weights),
-        Part("activations", max(_passing(this, pack), 0)),
-        Part("logits", logits),
+        Part("activations, or logits", max(passing(this, pack) + _unpacked(setting, True), logits)),
     ]
-    return StageMemory("score", _on_device(setting, parts, fixed=1),
-                       _on_host(setting, weights, SCORED_TOGETHER))  # fmt: skip
+    return StageMemory("score", _on_device(setting, parts, fixed=1), host)
 
 
-def _update(setting: Setting) -> StageMemory:
+def update_memory(setting: Setting) -> StageMemory:
     config, shape, lengths = setting.config, setting.student, setting.lengths
-    update, text = config.update, shape.text
-    training = training_of(config, shape)
+    update, numbers = config.update, parameters_of(shape)
+    training, this = training_of(config, shape), update_pass(setting)
+    text, over = shape.text, setting.devices
+    together = max(1.0, update.examples_per_step / over)
+    sentences = min(lengths.sentences, together)
+    videos = math.ceil(together / sentences)
+    tree = lengths.tree(lengths.longest, sentences, config.rollout.rollouts_per_example)
+    pack = packed(tree, videos, update.max_tokens_per_pack)
+    rows = min(pack.answers, update.completion_rows_per_chunk + tree.answer)
+    kept = pack.answers * text.vocabulary * FLOAT32 * _logits_kept(config)
+    logits = kept + rows * text.vocabulary * HEAD_COPIES * FLOAT32
+    cast = 0.0
+    if training.autocast and update.lora is None:
+        cast = float(training.served_bytes * (numbers.layers + numbers.embedding))
+    activations = saved(this, pack)
+    worst = max(
+        passing(this, pack) + kept + cast,
+        activations + logits + cast,
+        _stepping(training, setting.on_cpu) / over,
+    )
+    trained = float(training.parameters * training.trained_bytes)
+    frozen = float(training.frozen * training.served_bytes)
+    gathered = 0.0
+    if over > 1:  # two layers at a time, or the embedding, are there as a whole
+        gathered = training.trained_bytes * max(2 * numbers.layers / text.layers, numbers.embedding)
+    parts = [
+        Part("weights", (trained + frozen) / over),
+        Part("gradients", trained / over),
+        Part("optimiser's state", 0.0 if training.offload else training.state / over),
+        Part("weights gathered", gathered),
+        Part("reference", _reference(setting)),
+        Part("saved activations", activations),
+        Part("logits", kept),
+        Part("weights as they are cast", cast),
+        Part("a layer, or a step", worst - activations - kept - cast),
+    ]
+    opened = FLOAT32 if training.float32_weights and update.lora is None else training.served_bytes
+    beside = [
+        Part("weights before the update", float(training.parameters * training.served_bytes) / over),
+        Part("float32 weights", training.masters / over),
+        Part("optimiser's state", training.state / over if training.offload else 0.0),
+    ]
+    host = _on_host(setting, shape, float(numbers.all * opened), videos)
+    return StageMemory("update", _on_device(setting, parts, fixed=5), (*host, *_there(beside)))
+
+
+def update_pass(setting: Setting) -> Pass:
+    """The forward and backward pass of the config's update."""
+    update = setting.config.update
+    training = training_of(setting.config, setting.student)
     adapter = update.lora is not None
     residual = training.served_bytes if adapter else training.trained_bytes
-    this = Pass(
-        shape,
+    trained: Trained = "language" if update.freeze_vision else "all"
+    return Pass(
+        setting.student,
         Precision(residual, training.served_bytes, training.autocast),
-        "adapter" if adapter else ("language" if update.freeze_vision else "all"),
+        "adapter" if adapter else trained,
         update.gradient_checkpointing,
         setting.on_cpu,
     )
-    sentences = min(lengths.sentences, update.examples_per_step)
-    tree = lengths.tree(lengths.longest, sentences, config.rollout.rollouts_per_example)
-    videos = math.ceil(update.examples_per_step / sentences)
-    pack = packed(tree, videos, update.max_tokens_per_pack)
-    rows = min(pack.answers, update.completion_rows_per_chunk + tree.answer)
-    kept_logits = pack.answers * text.vocabulary * FLOAT32 * _logits_kept(config)
-    logits = kept_logits + rows * text.vocabulary * HEAD_COPIES * FLOAT32
-    backward = saved_by_layer(this, pack) if update.gradient_checkpointing else 0.0
-    passing = working(this, pack) + backward
-    cast = 0.0
-    if training.autocast and not adapter:
-        cast = float(training.served_bytes * (parameters_of(shape).layers + text.vocabulary * text.hidden))
-    activations = saved(this, pack)
-    stepping = _stepping(training, setting.on_cpu)
-    moving = max(activations + cast + max(passing + kept_logits, logits), stepping)
-    reference = _reference(setting)
-    parts = [
-        Part("weights", float(training.parameters * training.trained_bytes
-                              + training.frozen * training.served_bytes)),
-        Part("gradients", float(training.parameters * training.trained_bytes)),
-        Part("optimiser's state", 0.0 if training.offload else training.state),
-        Part("reference", reference),
-        Part("activations", activations),
-        Part("weights as they are cast", cast),
-        Part("logits", logits if activations + cast + logits >= moving - 1 else kept_logits),
-    ]  # fmt: skip
-    parts.append(Part("one layer, or a step", moving - sum(p.bytes for p in parts[4:])))
-    host = _on_host(setting, training.trained_bytes * shape_numbers(shape), videos)
-    beside = [Part("float32 weights", training.masters)]
-    if training.offload:
-        beside.append(Part("optimiser's state", training.state))
-    return StageMemory("update", _on_device(setting, parts, fixed=4), (*host, *_there(beside)))
-
-
-def shape_numbers(shape: ModelShape) -> int:
-    return parameters_of(shape).all
 
 
 def _reference(setting: Setting) -> float:
     config = setting.config
     asked = (OBJECTIVES[name].reference for name in config.objective_weights)
     needed = any(reference(config.update) for reference in asked if reference is not None)
-    return float(shape_numbers(setting.student) * BYTES[config.student.dtype]) if needed else 0.0
+    return weights_bytes(config, setting.student, teacher=False) if needed else 0.0
 
 
 def _logits_kept(config: Config) -> int:
@@ -273,32 +331,39 @@ def _stepping(training: Training, on_cpu: bool) -> float:
     """Bytes that a step of the optimiser needs meanwhile on the device."""
     if training.offload:
         return float(STEPPED_TOGETHER * 2 * FLOAT32)
-    if not training.float32_weights:
-        return float(min(STEPPED_TOGETHER, training.parameters) * STEP_BYTES)
-    if training.moments_bytes < MOMENTS["adamw"]:
-        return float(min(STEPPED_TOGETHER, training.parameters) * STEP_BYTES)
-    # torch steps all weights together on CUDA, one after the other on a CPU.
-    return 0.0 if on_cpu else float(training.parameters * FLOAT32)
+    if training.float32_weights and training.moments_bytes == MOMENTS["adamw"]:
+        # torch steps all weights together on CUDA, one after the other on a CPU.
+        return 0.0 if on_cpu else float(training.parameters * FLOAT32)
+    return float(min(STEPPED_TOGETHER, training.parameters) * STEP_BYTES)
+
+
+def cache_bytes(shape: ModelShape, size: int) -> int:
+    """Of the keys and values of a token."""
+    return 2 * shape.text.keys * shape.text.layers * size
 
 
 def _frozen(setting: Setting, teacher: bool) -> tuple[float, Pass]:
     """Bytes of a model that is not trained, and its pass."""
-    model = setting.config.teacher if teacher else setting.config.student
-    shape = setting.teacher if teacher else setting.student
-    size = BYTES[model.dtype]
+    config, shape = setting.config, setting.teacher if teacher else setting.student
+    size = BYTES[(config.teacher if teacher else config.student).dtype]
     this = Pass(shape, Precision(size, size), "nothing", False, setting.on_cpu)
-    return float(weights_bytes(setting.config, shape, teacher)), this
+    return weights_bytes(config, shape, teacher), this
 
 
 def weights_bytes(config: Config, shape: ModelShape, teacher: bool) -> float:
-    """Bytes of a model as it is sampled from or scores."""
+    """Bytes of a model as it is sampled from, or scores."""
     numbers = parameters_of(shape)
     size = BYTES[(config.teacher if teacher else config.student).dtype]
-    return float(numbers.all * size)
+    quantised = QUANTISED.get(config.teacher.quantise, size) if teacher else size
+    return numbers.layers * quantised + (numbers.all - numbers.layers) * size
 
 
-def _passing(this: Pass, pack: Pack) -> float:
-    return working(this, pack)
+def _unpacked(setting: Setting, teacher: bool) -> float:
+    """Bytes of a quantised matrix that is brought back to be multiplied."""
+    if not teacher or setting.config.teacher.quantise == "none":
+        return 0.0
+    text = setting.teacher.text
+    return float(text.hidden * text.inner * (FLOAT32 + BYTES[setting.config.teacher.dtype]))
 
 
 def _there(parts: list[Part]) -> tuple[Part, ...]:
@@ -313,25 +378,19 @@ def _on_device(setting: Setting, parts: list[Part], fixed: int) -> tuple[Part, .
     return _there(parts)
 
 
-def _on_host(setting: Setting, weights: float, videos: float) -> tuple[Part, ...]:
-    config, lengths, tower = setting.config, setting.lengths, setting.student.tower
-    vision = lengths.longest.vision
-    patches = tower.patches * tower.pixels * FLOAT32 * vision
+def _on_host(
+    setting: Setting, shape: ModelShape, weights: float, videos: float
+) -> tuple[Part, ...]:
+    config, tower = setting.config, shape.tower
+    vision = setting.lengths.longest.vision
     frames = min(CACHED_FRAMES, config.video.cached_videos * tower.frame_bytes * vision)
     parts = [
-        Part("the program", PROGRAM),
+        Part("the program", PROGRAM if setting.on_cpu else PROGRAM + CUDA_LIBRARIES),
         Part("weights on their way", 0.0 if setting.on_cpu else weights),
-        Part("pixels of a batch", videos * patches),
+        Part("pixels of a batch", videos * tower.patches * tower.pixels * FLOAT32 * vision),
         Part("decoded videos", float(frames)),
     ]
     return _there(parts)
 
 
-_STAGES: dict[str, Callable[[Setting], StageMemory]] = {
-    "validate": _validate,
-    "rollout": _rollout,
-    "score": _score,
-    "update": _update,
-    "evaluate": _evaluate,
-}
-STAGES = tuple(_STAGES)
+STAGES = ("validate", "rollout", "score", "update", "evaluate")

@@ -18,6 +18,8 @@ class Parameters:
     """0 where it is the embedding."""
     vision: int
     """Tower and mergers."""
+    mergers: int
+    """Of `vision`: what a token goes through once, and not each of its patches."""
     active_layers: int
     """Of `layers`, those that a token goes through: fewer where there are experts."""
     largest: int
@@ -50,7 +52,8 @@ def parameters_of(shape: ModelShape) -> Parameters:
         embedding=embedding,
         layers=layers,
         head=0 if shape.tied else embedding,
-        vision=_tower(tower),
+        vision=_tower(tower) + _mergers(tower),
+        mergers=_mergers(tower),
         active_layers=active,
         largest=max(embedding, of_experts),
     )
@@ -89,8 +92,11 @@ def _tower(tower: TowerShape) -> int:
     else:
         mlp = 2 * hidden * inner + inner + hidden
     patches = tower.pixels * hidden + (0 if tower.gated else hidden)
-    whole = patches + tower.positions * hidden + tower.layers * (attention + mlp + 2 * norm)
-    merged = tower.patches * hidden
-    merger = merged * (merged + 1) + tower.out * (merged + 1)
-    later = merger + 2 * merged  # the mergers of deepstack normalise merged features
-    return whole + merger + norm + tower.deepstack * later
+    return patches + tower.positions * hidden + tower.layers * (attention + mlp + 2 * norm)
+
+
+def _mergers(tower: TowerShape) -> int:
+    merged = tower.patches * tower.hidden
+    one = merged * (merged + 1) + tower.out * (merged + 1)
+    norm = tower.hidden if tower.gated else 2 * tower.hidden
+    return one + norm + tower.deepstack * (one + 2 * merged)  # these normalise what is merged
