@@ -167,6 +167,7 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     if not round_rows.needs_scores(work):
         return Done()
     begun.new_take()
+    round_rows.refuse_other_scores(work, policy)
     wanted = set(round_rows.candidates(work, policy))
     done = set(round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done

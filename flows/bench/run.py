@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 def print_list() -> None:
     """The names, each with what it measures."""
     for name, bench in BENCHES.items():
-        print(f"{name:<12} {bench.about}")
+        print(f"{name:<18} {bench.about}")
 
 
 def keep(path: Path, machine: str, rows: Sequence[Row]) -> None:
@@ -189,6 +189,12 @@ def _vllm() -> Iterator[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
+
+
+def _quantised_teacher() -> Iterator[Row]:
+    from flows.bench.quantised_teacher import quantised_teacher_rows
+
+    return quantised_teacher_rows()
 
 
 def _overhead() -> Iterator[Row]:
@@ -314,6 +320,9 @@ BENCHES = {
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees, tiny world", _vllm),
+    "quantised-teacher": Bench(
+        "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
+    ),
     "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),

@@ -14,6 +14,7 @@ import polars as pl
 
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
@@ -184,10 +185,14 @@ def opened(
 
 @contextmanager
 def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
+    from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
+    teacher = loaded.teacher.path
+    full = base_folder(teacher) if is_adapter(teacher) else teacher
+    architecture_in(full).refuse_quantise(loaded.teacher.quantise)
     if not looking:
         from opd_core.model.tree_model import set_threads
 

@@ -108,6 +108,12 @@ class Config(ChoosingSection):
                 f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
                 "teacher.engine = 'hf'"
             )
+        quantise = self.teacher.quantise
+        if quantise not in ("none", *scorer.quantises):
+            raise ValueError(
+                f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
+                f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
+            )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
@@ -147,6 +153,12 @@ class Config(ChoosingSection):
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
+            )
+        if objective.of_teacher == "logprobs" and self.teacher.quantise == "int4":
+            raise ValueError(
+                f"update.objective = {name!r} takes the teacher's log-prob of the sampled token as "
+                "it is, of which 4 bits a weight leave some tokens far off; set teacher.quantise = "
+                "'fp8', or update.objective = 'exact_reverse_kl'"
             )
         if objective.needs_groups and self.rollout.rollouts_per_example < 2:
             raise ValueError(

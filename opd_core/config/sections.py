@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from opd_core.config.section import LATER, ChoosingSection, Section
-from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES
+from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES, Quantise
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
@@ -50,6 +50,10 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
+    quantise: Quantise = Field(default="none", exclude_if=lambda value: value == "none")
+    """How the linear layers of its language model lie in memory: as `dtype` says, in `fp8` (half of
+    bfloat16), or in `int4` (a quarter; not for objectives of the sampled token). How they are
+    rounded is in `opd_core/model/quantised.py`."""
     cache: Path | None = None
     """Folder of another run, whose teacher predictions to the same question are copied."""
 

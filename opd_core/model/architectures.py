@@ -16,6 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
+from opd_core.extensions import Quantise
 from opd_core.types import VideoOPDError
 
 SizeRuleName = Literal["qwen3_vl", "qwen2_vl"]
@@ -175,6 +176,15 @@ class Architecture:
         tower, and no router."""
         router = self.experts is not None and f".{self.experts.router}." in name
         return not router and not self.is_vision(name)
+
+    def refuse_quantise(self, how: Quantise) -> None:
+        """Raises `VideoOPDError` where hardly any weight would be quantised: fused experts are no
+        linear layers."""
+        if how != "none" and self.experts is not None:
+            raise VideoOPDError(
+                f"teacher.quantise = {how!r} is for linear layers, and the experts of "
+                f"{self.model_type}, most of its weights, are none; set teacher.quantise = 'none'"
+            )
 
     def refuse_lora_of(self, unknown: Iterable[str], known: Iterable[str]) -> None:
         """Raises `VideoOPDError` where `update.lora.target_modules` has names that are none of the
