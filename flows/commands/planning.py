@@ -12,8 +12,8 @@ part_of_peak = number(float, lambda part: 0.0 < part <= 1.0, "a share above 0, a
 
 @command("plan", "what a round takes: memory, hours, disk; what fits")
 @config
-@click.option("--gpu", metavar="NAME", help="as H100, A100, L40S (default: the card that is here)")
-@click.option("--memory-gib", type=above_zero, metavar="N", help="of the device, instead of its own")
+@click.option("--gpu", metavar="NAME", help="as H100, L40S (default: the card that is here)")
+@click.option("--memory-gib", type=above_zero, metavar="N", help="of the device, not its own")
 @click.option(
     "--mfu", type=part_of_peak, default=0.4, metavar="X",
     help="the share of the card's peak that is taken to be reached",
@@ -29,14 +29,14 @@ def plan(
     as_json: bool, overrides: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Returns 1 where something does not fit."""
-    from flows.commands.plan_of_config import machine_of, plan_of
     from flows.commands.targets import config_target
     from flows.console.plan_tables import print_plan, print_plan_as_json
     from opd_core.config.load import load_config
+    from opd_core.plan.plan_of_config import machine_asked, plan_of
 
     target = config_target(config, overrides)
     loaded = load_config(target.file, target.overrides)
-    made = plan_of(loaded, machine_of(loaded, gpu, memory_gib, devices), mfu)
+    made = plan_of(loaded, machine_asked(loaded, gpu, memory_gib, devices), mfu)
     if as_json:
         print_plan_as_json(made)
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
 from opd_core.adapter_folder import base_folder, is_adapter
@@ -159,6 +160,7 @@ def opened(
     *,
     looking: bool = False,
     goes_on: bool = True,
+    stages: Sequence[str] | None = None,
 ) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
@@ -168,10 +170,12 @@ def opened(
     Makes the run where there is none, checks that student and teacher fit, and imports the
     annotations that are not in its tables yet. Refused before anything is computed, it leaves no
     folder behind. `looking`: only to see whether a stage has anything to do, without what computing
-    takes.
+    takes. `stages`: those that are to be done, of which each has to fit into memory; None: all.
     """
     loaded = load_config(config, overrides or ())
     check_folders(loaded, config)
+    if not looking:
+        refuse_what_cannot_fit(loaded, stages)
     refuse_busy(loaded)
     with (
         no_run_if_refused(loaded.run.path),

@@ -42,7 +42,11 @@ from opd_core.types import VideoOPDError
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
-_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+_PLACES = {
+    ("run", "path"),
+    *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    ("machine", "check_memory"),
+}
 
 
 class Config(ChoosingSection):
@@ -235,7 +239,7 @@ def config_hash(content: Content) -> str:
 
 def _what_counts(content: Content) -> Content:
     """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, and how often rows are appended: these change no number."""
+    kept, whether memory is looked at, and how often rows are appended: these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()

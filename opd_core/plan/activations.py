@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opd_core.plan.packs import Pack, blocks_of
-from opd_core.plan.shapes import ModelShape, TextShape, TowerShape
+from opd_core.plan.shapes import ModelShape, TextShape
 
 Trained = Literal["nothing", "adapter", "language", "all"]
 """`all`: the vision tower too."""
@@ -112,7 +112,8 @@ def _saved_by_tower(this: Pass, pack: Pack) -> float:
     tower, size = this.shape.tower, this.precision.compute
     patches = pack.vision * tower.patches
     hidden = tower.hidden * size
-    block = hidden if this.checkpointed else 11 * hidden + (4 if tower.gated else 2) * size * tower.inner
+    inner = (4 if tower.gated else 2) * size * tower.inner
+    block = hidden if this.checkpointed else 11 * hidden + inner
     merged = (1 + tower.deepstack) * 4 * hidden
     return patches * (tower.pixels * size + tower.layers * block + merged)
 

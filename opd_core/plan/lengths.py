@@ -69,7 +69,8 @@ class Annotations:
             words.append(count(example.query))
         if not words:
             return None
-        return cls(tuple(seconds.values()), tuple(each[v] for v in seconds), sum(words) / len(words))
+        mean = sum(words) / len(words)
+        return cls(tuple(seconds.values()), tuple(each[video] for video in seconds), mean)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,12 @@ class Lengths:
     def mean(self) -> Video:
         if self.annotations is None:
             return self.longest
-        videos = [self._of_seconds(s) for s in self.annotations.seconds]
-        return Video(*(_mean([getattr(v, n) for v in videos]) for n in ("frames", "vision", "stamps")))
+        videos = [self._of_seconds(seconds) for seconds in self.annotations.seconds]
+        return Video(
+            _mean([video.frames for video in videos]),
+            _mean([video.vision for video in videos]),
+            _mean([video.stamps for video in videos]),
+        )
 
     @cached_property
     def sentences(self) -> float:

@@ -192,7 +192,7 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
     pack = packed(tree, videos, PREFILL_TOKENS)
     answers, text = asked.prompts * asked.answers, shape.text
     reading = pack.tokens * cache + passing(this, pack)
-    writing = answers * asked.new_tokens * cache
+    writing = float(answers * asked.new_tokens * cache)
     writing += answers * text.heads * (length + asked.new_tokens) * (3 * FLOAT32)
     writing += answers * text.vocabulary * (FLOAT32 + DRAW_BYTES)
     parts = [
@@ -205,9 +205,7 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
                        _on_host(setting, shape, weights, videos))  # fmt: skip
 
 
-def _served(
-    setting: Setting, stage: str, this: Pass, weights: float, longest: float
-) -> list[Part]:
+def _served(setting: Setting, stage: str, this: Pass, weights: float, longest: float) -> list[Part]:
     """Of a device on which another engine takes its share, and the gate what that leaves."""
     engine, lengths = setting.config.vllm, setting.lengths
     over = engine.tensor_parallel_size
@@ -264,7 +262,7 @@ def update_memory(setting: Setting) -> StageMemory:
     kept = pack.answers * text.vocabulary * FLOAT32 * _logits_kept(config)
     logits = kept + rows * text.vocabulary * HEAD_COPIES * FLOAT32
     cast = 0.0
-    if training.autocast and update.lora is None:
+    if training.autocast and update.lora is None and over == 1:
         cast = float(training.served_bytes * (numbers.layers + numbers.embedding))
     activations = saved(this, pack)
     worst = max(
@@ -276,7 +274,7 @@ def update_memory(setting: Setting) -> StageMemory:
     frozen = float(training.frozen * training.served_bytes)
     gathered = 0.0
     if over > 1:  # two layers at a time, or the embedding, are there as a whole
-        gathered = training.trained_bytes * max(2 * numbers.layers / text.layers, numbers.embedding)
+        gathered = training.served_bytes * max(2 * numbers.layers / text.layers, numbers.embedding)
     parts = [
         Part("weights", (trained + frozen) / over),
         Part("gradients", trained / over),
@@ -290,7 +288,7 @@ def update_memory(setting: Setting) -> StageMemory:
     ]
     opened = FLOAT32 if training.float32_weights and update.lora is None else training.served_bytes
     beside = [
-        Part("weights before the update", float(training.parameters * training.served_bytes) / over),
+        Part("weights before the update", training.parameters * training.served_bytes / over),
         Part("float32 weights", training.masters / over),
         Part("optimiser's state", training.state / over if training.offload else 0.0),
     ]

@@ -41,11 +41,10 @@ class Tree:
 
     @property
     def scores(self) -> float:
-        """Pairs of a token and one that it sees: a causal root, branches that see it and their own."""
-        branch = self.own + self.answer
+        """Pairs of a token and one that it sees: earlier ones of the root, and of its own branch."""
         own = self.own**2 / 2 + self.rollouts * self.answer * (self.own + self.answer / 2)
         branches = self.own + self.rollouts * self.answer
-        return self.shared**2 / 2 + self.sentences * (branches * self.shared + own) if branch else 0
+        return self.shared**2 / 2 + self.sentences * (branches * self.shared + own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,11 +87,13 @@ def plan(
     evaluated: int | None = None,
     count: Callable[[str], int] = words_of,
     stages: Iterable[str] = STAGES,
+    remedies: bool = True,
 ) -> Plan:
     """The plan of a config on a machine.
 
     `mfu`: the share of the card's peak that is reached. `annotations`: of the training split, where
-    they are at hand; `evaluated`: examples of the eval split. `count`: tokens of a text. Raises
+    they are at hand; `evaluated`: examples of the eval split. `count`: tokens of a text. `stages`:
+    these only. `remedies`: whether it is asked what would make fit what does not. Raises
     `VideoOPDError` where the shape of a model cannot be told.
     """
     student, teacher = _model(config, "student"), _model(config, "teacher")
@@ -114,7 +116,7 @@ def plan(
         vision_tokens=lengths.mean.vision,
         prompt_tokens=lengths.mean.tokens + sum(lengths.question),
         answer_tokens=lengths.answer,
-        stages=tuple(_stage(setting, machine, mfu, stage, evaluated) for stage in done),
+        stages=tuple(_stage(setting, machine, mfu, stage, evaluated, remedies) for stage in done),
         disk=disk(setting),
     )
 
@@ -130,7 +132,12 @@ def takes_part(setting: Setting, stage: str) -> bool:
 
 
 def _stage(
-    setting: Setting, machine: Machine, mfu: float, stage: str, evaluated: int | None
+    setting: Setting,
+    machine: Machine,
+    mfu: float,
+    stage: str,
+    evaluated: int | None,
+    remedies: bool,
 ) -> StagePlan:
     memory, work = stage_memory(setting, stage), stage_work(setting, stage, evaluated)
     hours = None
@@ -138,11 +145,12 @@ def _stage(
         hours = work.hours(machine.card, mfu, machine.devices)
     fits = machine.fits(memory)
     change = None
-    if not fits:
+    if not fits and remedies:
 
         def would_fit(config: Config) -> bool:
             lengths = replace(setting.lengths, config=config)
-            return machine.fits(stage_memory(replace(setting, config=config, lengths=lengths), stage))
+            changed = replace(setting, config=config, lengths=lengths)
+            return machine.fits(stage_memory(changed, stage))
 
         change = remedy(setting.config, stage, would_fit)
     return StagePlan(stage, memory, work, hours, fits, change)

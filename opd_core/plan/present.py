@@ -35,7 +35,7 @@ def is_cpu(device: str) -> bool:
 
 def ram(groups: Path = CGROUP) -> int:
     """Bytes of memory that this process may use: the machine's, or what a container leaves it."""
-    limits = [psutil.virtual_memory().total]
+    limits = [int(psutil.virtual_memory().total)]
     mine = ""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -58,19 +58,18 @@ def _torch_has_cuda() -> bool:
 
 def _ask_driver(ordinal: int) -> Card | None:
     """Name and memory of a CUDA device, as CUDA_VISIBLE_DEVICES lets this process see it."""
+    driver = _driver()
+    device, memory, text = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), ordinal):
+        return None
+    if driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
+        return None
+    driver.cuDeviceGetName(text, len(text), device)
+    return card_of_device(text.value.decode(errors="replace"), float(memory.value))
+
+
+def _driver() -> ctypes.CDLL | None:
     for name in _DRIVERS:
-        try:
-            cuda = ctypes.CDLL(name)
-        except OSError:
-            continue
-        device, memory, text = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
-        asked = (
-            lambda: cuda.cuInit(0),
-            lambda: cuda.cuDeviceGet(ctypes.byref(device), ordinal),
-            lambda: cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
-            lambda: cuda.cuDeviceGetName(text, len(text), device),
-        )
-        if any(question() != 0 for question in asked):
-            return None
-        return card_of_device(text.value.decode(errors="replace"), float(memory.value))
+        with suppress(OSError):
+            return ctypes.CDLL(name)
     return None

@@ -7,7 +7,9 @@ import re
 Content = dict[str, object]
 
 
-def _qwen3_vl(hidden: int, inner: int, layers: int, heads: int, tied: bool, tower: Content) -> Content:
+def _qwen3_vl(
+    hidden: int, inner: int, layers: int, heads: int, tied: bool, tower: Content
+) -> Content:
     return {
         "model_type": "qwen3_vl",
         "tie_word_embeddings": tied,

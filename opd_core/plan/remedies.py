@@ -46,7 +46,7 @@ def _changes(config: Config, stage: str) -> Iterator[Change]:
             for bits in ("adamw_8bit", "adamw_4bit"):
                 yield {**low, "update.optimizer": bits}
             yield {"update.offload": True, "update.weights": "float32"}
-            yield {"update.lora": {"rank": 32}, "update.freeze_vision": True}
+            yield {"update.lora.rank": 32, "update.freeze_vision": True}
         return
     if stage in ("validate", "rollout"):
         for prompts in _halved(config.rollout.prompts_per_batch, 1):
@@ -76,8 +76,10 @@ def _halved(value: int, least: int) -> Iterator[int]:
 
 
 def _value(config: Config, name: str) -> object:
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
+    found: Any = config
+    for key in name.split("."):
+        found = None if found is None else getattr(found, key)
+    return found
 
 
 def _changed(config: Config, change: Mapping[str, Any]) -> Config | None:
@@ -85,8 +87,12 @@ def _changed(config: Config, change: Mapping[str, Any]) -> Config | None:
     content = config.model_dump()
     before = config.model_dump()
     for name, value in change.items():
-        section, key = name.split(".")
-        content[section][key] = value
+        *sections, key = name.split(".")
+        at = content
+        for section in sections:
+            at[section] = at[section] or {}
+            at = at[section]
+        at[key] = value
     try:
         return None if content == before else Config.model_validate(content)
     except ValidationError:

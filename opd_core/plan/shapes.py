@@ -205,7 +205,7 @@ class _Keys:
         value = self.content.get(key, otherwise)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise VideoOPDError(
-                f"{key} in {self._where} is {value!r} and should be a whole number above 0; restore "
-                "the model's config.json"
+                f"{key} in {self._where} is {value!r} and should be a whole number above 0; "
+                "restore the model's config.json"
             )
         return value

@@ -105,14 +105,16 @@ def _sampling(
     lengths, config = setting.lengths, setting.config
     teachers = answers_of_teacher(config, stage)
     shape = setting.teacher if teachers else setting.student
-    tree = lengths.tree(lengths.mean, lengths.sentences, 0)
-    videos = examples / lengths.sentences
+    sentences = min(lengths.sentences, together)  # a batch that is smaller parts them
+    tree = lengths.tree(lengths.mean, sentences, 0)
+    videos = examples / sentences
     read = Pack(tree, videos)
     language, vision = pass_flops(shape, read)
     written = examples * answers * lengths.answer
     numbers, text = parameters_of(shape), shape.text
     length = tree.shared + tree.own + lengths.answer / 2
-    each = 2.0 * (numbers.active_layers + numbers.embedding) + 4 * text.layers * text.queries * length
+    each = 2.0 * (numbers.active_layers + numbers.embedding)
+    each += 4.0 * text.layers * text.queries * length
     size = BYTES[(config.teacher if teachers else config.student).dtype]
     steps = math.ceil(examples / together) * lengths.answer
     rest = numbers.layers - numbers.active_layers
@@ -189,12 +191,11 @@ def disk(setting: Setting) -> Disk:
     rows = rollout.examples_per_round * rollout.rollouts_per_example
     of_token = 16.0 + 8 * score.teacher_topk + 4 * score.teacher_entropy
     of_token += 4 * setting.teacher.text.hidden * score.hidden_states
-    tables = rows * (4 * prompt + 8 * lengths.answer)
+    tables = float(rows * (4 * prompt + 8 * lengths.answer))
     if scores(setting):
         tables += rows * lengths.answer * of_token
-    seen = rollout.examples_per_round / lengths.sentences
-    if lengths.annotations is not None:
-        seen = len(lengths.annotations.seconds)
+    known = lengths.annotations
+    seen = len(known.seconds) if known else rollout.examples_per_round / lengths.sentences
     store = 0.0
     if config.frames.enabled:
         bytes_each = lengths.mean.vision * shape.tower.frame_bytes
