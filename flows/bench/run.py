@@ -191,6 +191,12 @@ def _vllm() -> Iterator[Row]:
         yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
 
 
+def _planned() -> Iterator[Row]:
+    from flows.bench.planned import planned_rows
+
+    return planned_rows()
+
+
 def _quantised_teacher() -> Iterator[Row]:
     from flows.bench.quantised_teacher import quantised_teacher_rows
 
@@ -323,6 +329,7 @@ BENCHES = {
     "quantised-teacher": Bench(
         "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
     ),
+    "plan": Bench("memory by `videoopd plan` against what stages take, on a CPU", _planned),
     "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),

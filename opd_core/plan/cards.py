@@ -50,11 +50,16 @@ def card(name: str) -> Card:
 
 
 def card_of_device(device: str, memory: float) -> Card:
-    """A card that is there: the longest name of `CARDS` that its own has, with the memory that it
-    says it has; one that is not known computes at no known speed."""
+    """A card that is there, with the memory that it says it has; its speed is that of the longest
+    name of `CARDS` that its own has, nearest in memory, or not known."""
     mine = device.casefold().replace(" ", "")
-    names = [n for n in CARDS if n.split("-")[0].casefold().replace(" ", "") in mine]
-    known = CARDS[max(names, key=len)] if names else None
-    if known is None:
+
+    def shared(known: Card) -> str:
+        name = known.name.split("-")[0].casefold().replace(" ", "")
+        return name if name in mine else ""
+
+    alike = [known for known in CARDS.values() if shared(known)]
+    if not alike:
         return Card(device, memory, None, None)
+    known = min(alike, key=lambda k: (-len(shared(k)), abs(k.memory - memory)))
     return Card(device, memory, known.flops, known.bandwidth)

@@ -380,8 +380,10 @@ def _on_host(
     setting: Setting, shape: ModelShape, weights: float, videos: float
 ) -> tuple[Part, ...]:
     config, tower = setting.config, shape.tower
-    vision = setting.lengths.longest.vision
-    frames = min(CACHED_FRAMES, config.video.cached_videos * tower.frame_bytes * vision)
+    vision, known = setting.lengths.longest.vision, setting.lengths.annotations
+    cached = config.video.cached_videos
+    cached = min(cached, len(known.seconds)) if known else cached
+    frames = min(CACHED_FRAMES, cached * tower.frame_bytes * vision)
     parts = [
         Part("the program", PROGRAM if setting.on_cpu else PROGRAM + CUDA_LIBRARIES),
         Part("weights on their way", 0.0 if setting.on_cpu else weights),

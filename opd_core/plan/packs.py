@@ -41,7 +41,7 @@ class Tree:
 
     @property
     def scores(self) -> float:
-        """Pairs of a token and one that it sees: earlier ones of the root, and of its own branch."""
+        """Pairs of a token and one that it sees: of the root, and of its own branch."""
         own = self.own**2 / 2 + self.rollouts * self.answer * (self.own + self.answer / 2)
         branches = self.own + self.rollouts * self.answer
         return self.shared**2 / 2 + self.sentences * (branches * self.shared + own)

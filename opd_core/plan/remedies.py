@@ -47,6 +47,7 @@ def _changes(config: Config, stage: str) -> Iterator[Change]:
                 yield {**low, "update.optimizer": bits}
             yield {"update.offload": True, "update.weights": "float32"}
             yield {"update.lora.rank": 32, "update.freeze_vision": True}
+        yield from _shorter_videos(config)
         return
     if stage in ("validate", "rollout"):
         for prompts in _halved(config.rollout.prompts_per_batch, 1):
@@ -65,6 +66,10 @@ def _changes(config: Config, stage: str) -> Iterator[Change]:
     if role == "teacher" and teacher.quantise == "none":
         yield {"teacher.quantise": "fp8"}
         yield {"teacher.quantise": "int4"}
+    yield from _shorter_videos(config)
+
+
+def _shorter_videos(config: Config) -> Iterator[Change]:
     for tokens in _halved(config.video.max_video_tokens, 1024):
         yield {"video.max_video_tokens": tokens}
 
