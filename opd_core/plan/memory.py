@@ -138,17 +138,19 @@ def stage_memory(setting: Setting, stage: str) -> StageMemory:
     """The memory of a stage, of one of `setting.devices` processes."""
     config = setting.config
     rollout, evaluate, teacher = config.rollout, config.evaluate, config.teacher
+    prompts = min(rollout.prompts_per_batch, rollout.examples_per_round)
     match stage:
         case "validate":
-            asked = Asked(teacher.engine, teacher.predictions, rollout.prompts_per_batch,
-                          rollout.max_new_tokens)  # fmt: skip
+            asked = Asked(teacher.engine, teacher.predictions, prompts, rollout.max_new_tokens)
             return _sampling(setting, stage, asked)
         case "rollout":
-            asked = Asked(rollout.engine, rollout.rollouts_per_example, rollout.prompts_per_batch,
+            asked = Asked(rollout.engine, rollout.rollouts_per_example, prompts,
                           rollout.max_new_tokens)  # fmt: skip
             return _sampling(setting, stage, asked)
         case "evaluate":
-            asked = Asked(evaluate.engine, 1, evaluate.prompts_per_batch, evaluate.max_new_tokens)
+            prompts = evaluate.prompts_per_batch
+            prompts = min(prompts, evaluate.max_examples or prompts)
+            asked = Asked(evaluate.engine, 1, prompts, evaluate.max_new_tokens)
             return _sampling(setting, stage, asked)
         case "score":
             return _score(setting)
@@ -182,7 +184,7 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
     weights, this = _frozen(setting, teachers)
     lengths = setting.lengths
     sentences = min(lengths.sentences, asked.prompts)
-    videos = math.ceil(asked.prompts / sentences)
+    videos = asked.prompts / sentences
     tree = lengths.tree(lengths.longest, sentences, 0)
     length = tree.shared + tree.own
     cache = cache_bytes(shape, this.precision.compute)
@@ -191,13 +193,16 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
         return StageMemory(stage, _there(parts), _on_host(setting, shape, weights, videos))
     pack = packed(tree, videos, PREFILL_TOKENS)
     answers, text = asked.prompts * asked.answers, shape.text
-    reading = pack.tokens * cache + passing(this, pack)
-    writing = float(answers * asked.new_tokens * cache)
+    filled = pack.tokens * cache
+    copies = pack.trees * pack.tree.sentences * length * cache  # a prompt's own, after the pass
+    reading = filled + max(passing(this, pack) - copies, 0.0)
+    held = asked.prompts * length * cache
+    writing = held / text.layers + answers * asked.new_tokens * cache  # prompts that end leave
     writing += answers * text.heads * (length + asked.new_tokens) * (3 * FLOAT32)
     writing += answers * text.vocabulary * (FLOAT32 + DRAW_BYTES)
     parts = [
         Part("weights", weights),
-        Part("keys and values of prompts", asked.prompts * length * cache),
+        Part("keys and values of prompts", held),
         Part("reading prompts, or writing answers",
              max(reading, writing) + _unpacked(setting, teachers)),
     ]  # fmt: skip
@@ -230,7 +235,7 @@ def _score(setting: Setting) -> StageMemory:
     weights, this = _frozen(setting, teacher=True)
     rollouts = config.rollout.rollouts_per_example
     sentences = min(lengths.sentences, SCORED_TOGETHER)
-    videos = math.ceil(SCORED_TOGETHER / sentences)
+    videos = SCORED_TOGETHER / sentences
     tree = lengths.tree(lengths.longest, sentences, rollouts)
     host = _on_host(setting, setting.teacher, weights, videos)
     if config.teacher.engine != TRAINER:
@@ -255,7 +260,7 @@ def update_memory(setting: Setting) -> StageMemory:
     text, over = shape.text, setting.devices
     together = max(1.0, update.examples_per_step / over)
     sentences = min(lengths.sentences, together)
-    videos = math.ceil(together / sentences)
+    videos = max(1.0, together / sentences)
     tree = lengths.tree(lengths.longest, sentences, config.rollout.rollouts_per_example)
     pack = packed(tree, videos, update.max_tokens_per_pack)
     rows = min(pack.answers, update.completion_rows_per_chunk + tree.answer)
@@ -381,13 +386,14 @@ def _on_host(
 ) -> tuple[Part, ...]:
     config, tower = setting.config, shape.tower
     vision, known = setting.lengths.longest.vision, setting.lengths.annotations
+    pixels = math.ceil(videos) * vision * tower.patches * tower.pixels * FLOAT32
     cached = config.video.cached_videos
     cached = min(cached, len(known.seconds)) if known else cached
     frames = min(CACHED_FRAMES, cached * tower.frame_bytes * vision)
     parts = [
         Part("the program", PROGRAM if setting.on_cpu else PROGRAM + CUDA_LIBRARIES),
         Part("weights on their way", 0.0 if setting.on_cpu else weights),
-        Part("pixels of a batch", videos * tower.patches * tower.pixels * FLOAT32 * vision),
+        Part("pixels of a batch", float(pixels)),
         Part("decoded videos", float(frames)),
     ]
     return _there(parts)

@@ -195,10 +195,10 @@ def disk(setting: Setting) -> Disk:
     if scores(setting):
         tables += rows * lengths.answer * of_token
     known = lengths.annotations
-    seen = len(known.seconds) if known else rollout.examples_per_round / lengths.sentences
+    seen = float(len(known.seconds)) if known else rollout.examples_per_round / lengths.sentences
     store = 0.0
     if config.frames.enabled:
-        bytes_each = lengths.mean.vision * shape.tower.frame_bytes
+        bytes_each = float(lengths.mean.vision * shape.tower.frame_bytes)
         bytes_each /= 10 if config.frames.codec == "jpeg" else 1
         store = min(config.frames.max_gib * 2**30, seen * bytes_each)
     return Disk(float(numbers * training.served_bytes), state, tables, store)

@@ -105,7 +105,7 @@ class Case:
 
     @property
     def weights(self) -> float:
-        return sum(p.numel() * p.element_size() for p in self.model.model.parameters())
+        return float(sum(p.numel() * p.element_size() for p in self.model.model.parameters()))
 
 
 def case_of(name: str, mode: Mode, all_trained: bool = False, checkpointed: bool = False) -> Case:
