@@ -198,6 +198,12 @@ def _vllm() -> Iterator[Row]:
         yield from engine_idle_rows(config, REPETITIONS)
 
 
+def _planned() -> Iterator[Row]:
+    from flows.bench.planned import planned_rows
+
+    return planned_rows()
+
+
 def _quantised_teacher() -> Iterator[Row]:
     from flows.bench.quantised_teacher import quantised_teacher_rows
 
@@ -330,6 +336,7 @@ BENCHES = {
     "quantised-teacher": Bench(
         "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
     ),
+    "plan": Bench("memory by `videoopd plan` against what stages take, on a CPU", _planned),
     "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
@@ -174,6 +175,7 @@ def opened(
     *,
     looking: bool = False,
     goes_on: bool = True,
+    stages: Sequence[str] | None = None,
 ) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
@@ -183,11 +185,13 @@ def opened(
     Makes the run where there is none, checks that student and teacher fit, and imports the
     annotations that are not in its tables yet. Refused before anything is computed, it leaves no
     folder behind. `looking`: only to see whether a stage has anything to do, without what computing
-    takes.
+    takes. `stages`: those that are to be done, of which each has to fit into memory; None: all.
     """
     written = load_config(config, overrides or ())
     refuse_busy(written)
     loaded = with_checked_folders(written, config)
+    if not looking:
+        refuse_what_cannot_fit(loaded, stages)
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),

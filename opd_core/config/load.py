@@ -45,7 +45,11 @@ from opd_core.types import VideoOPDError
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
-_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+_PLACES = {
+    ("run", "path"),
+    *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    ("machine", "check_memory"),
+}
 # How often steps of an update are saved: it goes on as if it had not been killed.
 _PLACES |= {("update", "save_minutes")}
 # How often rows are appended, and whose weights are kept: they change no number either.
@@ -243,7 +247,8 @@ def config_hash(content: Content) -> str:
 
 def _what_counts(content: Content) -> Content:
     """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, how often rows and steps are saved, and which policies stay: these change no number."""
+    kept, whether memory is looked at, how often rows and steps are saved, and which policies stay:
+    these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()
