@@ -52,7 +52,12 @@ class Recipe:
 
 _TEACHER = Recipe("teacher", steps=1500, horizon=1500, lr=1.5e-3)
 _STUDENT = Recipe("student", steps=600, horizon=1500, lr=1.5e-3, inside_layer=1)
-_LONG: dict[str, Any] = {"scene": "long", "videos_per_step": 4, "train_videos": 2000}
+_LONG: dict[str, Any] = {
+    "scene": "long",
+    "videos_per_step": 4,
+    "vision_steps": 300,
+    "train_videos": 2000,
+}
 RECIPES: dict[str, Recipe] = {
     "teacher": _TEACHER,
     "student": _STUDENT,
