@@ -48,10 +48,11 @@ def _forward(
     query, key = rotate(query, key, *position_embeddings)
     if not (cu_seqlens.diff() * frames == patches).all():
         raise ValueError(f"{patches} patches are not {frames} frames of one size")
+    query_FHLD, key_FHLD, value_FHLD = (
+        x.view(frames, patches // frames, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
+    )
     output_FHLD = F.scaled_dot_product_attention(
-        *(x.view(frames, patches // frames, *x.shape[1:]).transpose(1, 2)
-          for x in (query, key, value)),
-        scale=attention.scaling,
-    )  # fmt: skip
+        query_FHLD, key_FHLD, value_FHLD, scale=attention.scaling
+    )
     output: Tensor = attention.proj(output_FHLD.transpose(1, 2).reshape(patches, -1))
     return output
