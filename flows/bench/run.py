@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.bench.tiny_config import world_config
+from flows.bench.tiny_config import DEMO, world_config
 from opd_core.types import VideoOPDError
 from storage.files import write_json
 
@@ -201,7 +201,7 @@ def _overhead() -> Iterator[Row]:
         config = world_config(Path(folder), seed=0)
         flow = round_flow()
         # Without the frame store, which would decode a round's videos once for ever; rounds of a
-        # third of the demo's work, which makes the share of what is measured larger, not smaller.
+        # third of the config's work, which makes the share of what is measured larger, not smaller.
         decoding = [
             "frames.enabled=false", "rollout.examples_per_round=384", "update.epochs=3",
         ]  # fmt: skip
@@ -279,7 +279,7 @@ def _gain() -> Iterator[Row]:
 
 
 def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, Any]]:
-    config = world_config(folder, seed)
+    config = world_config(folder, seed, like=DEMO)
     began = time.perf_counter()
     summary = flow(config, rounds=3, overrides=[])
     mious = [r.miou for r in summary.rounds if r.miou is not None]

@@ -1,11 +1,12 @@
-"""What a study's annotations have wrong, and how well an unreliable teacher tells (TRPV).
+"""What annotations have wrong, and how well an unreliable teacher tells (TRPV).
 
-The truth is kept beside the training split of each world; only this analysis reads it.
+The truth is kept beside the training split of each world; only this analysis, of a study or of the
+demo, reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -82,20 +83,22 @@ def length(span: Span) -> float:
 
 def filtering(judged: Sequence[Judged]) -> tuple[Filtering, ...]:
     """Precision and recall at each of `THRESHOLDS`; what does not reach one is dropped."""
+    bad = any(one.annotation_iou < BAD_BELOW for one in judged)
+    return tuple(filtering_at(threshold, judged) for threshold in THRESHOLDS) if bad else ()
+
+
+def filtering_at(min_teacher_iou: float, judged: Sequence[Judged]) -> Filtering:
+    """Precision and recall of dropping what does not reach `min_teacher_iou`, of at least one
+    sentence."""
+    dropped = [one for one in judged if one.teacher_iou < min_teacher_iou]
     bad = sum(one.annotation_iou < BAD_BELOW for one in judged)
-    rows = []
-    for threshold in THRESHOLDS if bad else ():
-        dropped = [one for one in judged if one.teacher_iou < threshold]
-        caught = sum(one.annotation_iou < BAD_BELOW for one in dropped)
-        rows.append(
-            Filtering(
-                threshold,
-                len(dropped) / len(judged),
-                caught / len(dropped) if dropped else None,
-                caught / bad,
-            )
-        )
-    return tuple(rows)
+    caught = sum(one.annotation_iou < BAD_BELOW for one in dropped)
+    return Filtering(
+        min_teacher_iou,
+        len(dropped) / len(judged),
+        caught / len(dropped) if dropped else None,
+        caught / bad if bad else None,
+    )
 
 
 def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
@@ -105,7 +108,7 @@ def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
     judged: dict[int, list[Judged]] = {}
     for run in runs:
         if run.rounds and not judged.get(run.seed):
-            judged[run.seed] = _judged(plan.path(run), worlds[run.seed])
+            judged[run.seed] = read_judged(plan.path(run), worlds[run.seed])
     sentences = [one for world in worlds.values() for one in world.values()]
     pooled = list(chain.from_iterable(judged.values()))
     return Wrongness(
@@ -118,14 +121,17 @@ def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
 
 
 def annotated(world: Path) -> dict[str, Annotated]:
-    """Example id -> annotation and truth, of a world's training sentences."""
-    training = _examples(world / "train-without-tune.jsonl")
-    truth = world / "train_truth.jsonl"
-    if not truth.exists():  # annotated cleanly: as `tinyworld make` leaves it out
-        return {e.example_id: Annotated(e.span, e.span) for e in training}
-    pairs = zip(training, _examples(truth), strict=False)  # the truth of the tune videos is last
+    """Example id -> annotation and truth, of a study's world. The truth of its tune videos comes
+    last, and has no annotation."""
+    training, truth = world / "train-without-tune.jsonl", world / "train_truth.jsonl"
+    # Of a world that is annotated cleanly `tinyworld make` leaves the truth out.
+    return paired(training, truth if truth.exists() else training)
+
+
+def paired(annotations: Path, truth: Path) -> dict[str, Annotated]:
+    """Example id -> annotation and truth, of the sentences of two files in the same order."""
     found = {}
-    for example, true in pairs:
+    for example, true in zip(_examples(annotations), _examples(truth), strict=False):
         assert (example.video_path, example.query) == (true.video_path, true.query)
         found[example.example_id] = Annotated(example.span, true.span)
     return found
@@ -135,7 +141,8 @@ def _examples(file: Path) -> list[GroundingExample]:
     return [e for e in read_timelens(file, "train") if isinstance(e, GroundingExample)]
 
 
-def _judged(path: Path, world: dict[str, Annotated]) -> list[Judged]:
+def read_judged(path: Path, world: Mapping[str, Annotated]) -> list[Judged]:
+    """The sentences of a world that the teacher answered in the run at `path`."""
     import polars as pl
 
     from storage.runs.run import Run
