@@ -95,12 +95,14 @@ def train(
     name: str, out: Path | None, steps: int | None, seed: int | None,
     lr: float | None, threads: int, device: str,
 ) -> None:  # fmt: skip
+    from flows.shipped import shipped_files
     from opd_core.tinyworld.train import train
     from storage.files import make_folder
 
     out = out or Path("configs/tiny") / name
     make_folder(out)  # before hours of training, not after
     train(name, out, steps=steps, seed=seed, lr=lr, threads=threads, device=device,
+          shipped=shipped_files() / "configs" / "tiny",
           report=lambda line: print(line, flush=True))  # fmt: skip
 
 

@@ -8,7 +8,8 @@ tree, helped at first by two losses which show it where to look (`pointing.py`).
 trained to the end; the student's second stage stops early, while it rises: it sees, it knows the
 format, and it still has most of the task to learn from its teacher. The loose student is trained to
 the end as well, and then on annotations as people make them (`annotators.py`): it sees, and answers
-loosely, as models do that have learned from data of this field.
+loosely, as models do that have learned from data of this field. The models of the long scene begin
+with those of the short one.
 
     stage 1   sigmoid cross-entropy of (second, colour and form) on the merged vision tokens
     stage 2   - mean log p(answer token) * answer_weight + pointing losses (fading out)
@@ -41,7 +42,7 @@ from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack, grow, pack
 from opd_core.model.tree_attention import PackedAttention, TreeLayout
-from opd_core.model.tree_model import TreeModel, choose_device
+from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.spans.answer_reader import parse_span
 from opd_core.spans.grounding import answer_iou
@@ -78,6 +79,7 @@ def train(
     lr: float | None = None,
     settings: Recipe | None = None,
     world: Path | str | None = None,
+    shipped: Path = Path("configs/tiny"),
     threads: int = 1,
     device: str = "cpu",
     report: Report | None = None,
@@ -85,8 +87,9 @@ def train(
     """Trains the model of a name in `RECIPES`; writes its checkpoint and `TRAINING.json` to `out`.
 
     `steps`, `seed` and `lr` override `settings`, which default to `RECIPES[name]`. `world` is a
-    folder to make (or find) the training videos in, by default a temporary one. `device` is where
-    the model is trained; it is measured on the CPU. Returns the content of `TRAINING.json`:
+    folder to make (or find) the training videos in, by default a temporary one; in `shipped` lies
+    the model that this one begins with, if any. `device` is where the model is trained; it is
+    measured on the CPU. Returns the content of `TRAINING.json`:
     settings, numbers, and the accuracy of the weights as read back from disk. Nothing in `out` is
     touched before the training is through.
     """
@@ -101,7 +104,11 @@ def train(
     out = Path(out)
     scene = SCENES[chosen.scene]
     processor = build_processor(scene)
-    model = build_model(chosen.size, processor.tokenizer, chosen.seed).to(place)
+    model = build_model(chosen.size, processor.tokenizer, chosen.seed)
+    if chosen.begins_with is not None:
+        begun_with = load_model(shipped / chosen.begins_with, "float32")
+        model.load_state_dict(begun_with.state_dict())
+    model.to(place)
     with tempfile.TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
         model.config.save_pretrained(scratch)
