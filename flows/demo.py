@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from storage.files import disk_troubles, make_folder, short, write_bytes_whole
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
     from opd_core.tinyworld.world import World
+    from opd_core.tinyworld.wrongness import Annotated, Judged
 
 FOLDER = "videoopd-demo"
 """Made in the current folder, outside a checkout."""
@@ -114,7 +116,7 @@ def copy_shipped(folder: Path) -> Path:
 
 def _what_was_filtered(run_path: Path, world: World, min_teacher_iou: float) -> str:
     """How well TRPV tells wrong annotations, in a sentence; nothing else here reads the truth."""
-    from flows.study.wrongness import BAD_BELOW, filtering_at, paired, read_judged
+    from opd_core.tinyworld.wrongness import BAD_BELOW, filtering_at, paired
 
     judged = read_judged(run_path, paired(world.train, world.truth))
     dropped = filtering_at(min_teacher_iou, judged)
@@ -124,6 +126,20 @@ def _what_was_filtered(run_path: Path, world: World, min_teacher_iou: float) -> 
         f"TRPV: the teacher's answers fit {dropped.dropped:.0%} of {len(judged):,} annotations too "
         f"little; wrong (IoU with the truth below {BAD_BELOW}) are {wrong:.0%} of all{of_those}"
     )
+
+
+def read_judged(path: Path, world: Mapping[str, Annotated]) -> list[Judged]:
+    """The sentences of a world that the teacher answered in the run at `path`."""
+    import polars as pl
+
+    from opd_core.tinyworld.wrongness import Judged
+    from storage.runs.run import Run
+
+    teacher = Run.open(path).teacher_predictions().group_by("example_id").agg(pl.col("iou").mean())
+    return [
+        Judged(iou, world[example].iou)
+        for example, iou in teacher.sort("example_id").collect().select("example_id", "iou").rows()
+    ]
 
 
 def _next_steps(run_path: Path) -> None:

@@ -1,64 +1,23 @@
-"""What annotations have wrong, and how well an unreliable teacher tells (TRPV).
-
-The truth is kept beside the training split of each world; only this analysis, of a study or of the
-demo, reads it.
-"""
+"""What a study's annotations have wrong, and how well an unreliable teacher tells (TRPV)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from flows.demo import read_judged
 from flows.study.plan import Plan, StudyRun
-from opd_core.annotations.timelens import read_timelens
-from opd_core.spans.grounding import temporal_iou
-from opd_core.types import GroundingExample, Span
-
-BAD_BELOW = 0.5
-"""IoU with the truth under which an annotation counts as bad."""
-THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
-
-
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """One training sentence: what is written down, and what is true."""
-
-    annotation: Span
-    truth: Span
-
-    @property
-    def iou(self) -> float:
-        return temporal_iou(self.annotation, self.truth)
-
-    @property
-    def seconds_longer(self) -> float:
-        return length(self.annotation) - length(self.truth)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A training sentence that the teacher answered."""
-
-    teacher_iou: float
-    """Mean IoU of its answers with the annotation: what TRPV looks at."""
-    annotation_iou: float
-    """IoU of the annotation with the truth, which TRPV cannot see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Filtering:
-    """TRPV as a filter of bad annotations, at one `min_teacher_iou`."""
-
-    min_teacher_iou: float
-    dropped: float
-    """Share of all sentences."""
-    precision: float | None
-    """Share of the dropped that are bad; None where none is dropped."""
-    recall: float | None
-    """Share of the bad that are dropped; None where none is bad."""
+from opd_core.tinyworld.wrongness import (
+    BAD_BELOW,
+    Annotated,
+    Filtering,
+    Judged,
+    filtering,
+    paired,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +33,6 @@ class Wrongness:
     """Sentences that a teacher answered."""
     filtering: tuple[Filtering, ...]
     """By `min_teacher_iou`; none where no arm asked the teacher, or no annotation is bad."""
-
-
-def length(span: Span) -> float:
-    """Seconds."""
-    return span.end - span.start
-
-
-def filtering(judged: Sequence[Judged]) -> tuple[Filtering, ...]:
-    """Precision and recall at each of `THRESHOLDS`; what does not reach one is dropped."""
-    bad = any(one.annotation_iou < BAD_BELOW for one in judged)
-    return tuple(filtering_at(threshold, judged) for threshold in THRESHOLDS) if bad else ()
-
-
-def filtering_at(min_teacher_iou: float, judged: Sequence[Judged]) -> Filtering:
-    """Precision and recall of dropping what does not reach `min_teacher_iou`, of at least one
-    sentence."""
-    dropped = [one for one in judged if one.teacher_iou < min_teacher_iou]
-    bad = sum(one.annotation_iou < BAD_BELOW for one in judged)
-    caught = sum(one.annotation_iou < BAD_BELOW for one in dropped)
-    return Filtering(
-        min_teacher_iou,
-        len(dropped) / len(judged),
-        caught / len(dropped) if dropped else None,
-        caught / bad if bad else None,
-    )
 
 
 def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
@@ -126,29 +60,3 @@ def annotated(world: Path) -> dict[str, Annotated]:
     training, truth = world / "train-without-tune.jsonl", world / "train_truth.jsonl"
     # Of a world that is annotated cleanly `tinyworld make` leaves the truth out.
     return paired(training, truth if truth.exists() else training)
-
-
-def paired(annotations: Path, truth: Path) -> dict[str, Annotated]:
-    """Example id -> annotation and truth, of the sentences of two files in the same order."""
-    found = {}
-    for example, true in zip(_examples(annotations), _examples(truth), strict=False):
-        assert (example.video_path, example.query) == (true.video_path, true.query)
-        found[example.example_id] = Annotated(example.span, true.span)
-    return found
-
-
-def _examples(file: Path) -> list[GroundingExample]:
-    return [e for e in read_timelens(file, "train") if isinstance(e, GroundingExample)]
-
-
-def read_judged(path: Path, world: Mapping[str, Annotated]) -> list[Judged]:
-    """The sentences of a world that the teacher answered in the run at `path`."""
-    import polars as pl
-
-    from storage.runs.run import Run
-
-    teacher = Run.open(path).teacher_predictions().group_by("example_id").agg(pl.col("iou").mean())
-    return [
-        Judged(iou, world[example].iou)
-        for example, iou in teacher.sort("example_id").collect().select("example_id", "iou").rows()
-    ]

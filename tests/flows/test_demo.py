@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from flows.demo import _what_was_filtered
-from flows.study.wrongness import paired
 from opd_core.tinyworld.world import make_world
+from opd_core.tinyworld.wrongness import paired
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 from tests.tiny_config import as_toml, tiny_settings

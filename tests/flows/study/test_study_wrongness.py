@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.study.wrongness import Judged, annotated, filtering, filtering_at
+from flows.study.wrongness import annotated
 from opd_core.tinyworld.world import make_world
+from opd_core.tinyworld.wrongness import Judged, filtering, filtering_at
 
 
 def test_precision_and_recall_of_what_is_dropped() -> None:

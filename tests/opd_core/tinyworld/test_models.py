@@ -20,6 +20,7 @@ from opd_core.tinyworld.models import (
     save_model,
 )
 from opd_core.tinyworld.recipes import RECIPES
+from opd_core.tinyworld.scenes import SCENES
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "tiny"
 
