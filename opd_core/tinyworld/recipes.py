@@ -69,7 +69,7 @@ RECIPES: dict[str, Recipe] = {
     "loose-student": replace(_STUDENT, steps=1500, loose_steps=300),
     "long-teacher": replace(_TEACHER, begins_with="teacher", steps=500, horizon=500, **_LONG),
     "long-loose-student": replace(
-        _STUDENT, begins_with="loose-student", steps=300, horizon=300, loose_steps=150, **_LONG
+        _STUDENT, begins_with="loose-student", steps=600, horizon=600, loose_steps=150, **_LONG
     ),
 }
 """By the name of the model and of its folder."""
