@@ -1,5 +1,6 @@
 """The benches run; what they measure is for `make bench`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from flows.bench import engine_idle
 from flows.bench.claims_cost import ANSWER, PROMPTS, Judge, Trainer, claims_cost_rows
 from flows.bench.interleaved import at_least, at_most, medians
+from flows.bench.tiny_config import BASE, DEMO, Shipped, world_config
+from flows.demo import config_file
+from opd_core.config.load import load_config
 from opd_core.model import token_count
 from opd_core.tinyworld.world import World
 from tests.tiny_config import as_toml, tiny_settings
@@ -22,6 +26,24 @@ def test_alternatives_take_turns_after_one_unmeasured_turn() -> None:
 def test_a_promise_is_met_or_not() -> None:
     assert at_least("x", 2.0, 2.0).met and not at_least("x", 1.9, 2.0).met
     assert at_most("x", 2.0, 2.0).met and not at_most("x", 2.1, 2.0).met
+
+
+@pytest.mark.parametrize("like", [BASE, DEMO], ids=lambda shipped: shipped.name)
+def test_a_config_of_a_bench_has_all_its_own(tmp_path: Path, like: Shipped) -> None:
+    config = load_config(world_config(tmp_path, 3, 2, 1, like))
+    assert config.run.seed == 3 and config.run.path == tmp_path / "run"
+    for file in (config.data.train, config.data.eval, config.data.videos):
+        assert file.exists() and file.is_relative_to(tmp_path / "world")
+    assert (config.student.path / "config.json").is_file()
+    assert (config.teacher.path / "config.json").is_file()
+    made = json.loads((tmp_path / "world" / "world.json").read_text())
+    assert ("annotators" in made) == (like.annotations == "loose")
+
+
+def test_a_bench_of_the_demo_runs_its_config(tmp_path: Path) -> None:
+    places = {"run", "data"}
+    bench = load_config(world_config(tmp_path, 0, 2, 1, DEMO)).model_dump(exclude=places)
+    assert bench == load_config(config_file()).model_dump(exclude=places)
 
 
 @pytest.fixture(scope="module")
