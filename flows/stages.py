@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from flows.console.progress import progress
-from flows.stage import prediction_cache, score_cache
+from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
 from flows.stage.given_up import given_up
@@ -168,6 +168,7 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     if not round_rows.needs_scores(work):
         return Done()
     begun.new_take()
+    round_rows.refuse_other_scores(work, policy)
     wanted = set(round_rows.candidates(work, policy))
     done = set(round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -285,7 +286,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if policy.version < run.current_policy().version and not begun.again:
         return Done()
     work.about_to_work()
-    from opd_core.update.student import Trained, plan_steps, update_student
+    from opd_core.update.student import Trained, TrainerFolders, plan_steps, update_student
 
     restart = work.continuation(policy)
     selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
@@ -320,6 +321,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     uses_scores = round_rows.needs_scores(work)
     candidates = len(round_rows.candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
+    trainer = TrainerFolders(run.trainer_folder(policy), run.trainer_staging(policy.version + 1))
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
         result = update_student(
@@ -329,9 +331,10 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             staging,
             lambda _: advance(1),
             run.policy(0).path,
+            trainer,
             restart is not None,
         )
-    new = run.publish_policy(staging, policy)
+    new = run.publish_policy(staging, policy, trainer.new)
     first = result.first_step
     row = Update(
         policy_version=new.version,
@@ -353,9 +356,13 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         mean_logprob_mismatch=None if first is None else first.mean,
         logprob_bound=None if first is None else first.largest_bound,
         mean_logprob_bound=None if first is None else first.mean_bound,
+        moved_share=result.moved_share,
+        stages=uses.of_round(run.path, policy.version),
     )
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
+    run.keep_newest_trainer()
+    uses.forget(run.path, policy.version)
     notes = {"stopped_early": result.stopped_early, "optimizer_restarted": restart}
     return Done(1, len(result.steps), notes)
 

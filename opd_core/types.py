@@ -414,6 +414,24 @@ class TrainedRollout:
 
 
 @dataclass(frozen=True, slots=True)
+class StageUse:
+    """What a stage of a round took, its executions together; one that was killed is not in it."""
+
+    stage: Annotated[str, "Its name; `evaluate`: of the policy that the round samples from."]
+    seconds: Annotated[float, "Wall-clock."]
+    tokens: Annotated[
+        int | None,
+        "Tokens that passed through models of its process, a shared prefix once, a forward and "
+        "backward pass once; None: none did, as where the engine is another process.",
+    ]
+    tokens_per_second: Annotated[float | None, "tokens / seconds."]
+    peak_memory: Annotated[int, "Bytes that its process held at most."]
+    memory_of: Annotated[
+        str, "`cuda`: allocated on the accelerator; `process`: resident, of the process."
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """A committed round: policy `policy_version - 1` became `policy_version`. Written last."""
 
@@ -461,6 +479,16 @@ class Update:
     mean_logprob_bound: Annotated[
         float | None,
         "Nats that the mean was held against; null where it was not bounded.",
+    ] = None
+    moved_share: Annotated[
+        float | None,
+        "Share of the trained weights that are others than the parent's, both in "
+        "student.dtype, as the sampler sees them; null: rows of older programs.",
+    ] = None
+    stages: Annotated[
+        Sequence[StageUse] | None,
+        "Seconds, tokens and memory of the round's stages up to this one; null: rows of "
+        "older programs.",
     ] = None
 
 

@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 
 from tests.tiny_config import ROOT, as_toml, tiny_settings
 
-LEFT_OUT = {"run_id", "config_hash", "git_commit", "attempt", "written_at", "seconds"}
+LEFT_OUT = {
+    "run_id", "config_hash", "git_commit", "attempt", "written_at", "seconds", "stages",
+}  # fmt: skip
 """Columns, also inside structs. `config_hash` is of a text that a new config key changes."""
 
 VARIANTS = {

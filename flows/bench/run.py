@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 def print_list() -> None:
     """The names, each with what it measures."""
     for name, bench in BENCHES.items():
-        print(f"{name:<12} {bench.about}")
+        print(f"{name:<18} {bench.about}")
 
 
 def keep(path: Path, machine: str, rows: Sequence[Row]) -> None:
@@ -191,6 +191,12 @@ def _vllm() -> Iterator[Row]:
         yield vllm_scoring_row(world_config(Path(folder), seed=0), REPETITIONS)
 
 
+def _quantised_teacher() -> Iterator[Row]:
+    from flows.bench.quantised_teacher import quantised_teacher_rows
+
+    return quantised_teacher_rows()
+
+
 def _overhead() -> Iterator[Row]:
     """What Prefect, Lance and decoding add to the compute of the same rounds."""
     from flows.bench.interleaved import at_most
@@ -291,6 +297,12 @@ def _demo_gain(flow: Rounds, folder: Path, seed: int) -> tuple[float, dict[str, 
     return mious[-1] - mious[0], details
 
 
+def _recipes() -> Iterator[Row]:
+    from flows.bench.recipes import recipe_rows
+
+    return recipe_rows()
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     about: str
@@ -308,8 +320,12 @@ BENCHES = {
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees, tiny world", _vllm),
+    "quantised-teacher": Bench(
+        "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
+    ),
     "overhead": Bench("Prefect, Lance and decoding above bare compute", _overhead),
     "idle": Bench("a stage with nothing to do; a second process refused", _idle),
     "kills": Bench("kill -9 at random moments of three rounds (12 minutes)", _kills),
     "gain": Bench("eval mIoU that three rounds of the demo bring, four seeds", _gain),
+    "recipes": Bench("the demo with less in memory: gain, disk of policies, two seeds", _recipes),
 }

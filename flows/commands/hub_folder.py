@@ -2,7 +2,7 @@
 
 Weights, configs, tokenizer and processor as `from_pretrained` reads them, and a model card. An
 adapter is merged into its base first: it names the base by a path of this machine, which means
-nothing elsewhere. Left behind is what only the run needs: manifest and optimiser.
+nothing elsewhere. Left behind is what the run alone needs: its manifest, an older one's optimiser.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from flows.commands.model_card import card
 from opd_core.adapter_folder import is_adapter
 from opd_core.types import VideoOPDError
-from opd_core.update.continuation import OPTIMIZER_FILE
 from storage.files import new_folder
 from storage.runs.policies import MANIFEST_FILE
 from storage.runs.run import Run
+from storage.runs.trainer_folders import OLDER_FILE
 
-_OF_THE_RUN = (MANIFEST_FILE, OPTIMIZER_FILE)
+_OF_THE_RUN = (MANIFEST_FILE, OLDER_FILE)
 
 
 def write_hub_folder(run: Run, out: Path) -> int:

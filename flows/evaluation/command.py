@@ -90,7 +90,9 @@ def _asked(
     """The answers by a config: as they are where none is missing, which takes no model."""
 
     def answered(looking: bool) -> Answers:
-        with opened(config, overrides, looking=looking, goes_on=False) as work:
+        with opened(
+            config, overrides, looking=looking, goes_on=False, stages=("evaluate",)
+        ) as work:
             if model is not None:
                 return answered_by_model(work, model.resolve())
             return answered_by_policy(work, policy)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
@@ -106,7 +108,8 @@ class Work:
         """
         earlier = self.run.config_of_policy(policy)
         section = None if earlier is None else earlier["update"]
-        return continuation(self.config, policy.path, policy.version, section)
+        trainer = self.run.trainer_folder(policy)
+        return continuation(self.config, policy.path, policy.version, section, trainer)
 
     def policy_of_round(self) -> Policy:
         """The policy that the round to work on samples from.
@@ -120,11 +123,9 @@ class Work:
         return self.run.policy(current.version - 1)
 
 
-def with_checked_folders(config: Config, name: str) -> Config:
-    """The config, read from the file `name`, with the folders of its models, which are fetched
-    where it names some on the hub.
-
-    Raises `VideoOPDError` where it has no model to open or no place for its run."""
+def check_folders(config: Config, name: str) -> None:
+    """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run. Names on the hub are `with_folders`'s."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
@@ -133,7 +134,6 @@ def with_checked_folders(config: Config, name: str) -> Config:
     if not config.run.path.exists():  # later, the stages that need videos look for them
         refuse_missing_folder(config.data.videos)
     check_place(config.run.path)
-    return with_folders(config, name)
 
 
 def check_weights(run: Path, *folders: Path) -> None:
@@ -161,6 +161,7 @@ def opened(
     *,
     looking: bool = False,
     goes_on: bool = True,
+    stages: Sequence[str] | None = None,
 ) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
@@ -170,11 +171,14 @@ def opened(
     Makes the run where there is none, checks that student and teacher fit, and imports the
     annotations that are not in its tables yet. Refused before anything is computed, it leaves no
     folder behind. `looking`: only to see whether a stage has anything to do, without what computing
-    takes.
+    takes. `stages`: those that are to be done, of which each has to fit into memory; None: all.
     """
     written = load_config(config, overrides or ())
     refuse_busy(written)
-    loaded = with_checked_folders(written, config)
+    check_folders(written, config)
+    if not looking:
+        refuse_what_cannot_fit(written, stages)
+    loaded = with_folders(written, config)
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
@@ -188,10 +192,14 @@ def opened(
 
 @contextmanager
 def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
+    from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
+    teacher = loaded.teacher.path
+    full = base_folder(teacher) if is_adapter(teacher) else teacher
+    architecture_in(full).refuse_quantise(loaded.teacher.quantise)
     if not looking:
         from opd_core.model.tree_model import set_threads
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from flows.stage.costs import measured
 from flows.stage.prepare import Work
 from flows.stage.typed_config import config_words
+from flows.stage.uses import measuring
 from flows.summaries import Done, StageSummary
 from opd_core.types import Policy
 from storage.runs.begun import Begun
@@ -52,7 +53,8 @@ def _begun_and_timed(
         begun = work.run.begin(name, policy.version, config_words, force)
         if begun.again:
             work.about_to_work()
-        done = body(work, policy, begun)
+        with measuring(work.run.path, name, policy.version) as measured_now:
+            measured_now.done = done = body(work, policy, begun)
         seconds = time.perf_counter() - started
         summary = StageSummary(name, policy.version, done.rows, done.items, seconds)
         return summary.noting(**done.notes)

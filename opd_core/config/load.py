@@ -44,7 +44,11 @@ from opd_core.types import VideoOPDError
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
-_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+_PLACES = {
+    ("run", "path"),
+    *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    ("machine", "check_memory"),
+}
 
 
 class Config(ChoosingSection):
@@ -110,6 +114,12 @@ class Config(ChoosingSection):
                 f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
                 "teacher.engine = 'hf'"
             )
+        quantise = self.teacher.quantise
+        if quantise not in ("none", *scorer.quantises):
+            raise ValueError(
+                f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
+                f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
+            )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
@@ -117,6 +127,15 @@ class Config(ChoosingSection):
                     f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
                     f"score.{name} = false"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_the_samplers(self) -> Self:
+        if self.update.weights == "bfloat16" and self.student.dtype != "bfloat16":
+            raise ValueError(
+                "update.weights = 'bfloat16' trains weights that the sampler would read in "
+                f"student.dtype = {self.student.dtype!r}; set student.dtype = 'bfloat16'"
+            )
         return self
 
     def _has_inputs_of(self, name: str) -> None:
@@ -140,6 +159,12 @@ class Config(ChoosingSection):
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
+            )
+        if objective.of_teacher == "logprobs" and self.teacher.quantise == "int4":
+            raise ValueError(
+                f"update.objective = {name!r} takes the teacher's log-prob of the sampled token as "
+                "it is, of which 4 bits a weight leave some tokens far off; set teacher.quantise = "
+                "'fp8', or update.objective = 'exact_reverse_kl'"
             )
         if objective.needs_groups and self.rollout.rollouts_per_example < 2:
             raise ValueError(
@@ -216,7 +241,7 @@ def config_hash(content: Content) -> str:
 
 def _what_counts(content: Content) -> Content:
     """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, and how often rows are appended: these change no number."""
+    kept, whether memory is looked at, and how often rows are appended: these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()

@@ -6,15 +6,35 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opd_core.registry import UNKNOWN, Registry
 from opd_core.types import VideoOPDError
 
+LATER = "later"
+"""Beside the type of a setting that came after configs had been hashed: it is in the JSON of a
+config, and so in its hash, only where it is not the default, which is what those did."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, as_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = as_json(self)
+        for name, field in type(self).model_fields.items():
+            if LATER in field.metadata and getattr(self, name) == field.default:
+                content.pop(name, None)
+        return content
 
 
 class ChoosingSection(Section):

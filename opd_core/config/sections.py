@@ -11,8 +11,8 @@ from typing import Annotated, Literal, NewType, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from opd_core.config.section import ChoosingSection, Section
-from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES
+from opd_core.config.section import LATER, ChoosingSection, Section
+from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES, Quantise
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
@@ -55,6 +55,10 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
+    quantise: Quantise = Field(default="none", exclude_if=lambda value: value == "none")
+    """How the linear layers of its language model lie in memory: as `dtype` says, in `fp8` (half of
+    bfloat16), or in `int4` (a quarter; not for objectives of the sampled token). How they are
+    rounded is in `opd_core/model/quantised.py`."""
     cache: Path | None = None
     """Folder of another run, whose teacher predictions to the same question are copied."""
 
@@ -289,7 +293,34 @@ class UpdateSection(ChoosingSection):
     freeze_vision: bool = True
     """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
     gradient_checkpointing: bool = False
+    weights: Annotated[Literal["float32", "bfloat16"], LATER] = "float32"
+    """What the trained weights are kept in while they are trained. `bfloat16` takes half the memory
+    (their gradients too): a step is computed in float32 and rounded at random, up or down, by how
+    near either is. Frozen weights, and the base under LoRA, lie in student.dtype."""
+    optimizer: Annotated[Literal["adamw", "adamw_8bit", "adamw_4bit"], LATER] = "adamw"
+    """AdamW with its two moments in 32, 8 or 4 bits; 8 and 4 are torchao's, scaled by blocks."""
+    stochastic_rounding: Annotated[bool, LATER] = True
+    """Only with weights = "bfloat16", which cannot be trained without: to the nearest, a weight
+    does not move at all at the rates of this method."""
+    offload: Annotated[bool, LATER] = False
+    """Float32 weights and moments lie in the memory of the CPU, where the step is computed; on the
+    device are weights and gradients in student.dtype."""
     lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _weights_can_move(self) -> Self:
+        if self.weights == "bfloat16" and not self.stochastic_rounding:
+            raise ValueError(
+                "update.stochastic_rounding = false with update.weights = 'bfloat16' drops every "
+                "change that is smaller than bfloat16 can tell apart, at a learning rate of 1e-6 "
+                "all of them; set it to true, or update.weights = 'float32'"
+            )
+        if self.weights == "bfloat16" and self.offload:
+            raise ValueError(
+                "update.offload = true keeps float32 weights in the CPU's memory, and "
+                "update.weights = 'bfloat16' keeps none; remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lora_leaves_vision_alone(self) -> Self:
@@ -330,6 +361,9 @@ class MachineSection(Section):
     """`auto` takes CUDA where there is one; or a torch device name."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch on CPU; 0 leaves its own choice. On a shared machine 1 is often faster."""
+    check_memory: Annotated[bool, LATER] = True
+    """Refuse what by `videoopd plan` cannot fit into the memory that is there, before anything is
+    loaded. false: try all the same."""
 
 
 class VLLMSection(Section):

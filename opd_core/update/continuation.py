@@ -4,7 +4,7 @@ Settings may change between rounds. Most take effect and that is all: each row n
 was made with. Three kinds do not, and are compared before a round samples anything:
 
 1. What makes the optimiser's state that of another training (which weights are trained, its decay
-   rates): it begins anew, with its warm-up, and the row in `updates` says why.
+   rates, what it is kept in): it begins anew, with its warm-up, and the row in `updates` says why.
 2. What a policy already is (full weights or a LoRA adapter; the adapter's rank, alpha and
    modules): refused, because the round would not train what the config says. A new run can start
    from the policy, an adapter merged into its base.
@@ -28,13 +28,18 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 
 def continuation(
-    config: Config, policy: Path, version: int, earlier: Mapping[str, object] | None
+    config: Config,
+    policy: Path,
+    version: int,
+    earlier: Mapping[str, object] | None,
+    trainer: Path | None,
 ) -> str | None:
     """Why the optimiser begins anew after policy `version`, whose folder is `policy`; None: it goes
     on, or there was none, as for the base.
 
-    `earlier` is the `update` section, as JSON, of the config that the policy was made with, None
-    for the base. Raises `VideoOPDError` where the policy cannot be trained under `config`.
+    `trainer` is the folder of what its training left, None where there is none. `earlier` is the
+    `update` section, as JSON, of the config that the policy was made with, None for the base.
+    Raises `VideoOPDError` where the policy cannot be trained under `config`.
     """
     lora = config.update.lora
     if lora is None and is_adapter(policy):
@@ -57,20 +62,25 @@ def continuation(
     changed = _changed(config.update, earlier or {})
     if changed is not None:
         return changed
-    if not (policy / OPTIMIZER_FILE).is_file():
-        return f"policy {version} has no {OPTIMIZER_FILE}"
+    if trainer is None or not (trainer / OPTIMIZER_FILE).is_file():
+        return f"policy {version} has no state of an optimiser: it is kept of the newest one only"
     return None
 
 
 def _changed(now: UpdateSection, earlier: Mapping[str, object]) -> str | None:
-    names = ["adam_betas"] if now.lora else ["freeze_vision", "adam_betas"]
-    for name in names:
-        value = now.model_dump(mode="json")[name]
-        before = earlier.get(name, value)
+    names = ["adam_betas", "optimizer", "weights", "offload"]
+    content = now.model_dump(mode="json")
+    for name in names if now.lora else ["freeze_vision", *names]:
+        value, before = (json_of.get(name, _default(name)) for json_of in (content, earlier))
         if before != value:
             was, is_now = (json.dumps(v) for v in (before, value))
             return f"update.{name} was {was} in the round before and is {is_now}"
     return None
+
+
+def _default(name: str) -> object:
+    """What a setting was where the stored config does not name it."""
+    return UpdateSection.model_fields[name].default
 
 
 def _refuse_another_adapter(policy: Path, version: int, lora: LoraSection) -> None:

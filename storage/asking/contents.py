@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from storage.runs.run import Run
 
 VERSIONS = {"rollouts_version", "predictions_version", "scores_version"}
-OWN = {"seconds", "engine_mismatch"} | VERSIONS | {column.name for column in PROVENANCE}
+OWN = {"seconds", "stages", "engine_mismatch"} | VERSIONS | {column.name for column in PROVENANCE}
 """Columns that differ from run to run. engine_mismatch is measured once a stage execution, on the
 first example which that one answers; a killed run has committed more often, so that its tables have
 other versions."""

@@ -6,6 +6,7 @@
     hub.json                   the commits that names of models on the hub mean in this run
     tables/<name>.lance        see `storage/tables/schemas.py`
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
+    trainer/v<version>/        what training goes on from, of the newest policy
     .locks/  .cache/           who is working on it now; hashes of untouched folders
 
 A run may be moved: paths in rows are relative to it, and the student's may change with the config.

@@ -31,7 +31,7 @@ from storage.tables.lance_tables import Tables
 RUN_FILE = "run.json"
 CONFIG_SOURCE_FILE = "config_source.json"
 HUB_FILE = "hub.json"
-_OWN_NAMES = {"configs", "tables", "policies", "logs", ".locks", ".cache"}
+_OWN_NAMES = {"configs", "tables", "policies", "trainer", "logs", ".locks", ".cache"}
 _MADE_FIRST = _OWN_NAMES | {RUN_FILE, CONFIG_SOURCE_FILE, HUB_FILE}
 _NEEDED = {"run_id", "created_at", "config_hash", "student", "teacher"}
 _LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")

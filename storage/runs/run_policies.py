@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.types import Policy, VideoOPDError
-from storage.runs import policies, run_folder
+from storage.runs import policies, run_folder, trainer_folders
 from storage.runs.rows import RunRows
 from storage.tables.provenance import git_commit
 
@@ -90,8 +90,23 @@ class RunPolicies(RunRows):
         """
         return policies.staging_folder(self.path / "policies", version)
 
-    def publish_policy(self, staging: Path, parent: Policy) -> Policy:
+    def trainer_staging(self, version: int) -> Path:
+        """Where the training of policy `version` may leave something, for `publish_policy`."""
+        return trainer_folders.staging_folder(self.path, version)
+
+    def trainer_folder(self, policy: Policy) -> Path | None:
+        """What the training of a policy left; None: nothing is kept of it."""
+        return trainer_folders.of_policy(self.path, policy)
+
+    def keep_newest_trainer(self) -> None:
+        """Removes what the training of policies before the newest committed one left."""
+        trainer_folders.keep_only(self.path, self.current_policy())
+
+    def publish_policy(
+        self, staging: Path, parent: Policy, trainer: Path | None = None
+    ) -> Policy:
         """Publishes the successor of `parent`; the row appended to `updates` then commits it.
+        `trainer` holds what its training left.
 
         The row's `policy_hash` is the reference's `weights_hash`, its `checkpoint` is
         `run.relative(reference.path)`.
@@ -112,9 +127,13 @@ class RunPolicies(RunRows):
             "table_versions": self.tables.versions(),
             "run_id": self.run_id,
         }
+        name = f"v{version}.take{take}" if take else f"v{version}"
+        if trainer is not None:
+            digest = policies.weights_hash(staging, self._base_path, self._cache)
+            trainer_folders.publish(trainer, self.path, name, digest)
         return policies.publish(
             staging,
-            self.path / "policies" / (f"v{version}.take{take}" if take else f"v{version}"),
+            self.path / "policies" / name,
             manifest,
             committed_hash=committed[0] if committed else None,
             base=self._base_path,

@@ -31,8 +31,8 @@ TARGETS = {
     "write": ("lance", None, "write_dataset"),  # write:append
     "sample": ("opd_core.engines.hf.sampling", "HFEngine", "sample"),
     "forward": ("opd_core.model.tree_model", "TreeModel", "hidden"),
-    "step": ("opd_core.update.student", "_Student", "step"),
-    "save": ("opd_core.update.student", "_Student", "save"),
+    "step": ("opd_core.update.trained_model", "TrainedModel", "step"),
+    "save": ("opd_core.update.trained_model", "TrainedModel", "save"),
     "publish": ("storage.runs.run_policies", "RunPolicies", "publish_policy"),
     "rename": ("pathlib", "Path", "rename"),
     "finish": ("storage.runs.run", "Run", "finish_round"),

@@ -49,7 +49,9 @@ def updates(run: Run) -> list[Update]:
 
 
 def state(run: Run, version: int) -> tuple[int, dict[str, Any]]:
-    saved = torch.load(run.policy(version).path / "optimizer.pt", weights_only=True)
+    folder = run.trainer_folder(run.policy(version))
+    assert folder is not None
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
     return saved["steps_done"], saved["optimizer"]
 
 
@@ -194,7 +196,7 @@ def test_an_optimiser_that_is_gone_or_damaged(
 ) -> None:
     shutil.copytree(after_a_round["full"] / "run", tmp_path / "run")
     config = str(write_config(tmp_path, FULL))
-    path = tmp_path / "run" / "policies" / "v1" / "optimizer.pt"
+    path = tmp_path / "run" / "trainer" / "v1" / "optimizer.pt"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(VideoOPDError, match=r"optimizer.pt is no readable state of an optimiser"):
@@ -202,7 +204,7 @@ def test_an_optimiser_that_is_gone_or_damaged(
     path.unlink()
     run_without_server(config, 1)
     assert updates(Run.open(tmp_path / "run"))[1].optimizer_restarted == (
-        "policy 1 has no optimizer.pt"
+        "policy 1 has no state of an optimiser: it is kept of the newest one only"
     )
 
 

@@ -143,7 +143,7 @@ def test_a_weighted_sum_is_the_sum(tiny_world: World, tmp_path: Path) -> None:
         (row,) = run.updates().collect().to_dicts()
         (step,) = row["steps"]
         losses[name] = step["loss"]
-        saved = torch.load(run.path / row["checkpoint"] / OPTIMIZER_FILE, weights_only=True)
+        saved = torch.load(run.path / "trainer" / "v1" / OPTIMIZER_FILE, weights_only=True)
         moments = saved["optimizer"]["state"].values()  # after one step, gradient * (1 - beta_1)
         gradients[name] = torch.cat([m["exp_avg"].flatten() for m in moments]) / 0.1
         assert float(gradients[name].norm()) == pytest.approx(step["grad_norm"], rel=1e-4)

@@ -207,7 +207,7 @@ def test_the_steps_are_on_policy_and_counted_over_the_run(run: Run) -> None:
     assert min(cool) < 1.0
     wanted = [1e-4 * w * c for w, c in zip(warm, cool, strict=True)]
     assert rates == pytest.approx(wanted), "warmup over the run, cooldown in each round"
-    for number, u in enumerate(updates, start=1):
+    for u in updates:
         assert u.mean_logprob_mismatch <= u.max_logprob_mismatch <= 1e-4
         assert (u.logprob_bound, u.mean_logprob_bound) == (1e-3, None)
         assert u.stopped_early is None
@@ -217,10 +217,12 @@ def test_the_steps_are_on_policy_and_counted_over_the_run(run: Run) -> None:
         assert first.ratio_max == pytest.approx(1, abs=1e-4)
         assert first.effective_sample_size == pytest.approx(1, abs=1e-6)
         assert sum(step.tokens for step in u.steps) == u.tokens
-        saved = torch.load(run.policy(number).path / "optimizer.pt", weights_only=True)
-        assert saved["steps_done"] == number * per_round
-        done = {float(state["step"]) for state in saved["optimizer"]["state"].values()}
-        assert done == {float(number * per_round)}, "the optimizer went on where it was"
+    saved = torch.load(
+        run.path / "trainer" / run.current_policy().path.name / "optimizer.pt", weights_only=True
+    )
+    assert saved["steps_done"] == len(updates) * per_round
+    done = {float(state["step"]) for state in saved["optimizer"]["state"].values()}
+    assert done == {float(len(updates) * per_round)}, "the optimizer went on where it was"
 
 
 def test_the_selection_is_the_largest_disagreement(run: Run) -> None:

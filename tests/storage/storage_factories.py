@@ -21,6 +21,7 @@ from opd_core.types import (
     Rollout,
     Selection,
     Span,
+    StageUse,
     TeacherPrediction,
     TeacherScore,
     TrainedRollout,
@@ -108,6 +109,8 @@ def update(version: int = 1, digest: str = "n" * 64, **changes: Any) -> Update:
         "teacher_passes_saved": 0,
         "steps": (step, step),
         "seconds": 1.0,
+        "moved_share": 0.25,
+        "stages": (StageUse("update", 1.0, 40, 40.0, 1 << 20, "process"),),
     }
     return Update(**{**content, **changes})
 

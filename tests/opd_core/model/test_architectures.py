@@ -30,7 +30,7 @@ from opd_core.model.checkpoint import check_checkpoint, save_checkpoint
 from opd_core.model.lm_head import load_lm_head
 from opd_core.model.tree_model import load_model
 from opd_core.types import VideoOPDError
-from opd_core.update.student import _language_modules
+from opd_core.update.trainable import language_modules
 from tests.opd_core.model.test_tree_model import qwen
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -169,7 +169,7 @@ def test_experts_that_are_missing_or_of_another_size(tmp_path: Path) -> None:
 def test_lora_adapts_linear_layers_of_the_language_model_only(
     family: Architecture, model: Any
 ) -> None:
-    names = _language_modules(model, family, family.lora_modules)
+    names = language_modules(model, family, family.lora_modules)
     assert {n.rsplit(".", 1)[-1] for n in names} == set(family.lora_modules)
     for name in names:
         assert isinstance(model.get_submodule(name), torch.nn.Linear)
@@ -179,7 +179,7 @@ def test_lora_adapts_linear_layers_of_the_language_model_only(
 @pytest.mark.parametrize("wanted", ["experts", "gate_up_proj", "gate", "q_projection"])
 def test_experts_and_routers_are_no_layers_of_lora(wanted: str) -> None:
     with pytest.raises(VideoOPDError) as error:
-        _language_modules(qwen("qwen3_vl_moe"), QWEN3_VL_MOE, ("q_proj", wanted))
+        language_modules(qwen("qwen3_vl_moe"), QWEN3_VL_MOE, ("q_proj", wanted))
     sentence = str(error.value)
     assert f"names {wanted!r}" in sentence and "k_proj" in sentence and "\n" not in sentence
     assert "the experts of qwen3_vl_moe" in sentence and "remove [update.lora]" in sentence
@@ -187,7 +187,7 @@ def test_experts_and_routers_are_no_layers_of_lora(wanted: str) -> None:
 
 def test_a_dense_model_has_nothing_to_say_of_experts() -> None:
     with pytest.raises(VideoOPDError, match="'qkv', which is no linear layer") as error:
-        _language_modules(qwen("qwen3_vl"), QWEN3_VL, ("qkv",))
+        language_modules(qwen("qwen3_vl"), QWEN3_VL, ("qkv",))
     assert "expert" not in str(error.value)
 
 

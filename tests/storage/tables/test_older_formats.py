@@ -21,7 +21,10 @@ from storage.tables.schemas import RETIRED, SCHEMA_VERSION, TABLES
 from tests.storage.storage_factories import PROVENANCE, new_run, one_of_each, rollout
 
 OLDER = SCHEMA_VERSION - 1
-LATER = {"rollouts": ["engine_mismatch"], "updates": ["max_logprob_mismatch", "stopped_early"]}
+LATER = {
+    "rollouts": ["engine_mismatch"],
+    "updates": ["max_logprob_mismatch", "stopped_early", "moved_share", "stages"],
+}
 """Optional columns that the older program did not know."""
 
 

@@ -1,0 +1,98 @@
+"""What the stages of a round take - seconds, tokens, memory - until its update keeps it in its row.
+
+A stage may run in a process of its own: each leaves a line in the run's cache, which goes once the
+round is committed. A stage that was killed leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.model import peak_memory, token_count
+from opd_core.types import StageUse
+
+if TYPE_CHECKING:
+    from flows.summaries import Done
+
+_FILE = Path(".cache", "stages.jsonl")
+
+
+@dataclass
+class Measuring:
+    """A stage that runs now, in this process."""
+
+    run: Path
+    stage: str
+    version: int
+    began: float
+    tokens: int
+    done: Done | None = None
+
+    def use(self) -> StageUse:
+        seconds = time.perf_counter() - self.began
+        peak, of = peak_memory.peak()
+        return _use(self.stage, seconds, token_count.total() - self.tokens, peak, of)
+
+
+_now: Measuring | None = None
+
+
+@contextmanager
+def measuring(run: Path, stage: str, version: int) -> Iterator[Measuring]:
+    """Measure a stage of the round of policy `version`; kept where it is `done` and wrote rows."""
+    global _now
+    peak_memory.begin()
+    _now = mine = Measuring(run, stage, version, time.perf_counter(), token_count.total())
+    try:
+        yield mine
+        if mine.done is not None and mine.done.rows and stage != "update":
+            with (run / _FILE).open("a") as file:
+                file.write(json.dumps({"version": version, **asdict(mine.use())}) + "\n")
+    finally:
+        _now = None
+
+
+def of_round(run: Path, version: int) -> tuple[StageUse, ...]:
+    """One a stage that has worked with policy `version`, the running one last: its executions
+    together, with the largest memory of any."""
+    uses: dict[str, StageUse] = {}
+    measured = [use for number, use in _lines(run) if number == version]
+    if _now is not None and (_now.run, _now.version) == (run, version):
+        measured.append(_now.use())
+    for use in measured:
+        if (before := uses.pop(use.stage, None)) is not None:
+            use = _use(
+                use.stage,
+                before.seconds + use.seconds,
+                (before.tokens or 0) + (use.tokens or 0),
+                max(before.peak_memory, use.peak_memory),
+                use.memory_of,
+            )
+        uses[use.stage] = use
+    return tuple(uses.values())
+
+
+def forget(run: Path, version: int) -> None:
+    """The round of policy `version` is committed: drop its lines, and older ones."""
+    later = [(number, use) for number, use in _lines(run) if number > version]
+    lines = (json.dumps({"version": number, **asdict(use)}) + "\n" for number, use in later)
+    (run / _FILE).write_text("".join(lines))
+
+
+def _use(stage: str, seconds: float, tokens: int, peak: int, of: str) -> StageUse:
+    speed = tokens / seconds if tokens else None
+    return StageUse(stage, seconds, tokens or None, speed, peak, of)
+
+
+def _lines(run: Path) -> list[tuple[int, StageUse]]:
+    """The lines that are whole: one may have been cut by a kill."""
+    file = run / _FILE
+    text = file.read_text() if file.exists() else ""
+    content = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    return [(line.pop("version"), StageUse(**line)) for line in content]

@@ -1,0 +1,44 @@
+"""The most memory that this process has held since a moment.
+
+Of an accelerator what torch has allocated there, where this process uses one; else what of the
+process was resident. Other processes (an engine's, decoders) are not counted.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+_RESET = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def begin() -> None:
+    """From now on. Where the system cannot forget its own record, that goes on."""
+    if (cuda := _cuda()) is not None:
+        cuda.reset_peak_memory_stats()
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        pass
+
+
+def peak() -> tuple[int, Literal["cuda", "process"]]:
+    """Bytes since `begin`, and of what."""
+    if (cuda := _cuda()) is not None:
+        return int(cuda.max_memory_allocated()), "cuda"
+    if _STATUS.exists():
+        lines = _STATUS.read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+        return int(kilobytes) * 1024, "process"
+    in_kilobytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * in_kilobytes, "process"
+
+
+def _cuda() -> Any:
+    """torch's, once it is in use; a stage that computes nothing does not import it."""
+    torch = sys.modules.get("torch")
+    in_use = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.cuda if torch is not None and in_use else None

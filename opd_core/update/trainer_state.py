@@ -1,0 +1,91 @@
+"""What training goes on from and no sampler needs: float32 weights, and the optimiser's state.
+
+    weights.safetensors    the trained weights, where float32 says more than the policy's folder
+    optimizer.pt           the optimiser's state and how many steps it has made
+
+A folder of them belongs to one policy. Runs of older programs have `optimizer.pt` in the policy's
+own folder, whose weights are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from opd_core.types import VideoOPDError
+from opd_core.update.continuation import OPTIMIZER_FILE
+
+WEIGHTS_FILE = "weights.safetensors"
+_SERVED = "student.dtype"
+_FIX = "restore it, or remove it and the optimiser begins anew"
+
+
+def write_state(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    steps_done: int,
+    weights: Mapping[str, Tensor] | None,
+    served: torch.dtype,
+) -> None:
+    """Write it into a new folder. `steps_done`: since the optimiser began; `served`: the type to
+    which `weights` are rounded in the policy's folder."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None:
+        whole = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(whole, folder / WEIGHTS_FILE, metadata={_SERVED: str(served)})
+    state = {"optimizer": optimizer.state_dict(), "steps_done": steps_done}
+    torch.save(state, folder / OPTIMIZER_FILE)
+
+
+def read_weights(folder: Path, served: torch.dtype) -> dict[str, Tensor] | None:
+    """Name in the model -> trained weight, float32, on the CPU.
+
+    None where the policy's folder has all there is: it is float32, or the sampler reads it in
+    another type now, and so samples from what is in it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_SERVED) != str(served):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise VideoOPDError(f"{path} cannot be read ({error}); {_FIX}") from None
+
+
+def read_optimizer(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    shapes: Sequence[torch.Size],
+    device: torch.device,
+) -> int:
+    """`optimizer`, of weights of these `shapes`, takes its state from `folder`; the steps it has
+    made. Raises `VideoOPDError` where the file cannot be read or is of other weights."""
+    path = folder / OPTIMIZER_FILE
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        state, steps_done = saved["optimizer"], int(saved["steps_done"])
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError) as error:
+        raise VideoOPDError(
+            f"{path} is no readable state of an optimiser ({type(error).__name__}); {_FIX}"
+        ) from None
+    count = sum(len(group["params"]) for group in state["param_groups"])
+    if count != len(shapes) or any(
+        moments["exp_avg"].shape != shapes[at] for at, moments in state["state"].items()
+    ):
+        raise VideoOPDError(
+            f"{path} is the state of an optimiser of other weights than the config trains; put "
+            "back the settings that it was saved with, or remove it and the optimiser begins anew"
+        )
+    optimizer.load_state_dict(state)
+    return steps_done
