@@ -133,14 +133,15 @@ def _checked(config: str, overrides: Sequence[str], stages: Sequence[str] | None
     """The config; a wrong key or folder, a run that is worked on, or a stage (of these, or of all)
     that cannot fit into memory is found before a server is started."""
     from flows.stage.memory_check import refuse_what_cannot_fit
-    from flows.stage.prepare import refuse_busy, with_checked_folders
+    from flows.stage.models import with_folders
+    from flows.stage.prepare import check_folders, refuse_busy
     from opd_core.config.load import load_config
 
     loaded = load_config(config, overrides)
     refuse_busy(loaded)
-    checked = with_checked_folders(loaded, config)
-    refuse_what_cannot_fit(checked, stages)
-    return checked
+    check_folders(loaded, config)
+    refuse_what_cannot_fit(loaded, stages)
+    return with_folders(loaded, config)
 
 
 def _run_one(

@@ -134,11 +134,9 @@ class Work:
         return self.run.policy(current.version - 1)
 
 
-def with_checked_folders(config: Config, name: str) -> Config:
-    """The config, read from the file `name`, with the folders of its models, which are fetched
-    where it names some on the hub.
-
-    Raises `VideoOPDError` where it has no model to open or no place for its run."""
+def check_folders(config: Config, name: str) -> None:
+    """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
+    no place for its run. Names on the hub are `with_folders`'s."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
         if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
@@ -147,7 +145,6 @@ def with_checked_folders(config: Config, name: str) -> Config:
     if not config.run.path.exists():  # later, the stages that need videos look for them
         refuse_missing_folder(config.data.videos)
     check_place(config.run.path)
-    return with_folders(config, name)
 
 
 def check_weights(run: Path, *folders: Path) -> None:
@@ -189,9 +186,10 @@ def opened(
     """
     written = load_config(config, overrides or ())
     refuse_busy(written)
-    loaded = with_checked_folders(written, config)
+    check_folders(written, config)
     if not looking:
-        refuse_what_cannot_fit(loaded, stages)
+        refuse_what_cannot_fit(written, stages)
+    loaded = with_folders(written, config)
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),

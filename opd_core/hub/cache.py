@@ -33,6 +33,15 @@ def snapshot(model: HubModel) -> Path | None:
     return there if commit and there.is_dir() else None
 
 
+def known_folder(path: Path) -> Path:
+    """Where a model is that a config gives as `path`: of a name on the hub the snapshot, where the
+    cache has at least its config; else as it is given."""
+    model = None if path.is_absolute() else hub_model(path)
+    there = None if model is None else snapshot(model)
+    described = there and any((there / name).is_file() for name in ("config.json", _ADAPTER))
+    return there if there is not None and described else path
+
+
 def base_of(folder: Path) -> HubModel | None:
     """The base on the hub that an adapter in `folder` names; None where it is or names none."""
     try:

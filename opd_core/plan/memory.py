@@ -264,7 +264,7 @@ def update_memory(setting: Setting) -> StageMemory:
     tree = lengths.tree(lengths.longest, sentences, config.rollout.rollouts_per_example)
     pack = packed(tree, videos, update.max_tokens_per_pack)
     rows = min(pack.answers, update.completion_rows_per_chunk + tree.answer)
-    kept = pack.answers * text.vocabulary * FLOAT32 * _logits_kept(config)
+    kept = rows * text.vocabulary * FLOAT32 * _logits_kept(config)
     logits = kept + rows * text.vocabulary * HEAD_COPIES * FLOAT32
     cast = 0.0
     if training.autocast and update.lora is None and over == 1:
@@ -325,7 +325,7 @@ def _reference(setting: Setting) -> float:
 
 
 def _logits_kept(config: Config) -> int:
-    """[tokens, V] float32 numbers that the loss of a pack keeps for its backward pass."""
+    """[rows, V] float32 numbers that the loss of a chunk keeps for its backward pass."""
     whole = any(OBJECTIVES[n].needs_distribution for n in config.objective_weights)
     return 1 + (2 if whole else 0) + (2 if config.update.entropy_weight else 0)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from opd_core.config.load import Config
 from opd_core.focus.select import needs_predictions
+from opd_core.hub.cache import known_folder
 from opd_core.plan.cards import Card
 from opd_core.plan.lengths import Annotations, Lengths, words_of
 from opd_core.plan.memory import STAGES, Setting, StageMemory, stage_memory
@@ -158,5 +159,5 @@ def _stage(
 
 def _model(config: Config, role: str) -> Model:
     path = getattr(config, role).path
-    shape, known = shape_in(path)
+    shape, known = shape_in(known_folder(path))
     return Model(str(path), shape, parameters_of(shape), known)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.config.load import Config
+from opd_core.hub.cache import known_folder
 from opd_core.plan.cards import Card, card
 from opd_core.plan.lengths import Annotations
 from opd_core.plan.memory import STAGES
@@ -57,7 +58,7 @@ def plan_of(
 ) -> Plan:
     """The plan of a config, with the lengths of its annotated videos where their files are there
     and the tokens of the student's own vocabulary where its folder has one."""
-    count = counter(config.student.path)
+    count = counter(known_folder(config.student.path))
     evaluated = None
     if config.data.eval.is_file():
         evaluated = sum(1 for _ in _examples(config.data.eval, "eval"))
