@@ -55,7 +55,7 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
-    quantise: Quantise = Field(default="none", exclude_if=lambda value: value == "none")
+    quantise: Annotated[Quantise, LATER] = "none"
     """How the linear layers of its language model lie in memory: as `dtype` says, in `fp8` (half of
     bfloat16), or in `int4` (a quarter; not for objectives of the sampled token). How they are
     rounded is in `opd_core/model/quantised.py`."""
