@@ -23,7 +23,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ SETTINGS = {
     "offload": ["student.dtype=bfloat16", "update.offload=true"],
     "LoRA": ["student.dtype=bfloat16", "update.lora.rank=8", "update.freeze_vision=true"],
 }
+Made = TypeVar("Made")
 # Freed memory is the system's again at once, so that resident is what is in use.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -65,8 +66,12 @@ class LiveTensors(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
@@ -158,7 +163,7 @@ def measured_bytes(config: Config, how: str) -> dict[str, float]:
     student, teacher = (Policy(0, m.path, "0") for m in (config.student, config.teacher))
     peaks: dict[str, float] = {}
 
-    def record(stage: str, work: Callable[[], Any]) -> Any:
+    def record(stage: str, work: Callable[[], Made]) -> Made:
         gc.collect()
         if how == "tensors":
             with LiveTensors() as live:
