@@ -34,8 +34,10 @@ MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256), "adamw_4bit": 2 * (0.5
 """Bytes of both moments of a trained number; torchao has a float32 scale a block."""
 STEPPED_TOGETHER = 1 << 26
 """Trained numbers that are stepped at a time where they are no float32 weights on the device."""
-STEP_BYTES = 24
-"""Of each of them meanwhile: its float32 weight and gradient, and what the step computes."""
+STEP_BYTES = 10
+"""Of each of them meanwhile: its float32 weight and gradient."""
+MATRIX_STEP_BYTES = 14
+"""Beside these, of the largest matrix among them: what the step of one computes."""
 PROGRAM = 0.7e9
 """Python, torch, transformers and their libraries in the memory of the CPU."""
 CUDA_LIBRARIES = 2.3e9
@@ -258,7 +260,8 @@ def update_memory(setting: Setting) -> StageMemory:
     update, numbers = config.update, parameters_of(shape)
     training, this = training_of(config, shape), update_pass(setting)
     text, over = shape.text, setting.devices
-    together = max(1.0, update.examples_per_step / over)
+    step = min(update.examples_per_step, config.rollout.examples_per_round)
+    together = max(1.0, step / over)
     sentences = min(lengths.sentences, together)
     videos = max(1.0, together / sentences)
     tree = lengths.tree(lengths.longest, sentences, config.rollout.rollouts_per_example)
@@ -273,7 +276,7 @@ def update_memory(setting: Setting) -> StageMemory:
     worst = max(
         passing(this, pack) + kept + cast,
         activations + logits + cast,
-        _stepping(training, setting.on_cpu) / over,
+        _stepping(training, numbers.largest, setting.on_cpu) / over,
     )
     trained = float(training.parameters * training.trained_bytes)
     frozen = float(training.frozen * training.served_bytes)
@@ -330,14 +333,15 @@ def _logits_kept(config: Config) -> int:
     return 1 + (2 if whole else 0) + (2 if config.update.entropy_weight else 0)
 
 
-def _stepping(training: Training, on_cpu: bool) -> float:
+def _stepping(training: Training, largest: int, on_cpu: bool) -> float:
     """Bytes that a step of the optimiser needs meanwhile on the device."""
     if training.offload:
         return float(STEPPED_TOGETHER * 2 * FLOAT32)
     if training.float32_weights and training.moments_bytes == MOMENTS["adamw"]:
         # torch steps all weights together on CUDA, one after the other on a CPU.
         return 0.0 if on_cpu else float(training.parameters * FLOAT32)
-    return float(min(STEPPED_TOGETHER, training.parameters) * STEP_BYTES)
+    together = min(STEPPED_TOGETHER, training.parameters)
+    return float(together * STEP_BYTES + min(together, largest) * MATRIX_STEP_BYTES)
 
 
 def cache_bytes(shape: ModelShape, size: int) -> int:

@@ -55,7 +55,7 @@ def parameters_of(shape: ModelShape) -> Parameters:
         vision=_tower(tower) + _mergers(tower),
         mergers=_mergers(tower),
         active_layers=active,
-        largest=max(embedding, of_experts),
+        largest=max(embedding, text.hidden * text.inner if dense else 0, of_experts),
     )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
-from typing import Any
 
 from pydantic import ValidationError
 
 from opd_core.config.load import Config
 
-Change = dict[str, Any]
+Change = dict[str, object]
 """`section.key` -> value, of one thing that is changed."""
 MOST_CHANGES = 3
 
@@ -81,13 +80,13 @@ def _halved(value: int, least: int) -> Iterator[int]:
 
 
 def _value(config: Config, name: str) -> object:
-    found: Any = config
+    found: object = config
     for key in name.split("."):
         found = None if found is None else getattr(found, key)
     return found
 
 
-def _changed(config: Config, change: Mapping[str, Any]) -> Config | None:
+def _changed(config: Config, change: Mapping[str, object]) -> Config | None:
     """The config with it, None where a config may not say that, or says it already."""
     content = config.model_dump()
     before = config.model_dump()

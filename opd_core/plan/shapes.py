@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.model.architectures import Architecture, named_architecture
@@ -139,7 +138,9 @@ def shape_of(content: object, where: object) -> ModelShape:
 
 def _text(keys: _Keys, family: Architecture) -> TextShape:
     hidden, heads = keys.number("hidden_size"), keys.number("num_attention_heads")
-    given = keys.content.get("head_dim") or family.made_of.head_size or hidden // heads
+    head = family.made_of.head_size or hidden // heads
+    if keys.content.get("head_dim") is not None:
+        head = keys.number("head_dim")
     bias = bool(keys.content.get("attention_bias", False))
     layers = keys.number("num_hidden_layers")
     return TextShape(
@@ -148,7 +149,7 @@ def _text(keys: _Keys, family: Architecture) -> TextShape:
         layers=layers,
         heads=heads,
         kv_heads=keys.number("num_key_value_heads", heads),
-        head=int(given),
+        head=head,
         vocabulary=keys.number("vocab_size"),
         qkv_bias=bias or family.made_of.qkv_bias,
         output_bias=bias,
@@ -160,7 +161,7 @@ def _text(keys: _Keys, family: Architecture) -> TextShape:
 def _mixture(keys: _Keys, layers: int) -> Mixture:
     name = "num_experts" if "num_experts" in keys.content else "num_local_experts"
     step = keys.number("decoder_sparse_step", 1)
-    dense = set(keys.content.get("mlp_only_layers") or ())
+    dense = keys.listed("mlp_only_layers")
     return Mixture(
         experts=keys.number(name),
         active=keys.number("num_experts_per_tok"),
@@ -182,7 +183,7 @@ def _tower(keys: _Keys, family: Architecture) -> TowerShape:
         temporal=keys.number("temporal_patch_size", 2),
         channels=keys.number("in_channels", 3),
         positions=0 if gated else keys.number("num_position_embeddings"),
-        deepstack=len(keys.content.get("deepstack_visual_indexes") or ()),
+        deepstack=len(keys.listed("deepstack_visual_indexes")),
         gated=gated,
     )
 
@@ -193,13 +194,23 @@ class _Keys:
     def __init__(self, content: object, where: str) -> None:
         if not isinstance(content, Mapping):
             raise VideoOPDError(f"{where} is no JSON object; restore the model's config.json")
-        self.content: Mapping[str, Any] = content
+        self.content: Mapping[str, object] = content
         self._where = where
 
     def under(self, name: str) -> _Keys:
         """A section; where there is none, this one: older files have the language model's keys
         among their own."""
         return _Keys(self.content.get(name, self.content), f"{name} of {self._where}")
+
+    def listed(self, key: str) -> Sequence[object]:
+        """What a key lists; nothing where it is absent."""
+        value = self.content.get(key) or ()
+        if not isinstance(value, list | tuple):
+            raise VideoOPDError(
+                f"{key} in {self._where} is {value!r} and should be a list; restore the model's "
+                "config.json"
+            )
+        return value
 
     def number(self, key: str, otherwise: int | None = None) -> int:
         value = self.content.get(key, otherwise)

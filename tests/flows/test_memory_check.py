@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ from opd_core.types import VideoOPDError
 from tests.tiny_config import ROOT, as_toml
 
 
-def write_config(folder: Path, student: str, **others: Any) -> Path:
+def write_config(folder: Path, student: str, **others: str | int) -> Path:
     """A config of folders that hold only config.json, of models of those shapes."""
     for role, name in (("student", student), ("teacher", "Qwen3-VL-2B")):
         (folder / role).mkdir(exist_ok=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -96,9 +96,9 @@ class Case:
         return Pass(self.shape, PRECISIONS[self.mode], trained, checkpointed, on_cpu=True)
 
     def run(self, work: RealPack, train: bool) -> torch.Tensor:
-        cast: Any = torch.autocast("cpu", torch.bfloat16) if self.mode == "autocast" else None
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=self.mode == "autocast")
         loss = torch.zeros(())
-        with torch.set_grad_enabled(train), cast or nullcontext():
+        with torch.set_grad_enabled(train), cast:
             for _, token_ids_C, logprobs_CV in self.model.completion_distributions(work):
                 loss = loss + logprobs_CV.gather(1, token_ids_C[:, None]).sum()
         return loss

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from opd_core import torchvision_guard
 from opd_core.model.architectures import ARCHITECTURES
@@ -20,7 +20,7 @@ from tests.opd_core.model.test_tree_model import qwen
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def made_of(content: dict[str, Any], shape: ModelShape) -> Any:
+def made_of(content: dict[str, object], shape: ModelShape) -> nn.Module:
     """The model of a config.json, without memory for its weights."""
     torchvision_guard.install()
     kind = shape.family.load_class()
@@ -28,10 +28,11 @@ def made_of(content: dict[str, Any], shape: ModelShape) -> Any:
     with torch.device("meta"):
         model = kind(config)
     model.tie_weights()
+    assert isinstance(model, nn.Module)
     return model
 
 
-def counted(model: Any, shape: ModelShape) -> tuple[int, int]:
+def counted(model: nn.Module, shape: ModelShape) -> tuple[int, int]:
     """(all numbers, those of vision)."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     return sum(sizes.values()), sum(n for name, n in sizes.items() if shape.family.is_vision(name))
