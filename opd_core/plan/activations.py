@@ -40,7 +40,9 @@ class Pass:
     shape: ModelShape
     precision: Precision
     trained: Trained
-    checkpointed: bool
+    checkpointed: float
+    """The share of the language model's layers that compute their activations again; where there is
+    any, the tower's layers all do."""
     on_cpu: bool
     """There attention repeats heads and copies contexts; CUDA runs FlexAttention."""
 
@@ -54,10 +56,9 @@ def saved(this: Pass, pack: Pack) -> float:
     kept = pack.tokens * around
     if this.on_cpu:
         kept += pack.trees * blocks_of(pack.tree).masks  # as booleans, for all layers
-    if this.checkpointed:
-        kept += pack.tokens * text.layers * text.hidden * width.residual
-    else:
-        kept += text.layers * saved_by_layer(this, pack)
+    again = round(this.checkpointed * text.layers)
+    kept += again * pack.tokens * text.hidden * width.residual
+    kept += (text.layers - again) * saved_by_layer(this, pack)
     return kept + _saved_by_tower(this, pack)
 
 

@@ -315,7 +315,7 @@ def update_pass(setting: Setting) -> Pass:
         setting.student,
         Precision(residual, training.served_bytes, training.autocast),
         "adapter" if adapter else trained,
-        update.gradient_checkpointing,
+        float(update.gradient_checkpointing),
         setting.on_cpu,
     )
 

@@ -34,7 +34,7 @@ def _changes(config: Config, stage: str) -> Iterator[Change]:
     """Things to change, in the order in which they are to be tried."""
     update, teacher = config.update, config.teacher
     if stage == "update":
-        if not update.gradient_checkpointing:
+        if update.gradient_checkpointing is not True:
             yield {"update.gradient_checkpointing": True}
         for rows in _halved(update.completion_rows_per_chunk, 128):
             yield {"update.completion_rows_per_chunk": rows}

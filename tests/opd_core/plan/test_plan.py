@@ -196,13 +196,13 @@ def test_numbers_are_those_of_the_modules_that_work_by_them() -> None:
     from opd_core.engines.hf.sampling import HFEngine
     from opd_core.model import tree_attention
     from opd_core.scoring import trees
-    from opd_core.update import stepping
+    from opd_core.update import pieces
     from opd_core.video import reader
 
     prefill = inspect.signature(HFEngine).parameters["max_tokens_per_pack"].default
     assert prefill == memory.PREFILL_TOKENS
     assert trees.VIDEOS_PER_BATCH == memory.SCORED_TOGETHER
-    assert stepping.PIECE == memory.STEPPED_TOGETHER
+    assert pieces.PIECE == memory.STEPPED_TOGETHER
     assert reader.MAX_CACHE_BYTES == memory.CACHED_FRAMES
     assert tree_attention.DENSE_TREE_TOKENS == packs.DENSE_TREE_TOKENS
     assert tree_attention.BLOCK_TOKENS == packs.BLOCK_TOKENS
