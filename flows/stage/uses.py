@@ -20,7 +20,7 @@ from opd_core.types import StageUse
 if TYPE_CHECKING:
     from flows.summaries import Done
 
-_FILE = Path(".cache", "stages.jsonl")
+_CACHE = ".cache"
 
 
 @dataclass
@@ -52,7 +52,7 @@ def measuring(run: Path, stage: str, version: int) -> Iterator[Measuring]:
     try:
         yield mine
         if mine.done is not None and mine.done.rows and stage != "update":
-            with (run / _FILE).open("a") as file:
+            with _file(run).open("a") as file:
                 file.write(json.dumps({"version": version, **asdict(mine.use())}) + "\n")
     finally:
         _now = None
@@ -82,7 +82,7 @@ def forget(run: Path, version: int) -> None:
     """The round of policy `version` is committed: drop its lines, and older ones."""
     later = [(number, use) for number, use in _lines(run) if number > version]
     lines = (json.dumps({"version": number, **asdict(use)}) + "\n" for number, use in later)
-    (run / _FILE).write_text("".join(lines))
+    _file(run).write_text("".join(lines))
 
 
 def _use(stage: str, seconds: float, tokens: int, peak: int, of: str) -> StageUse:
@@ -90,9 +90,15 @@ def _use(stage: str, seconds: float, tokens: int, peak: int, of: str) -> StageUs
     return StageUse(stage, seconds, tokens or None, speed, peak, of)
 
 
+def _file(run: Path) -> Path:
+    """In a folder that anybody may remove."""
+    (run / _CACHE).mkdir(exist_ok=True)
+    return run / _CACHE / "stages.jsonl"
+
+
 def _lines(run: Path) -> list[tuple[int, StageUse]]:
     """The lines that are whole: one may have been cut by a kill."""
-    file = run / _FILE
+    file = _file(run)
     text = file.read_text() if file.exists() else ""
     content = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
     return [(line.pop("version"), StageUse(**line)) for line in content]

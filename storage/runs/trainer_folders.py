@@ -48,6 +48,8 @@ def of_policy(run: Path, policy: Policy) -> Path | None:
     folder = run / TRAINER / policy.path.name
     if not folder.is_dir():
         return policy.path if (policy.path / OLDER_FILE).is_file() else None
+    if not (folder / MANIFEST_FILE).is_file():
+        return None  # killed while it was removed
     return folder if read_manifest(folder).get("weights_hash") == policy.weights_hash else None
 
 
