@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from flows.cli import program  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
 from opd_core.config.section import Section  # noqa: E402
+from opd_core.config.sections import ModelPath  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
     choices,
     holds_a_section,
@@ -41,7 +42,7 @@ from opd_core.extensions import (  # noqa: E402
     Objective,
 )
 from opd_core.spans.protocols.known import PROTOCOLS  # noqa: E402
-from opd_core.types import Judgement, UpdateStep  # noqa: E402
+from opd_core.types import Judgement, StageUse, UpdateStep  # noqa: E402
 from storage.tables.columns import columns_of  # noqa: E402
 from storage.tables.schemas import PROVENANCE, SCHEMA_VERSION, TABLES  # noqa: E402
 
@@ -116,6 +117,7 @@ def _default(field: FieldInfo) -> str:
 
 _KINDS = {
     int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path",
+    ModelPath: "path or name",
 }  # fmt: skip
 _BOUNDS = {"gt": "above {}", "ge": "from {}", "lt": "below {}", "le": "to {}"}
 
@@ -171,6 +173,8 @@ def tables_page() -> str:
         blocks += [f"Written by {writer}. A row is known by {key}.", _columns(table.own_columns)]
     steps = "Of `updates.steps`, a struct a step."
     blocks += ["## A step of an update", steps, _columns(columns_of(UpdateStep))]
+    stages = "Of `updates.stages`, a struct a stage."
+    blocks += ["## What a stage took", stages, _columns(columns_of(StageUse))]
     judgements = "Of `judgements` in `evaluations` and `model_evaluations`, a struct a protocol."
     blocks += ["## A judgement of an answer", judgements, _columns(columns_of(Judgement))]
     blocks += ["## Of every row", "The store adds these to each table.", _columns(PROVENANCE)]
@@ -303,6 +307,7 @@ def _can(engine: Engine) -> str:
         "is the trainer itself": engine.is_the_trainer,
         "is weighed by `update.tis`": not engine.is_the_trainer,
         "can run in another precision than the model's": engine.dtype is not None,
+        f"opens a teacher in {' or '.join(engine.quantises)}": bool(engine.quantises),
     }
     return ", ".join(words for words, does in can.items() if does)
 

@@ -19,7 +19,7 @@ from types import FrameType
 
 import click
 
-from flows.commands import about, bringing, looking, measuring, proving, rounds, serving
+from flows.commands import about, bringing, looking, measuring, planning, proving, rounds, serving
 from flows.commands.arguments import group
 from opd_core.types import VideoOPDError
 
@@ -28,9 +28,9 @@ program = about.version(
         "videoopd",
         "on-policy distillation for temporal video grounding",
         bringing.init, bringing.import_annotations, bringing.tinyworld,
-        rounds.run, rounds.stage, rounds.demo,
+        planning.plan, rounds.run, rounds.stage, rounds.demo,
         looking.status, looking.query, looking.show, looking.diff, looking.export,
-        proving.audit, proving.rescore, proving.migrate,
+        proving.audit, proving.rescore, proving.tag, proving.migrate,
         measuring.evaluate, measuring.study, measuring.bench,
         serving.up, serving.down,
         about.completion,

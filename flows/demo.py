@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,20 +24,24 @@ from storage.files import disk_troubles, make_folder, short, write_bytes_whole
 if TYPE_CHECKING:
     from flows.summaries import RoundSummary
     from opd_core.tinyworld.world import World
+    from opd_core.tinyworld.wrongness import Annotated, Judged
 
 FOLDER = "videoopd-demo"
 """Made in the current folder, outside a checkout."""
 ROUNDS = 3
 WORLD_SEED = 0
-TRAIN_VIDEOS = 1200
-"""About 3,500 sentences: more than three rounds draw."""
+ANNOTATIONS = "loose"
+TRAIN_VIDEOS = 900
+"""About 2,600 sentences: more than three rounds draw."""
 EVAL_VIDEOS = 100
 
 
 def demo() -> None:
     """Make the world if it is not there, run three rounds, print each and what to try next."""
     config = config_file()
-    make_tiny_world(load_config(config).data.train.parent, WORLD_SEED)
+    world = make_tiny_world(
+        load_config(config).data.train.parent, WORLD_SEED, annotations=ANNOTATIONS
+    )
     flow = round_flow()
     from flows.console.report import print_rounds
 
@@ -45,7 +50,9 @@ def demo() -> None:
         summary = flow(str(config), rounds=1, overrides=[])
         done += summary.rounds
         print_rounds(summary.run_path, done, last=number == ROUNDS)
-    _next_steps(Path(summary.run_path))
+    run_path = Path(summary.run_path)
+    print(_what_was_filtered(run_path, world, load_config(config).focus.min_teacher_iou))
+    _next_steps(run_path)
 
 
 def make_tiny_world(
@@ -105,6 +112,34 @@ def copy_shipped(folder: Path) -> Path:
         with disk_troubles(target.parent):
             write_bytes_whole(target, source.read_bytes())
     return folder
+
+
+def _what_was_filtered(run_path: Path, world: World, min_teacher_iou: float) -> str:
+    """How well TRPV tells wrong annotations, in a sentence; nothing else here reads the truth."""
+    from opd_core.tinyworld.wrongness import BAD_BELOW, filtering_at, paired
+
+    judged = read_judged(run_path, paired(world.train, world.truth))
+    dropped = filtering_at(min_teacher_iou, judged)
+    wrong = sum(one.annotation_iou < BAD_BELOW for one in judged) / len(judged)
+    of_those = "" if dropped.precision is None else f", {dropped.precision:.0%} of those"
+    return (
+        f"TRPV: the teacher's answers fit {dropped.dropped:.0%} of {len(judged):,} annotations too "
+        f"little; wrong (IoU with the truth below {BAD_BELOW}) are {wrong:.0%} of all{of_those}"
+    )
+
+
+def read_judged(path: Path, world: Mapping[str, Annotated]) -> list[Judged]:
+    """The sentences of a world that the teacher answered in the run at `path`."""
+    import polars as pl
+
+    from opd_core.tinyworld.wrongness import Judged
+    from storage.runs.run import Run
+
+    teacher = Run.open(path).teacher_predictions().group_by("example_id").agg(pl.col("iou").mean())
+    return [
+        Judged(iou, world[example].iou)
+        for example, iou in teacher.sort("example_id").collect().select("example_id", "iou").rows()
+    ]
 
 
 def _next_steps(run_path: Path) -> None:

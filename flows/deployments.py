@@ -42,7 +42,7 @@ def _alone(stage: Stage) -> Flow[..., Any]:
         overrides: list[str] | None = None,
         force: bool = False,
     ) -> StageSummary:
-        with opened(config, overrides) as work:
+        with opened(config, overrides, stages=(stage.name,)) as work:
             return run_stage(work, work.policy_at(stage.name, round), force)
 
     run.__name__ = run.__qualname__ = stage.name

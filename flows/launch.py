@@ -72,7 +72,7 @@ def run_stage(
     """Run the deployment of a stage here, where it has anything to do; print what it did."""
     from flows.alone import nothing_to_do
 
-    _checked(config, overrides)
+    _checked(config, overrides, (stage,))
     done = nothing_to_do(stage, config, round, overrides, force)
     if done is not None:
         return _print_done(stage, done)
@@ -129,16 +129,19 @@ def _next_stale(config: Config, round: int | None) -> Stale | None:
     return min(stale, key=lambda s: s.stage == RESCORE.name, default=None)
 
 
-def _checked(config: str, overrides: Sequence[str]) -> Config:
-    """The config; a wrong key or folder, or a run that is worked on, is found before a server is
-    started."""
+def _checked(config: str, overrides: Sequence[str], stages: Sequence[str] | None = None) -> Config:
+    """The config; a wrong key or folder, a run that is worked on, or a stage (of these, or of all)
+    that cannot fit into memory is found before a server is started."""
+    from flows.stage.memory_check import refuse_what_cannot_fit
+    from flows.stage.models import with_folders
     from flows.stage.prepare import check_folders, refuse_busy
     from opd_core.config.load import load_config
 
     loaded = load_config(config, overrides)
-    check_folders(loaded, config)
     refuse_busy(loaded)
-    return loaded
+    check_folders(loaded, config)
+    refuse_what_cannot_fit(loaded, stages)
+    return with_folders(loaded, config)
 
 
 def _run_one(

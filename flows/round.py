@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.stage.older_policies import let_older_go
 from flows.stage.outcome import summarize
 from flows.stage.prepare import opened
 from flows.stages import draw, evaluate, focus, rollout, score, update, validate
@@ -41,5 +42,6 @@ def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -
                 evaluate(work, work.policy()),
             ]
             work.run.finish_round(policy.version + 1)
+            let_older_go(work)  # by [policies]; none unless it says so
             outcomes.append(summarize(work, policy.version + 1, stages))
         return RunSummary(str(work.run.path), tuple(outcomes))

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.console.progress import progress
+from flows.console.progress import mention, progress
 from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
@@ -29,6 +29,7 @@ from flows.stage.typed_config import config_words
 from flows.summaries import Done
 from opd_core.faults import NEXT_ROUND
 from opd_core.focus import select as curriculum
+from opd_core.hub.name import model_name
 from opd_core.rollout.by_example import by_example
 from opd_core.types import (
     Draw,
@@ -167,6 +168,7 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     if not round_rows.needs_scores(work):
         return Done()
     begun.new_take()
+    round_rows.refuse_other_scores(work, policy)
     wanted = set(round_rows.candidates(work, policy))
     done = set(round_rows.scores(work, policy).select("rollout_id").collect()["rollout_id"])
     todo = wanted - done
@@ -306,22 +308,32 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.round} have no score of teacher "
-            f"{work.config.teacher.path.name}, {min(unscored)} among them; put back the teacher "
-            "that the round was selected with, or start a new run"
+            f"{model_name(work.config.teacher.path)}, {min(unscored)} among them; put back the "
+            "teacher that the round was selected with, or start a new run"
         )
     trained = [
         Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))
         for e in round_rows.drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
+    saved = run.saved_steps()
+    if begun.again:
+        saved.clear()
     begun.new_take()
     total = run.rollouts().filter(round_rows.of_round(policy)).select(pl.len()).collect().item()
     uses_scores = round_rows.needs_scores(work)
     candidates = len(round_rows.candidates(work, policy)) if uses_scores else 0
     staging = run.staging_folder(policy.version + 1)
-    trainer = TrainerFolders(run.trainer_folder(policy), run.trainer_staging(policy.version + 1))
+    trainer = TrainerFolders(
+        run.trainer_folder(policy), run.trainer_staging(policy.version + 1), saved
+    )
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
     with progress("update", steps) as advance, disk_troubles(run.path):
+
+        def going_on(done: int) -> None:
+            mention(f"update: goes on at step {done} of {steps}")
+            advance(done)
+
         result = update_student(
             work.config,
             policy,
@@ -331,6 +343,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             run.policy(0).path,
             trainer,
             restart is not None,
+            going_on,
         )
     new = run.publish_policy(staging, policy, trainer.new)
     first = result.first_step
@@ -360,8 +373,13 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     run.append("trained_rollouts", result.trained, policy_version=policy.version)
     run.append("updates", [row], policy_version=policy.version)
     run.keep_newest_trainer()
+    saved.clear()
     uses.forget(run.path, policy.version)
-    notes = {"stopped_early": result.stopped_early, "optimizer_restarted": restart}
+    notes = {
+        "stopped_early": result.stopped_early,
+        "optimizer_restarted": restart,
+        "went_on_at_step": result.went_on_at,
+    }
     return Done(1, len(result.steps), notes)
 
 

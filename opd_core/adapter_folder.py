@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from opd_core.hub.cache import snapshot
+from opd_core.hub.name import hub_model
 from opd_core.types import VideoOPDError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -21,7 +23,8 @@ def is_adapter(folder: Path) -> bool:
 
 def adapter_config(adapter: Path) -> tuple[dict[str, Any], Path]:
     """What the adapter says of itself, and the base that it names, which may be gone: an absolute
-    path, or one below the adapter's folder, or else below this process's.
+    path, or one below the adapter's folder or below this process's, or a name on the hub of which
+    the cache has something.
 
     Raises `VideoOPDError` where it names none.
     """
@@ -35,7 +38,10 @@ def adapter_config(adapter: Path) -> tuple[dict[str, Any], Path]:
             " the base's folder as its base_model_name_or_path"
         ) from None
     below = adapter / named
-    return config, below if below.is_dir() else named
+    if below.is_dir() or named.is_dir():
+        return config, below if below.is_dir() else named
+    model = hub_model(named)
+    return config, (snapshot(model) if model else None) or named
 
 
 def base_folder(adapter: Path) -> Path:

@@ -34,6 +34,8 @@ Settings: TypeAlias = "type[Section] | None"
 template in [prompt.NAME], an engine in [NAME]. `of(NAME)` of these sections, and of the `Config`
 for engines, is what is given there, or its defaults."""
 TeacherNeed = Literal["nothing", "logprobs", "distribution", "vocabulary"]
+Quantise = Literal["none", "fp8", "int4"]
+"""How a teacher's weights lie in memory (`teacher.quantise`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,15 @@ class Engine:
     """The key that raises it."""
     dtype: Callable[[Config], str | None] | None = None
     """The precision that it runs every model in; None: that of the model."""
+    quantises: tuple[Quantise, ...] = ()
+    """The values of `teacher.quantise` in which it opens a teacher, beside "none"."""
+    opened_quantised: (
+        Callable[
+            [Config, Path, str, ExampleEncoder, int, Quantise], AbstractContextManager[OpenedEngine]
+        ]
+        | None
+    ) = None
+    """As `opened`, with the last of its arguments one of `quantises`; None where there are none."""
 
     def installed(self) -> str | None:
         """The version of what it needs; None where that is not installed."""

@@ -22,6 +22,7 @@ HEAVY = {"torch", "torchvision", "transformers", "vllm", "decord", "av", "lance"
 STORAGE_MAY = {
     "opd_core.types",
     "opd_core.adapter_folder",
+    "opd_core.hub.name",
     "storage",
     "lance",
     "pyarrow",

@@ -113,7 +113,7 @@ def test_the_demo_brings_its_files_into_a_folder_here(installed: Installed, tmp_
     assert found["file"] == "videoopd-demo/configs/tiny.toml"
     demo = tmp_path / "videoopd-demo"
     assert Path(found["run"]) == demo / "runs" / "tiny"
-    assert Path(found["world"]) == demo / "worlds" / "tiny" / "train.jsonl"
+    assert Path(found["world"]) == demo / "worlds" / "tiny-loose" / "train.jsonl"
     assert Path(found["home"]) == installed.home / ".local/share/videoopd/.prefect"
     assert found["settings"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false", "prefect.toml's"
     assert not (installed.site / ".prefect").exists()

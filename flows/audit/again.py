@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -12,6 +13,7 @@ from flows.console.report import cut
 from opd_core.types import GroundingExample, Rollout, TeacherScore
 from storage.audit import links as store
 from storage.audit.links import BrokenLink, Checked
+from storage.stages import round_number
 
 if TYPE_CHECKING:
     from opd_core.audit.again import DoneAgain
@@ -50,7 +52,7 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
     from opd_core.audit.again import sampled_again
     from opd_core.rollout.sampler import sampler_of
 
-    compared = []
+    compared, let_go = [], []
     for row in store.settled(run):
         version = row["parent_version"]
         this = pl.col("policy_version") == version
@@ -58,11 +60,16 @@ def sampled(run: Run, share: float, tolerance: float | None, generator: random.R
         asked = set(lost.collect()["item_id"])  # they had a place in a batch, too
         rows = grouped(run, version, run.read("rollouts", Rollout, this), asked)
         config = config_of(run, config_hash_of(run, "rollouts", version))
+        gone = run.let_go_of(run.committed(version))
+        if gone is not None and config.rollout.source in ("student", "truth"):
+            round = round_number("rollout", version)
+            let_go.append(f"round {round}: the weights of policy {version} were {gone.told()}")
+            continue
         sampler = sampler_of(config, version, run.policy, row["teacher_hash"])
         again = sampled_again(config, sampler, rows, share, generator, tolerance)
         _unchanged(run, again)
         compared.append(again)
-    return _together(compared)
+    return replace(_together(compared), let_go=tuple(let_go))
 
 
 def scored(run: Run, share: float, tolerance: float | None, generator: random.Random) -> Checked:

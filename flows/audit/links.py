@@ -14,6 +14,7 @@ import polars as pl
 
 from flows.audit.named import config_of
 from opd_core.extensions import PromptTemplate
+from opd_core.hub.name import cached_model
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols.known import PROTOCOLS, judgement
@@ -62,6 +63,8 @@ def scores(run: Run) -> Checked:
             else:
                 from storage.runs.policies import weights_hash
 
+                if (named := cached_model(folder)) is not None:
+                    notes.append(f"the teacher is {named}")
                 hashes[str(folder)] = weights_hash(folder)
         if hashes[str(folder)] != row["teacher_hash"]:
             where = f"updates, policy_version {row['policy_version']}"

@@ -13,7 +13,7 @@ from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.tree_model import TreeModel
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt
-from opd_core.update.checkpointing import checkpoint
+from opd_core.update.checkpointing import checkpoint_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def drawn_model(
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = draw_weights(shape, device, dtype, tokenizer.ids.__getitem__)
     QWEN3_VL.freeze_vision(model)
-    checkpoint(model, checkpointed)
+    checkpoint_layers(model, checkpointed)
     return TreeModel(model, tokenizer)
 
 

@@ -1,8 +1,9 @@
 """`videoopd bench kills`: 100 kill -9 at random moments of runs of three rounds, and what was lost.
 
 The real command in a process of its own, on a small tiny world with the shipped models and short
-rounds. The same command goes on until three rounds are finished; then every table is compared with
-those of a run that nobody disturbed, and audited. New runs follow until there were enough kills.
+rounds; their updates save every step and go on at the last. The same command goes on until three
+rounds are finished; then every table is compared with those of a run that nobody disturbed, and
+audited. New runs follow until there were enough kills.
 
 A moment is a number of processor seconds that the command has used since it holds the run: the
 clock would depend on what else the machine does, and before that is only Python's and Prefect's
@@ -50,7 +51,8 @@ SHORT_ROUNDS = {
     "focus.top_k": 16,
     "focus.min_teacher_iou": 0,
     "update.epochs": 1,
-    "update.examples_per_step": 8,
+    "update.examples_per_step": 2,
+    "update.save_minutes": 0,
     "evaluate.max_examples": 8,
     "evaluate.prompts_per_batch": 4,
     "storage.flush_seconds": 0.2,
@@ -73,6 +75,8 @@ class _Bench:
     kills: int = 0
     hit: Counter[str] = field(default_factory=Counter)
     """stage -> kills in it."""
+    gone_on: int = 0
+    """Kills after which an update had a saved step to go on from."""
     problems: list[str] = field(default_factory=list)
     expected: dict[str, Rows] = field(default_factory=dict)
     heights: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -109,7 +113,8 @@ def kills_rows(kills: int = KILLS, rounds: int = ROUNDS, seed: int = SEED) -> It
             _end_all(folder)
         details = {
             "seed": seed, "runs": runs, "in stage": dict(bench.hit.most_common()),
-            "problems": bench.problems, "minutes": (time.perf_counter() - began) / 60,
+            "in an update with a saved step": bench.gone_on, "problems": bench.problems,
+            "minutes": (time.perf_counter() - began) / 60,
         }  # fmt: skip
         yield Row(
             f"kill -9 at random moments of runs of {rounds} rounds", bench.kills, " kills",
@@ -172,6 +177,7 @@ def _killed_run(bench: _Bench, number: int) -> list[str]:
         if in_stage is not None:
             bench.kills += 1
             bench.hit[in_stage] += 1
+            bench.gone_on += in_stage == "update" and _has_saved_step(path)
             print(f"  kill {bench.kills}: run {number}, {in_stage}", flush=True)
         elif code := child.wait():
             return [f"run {number} ended with {code} after {bench.kills} kills: {_last_line(path)}"]
@@ -277,6 +283,10 @@ def _alive(home: str) -> list[psutil.Process]:
 
 def _finished(path: Path) -> list[int]:
     return Run.open(path).finished_rounds() if (path / "run.json").exists() else []
+
+
+def _has_saved_step(path: Path) -> bool:
+    return (path / "run.json").exists() and Run.open(path).saved_steps().newest() is not None
 
 
 def _stage(bench: _Bench, path: Path) -> str:

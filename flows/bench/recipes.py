@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.bench.interleaved import Row, at_least, at_most
 from flows.bench.tiny_config import world_config
@@ -56,7 +56,7 @@ def recipe_rows() -> Iterator[Row]:
         )
 
 
-def _rounds(flow: Rounds, config: str, overrides: list[str]) -> tuple[float, dict[str, Any]]:
+def _rounds(flow: Rounds, config: str, overrides: list[str]) -> tuple[float, dict[str, object]]:
     from storage.runs.run import Run
 
     summary = flow(config, rounds=ROUNDS, overrides=overrides)
@@ -64,7 +64,7 @@ def _rounds(flow: Rounds, config: str, overrides: list[str]) -> tuple[float, dic
     return mious[-1] - mious[0], {"mIoU": mious} | _updates(Run.open(summary.run_path))
 
 
-def _updates(run: Run) -> dict[str, Any]:
+def _updates(run: Run) -> dict[str, object]:
     from opd_core.types import Update
 
     updates = sorted(run.read("updates", Update), key=lambda u: u.policy_version)

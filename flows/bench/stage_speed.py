@@ -26,7 +26,7 @@ from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.prefix_tree import PrefixTree, grow, pack
 from opd_core.model.tree_model import TreeModel
 from opd_core.update import objectives
-from opd_core.update.checkpointing import checkpoint
+from opd_core.update.checkpointing import checkpoint_layers
 
 ROLLOUTS, ANSWER, SENTENCE = 8, 20, 64
 TREES = 3
@@ -61,7 +61,7 @@ def speed_rows(
     )
     for stage in stages:
         model.model.train(stage.passes == 3)
-        checkpoint(model.model, stage.checkpointed)
+        checkpoint_layers(model.model, stage.checkpointed)
         fast = measure(stage.tree, model, repetitions, among=TREES)
         mfu = fast.mfu(stage.passes * flops(model, case.tree))
         yield Row(

@@ -28,7 +28,7 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
         for engine in ("hf", "vllm"):
             chosen = load_config(config_file, [*overrides, f"teacher.engine='{engine}'"])
             score = stack.enter_context(opened_scorer(chosen, teacher, encoder, rollouts))
-            work[engine] = lambda score=score: list(score(encoded.videos, []))
+            work[engine] = lambda score=score: list(score(encoded.videos))
         seconds = medians(work, repetitions)
     return Row(
         "teacher scoring, 8 rollouts a prompt: vLLM prompt_logprobs / HF prefix trees",

@@ -121,6 +121,8 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
         print(f"✓ {verdict.link:<54}{counted:>22}")
         for note in verdict.checked.notes:
             print(f"    {note}")
+        for gone in verdict.checked.let_go:
+            print(f"  ? {gone}")
     broken = [verdict for verdict in verdicts if verdict.broken]
     if format == "json":
         _print_json({"run": str(run.path), "round": run.round, "whole": not broken,
@@ -131,7 +133,9 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
         print(f"videoopd: the first broken link of {run.path} is: {broken[0].link}{more}",
               file=sys.stderr)  # fmt: skip
     else:
-        print(f"all {len(verdicts)} links hold")
+        open_ends = sum(len(v.checked.let_go) for v in verdicts if v.checked)
+        end = f"; {open_ends} parts (?) were let go and are not proven" if open_ends else ""
+        print(f"all {len(verdicts)} links hold{end}")
     return 1 if broken else 0
 
 

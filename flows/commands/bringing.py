@@ -88,16 +88,21 @@ def make_world(
 @click.option("--seed", type=int, metavar="N", help="default: as the shipped model's")
 @click.option("--lr", type=float, metavar="RATE", help="default: as the shipped model's")
 @click.option("--threads", type=at_least_one, default=1, metavar="N")
+@click.option(
+    "--device", default="auto", metavar="NAME", help="auto (CUDA if there is any), cpu, cuda"
+)
 def train(
     name: str, out: Path | None, steps: int | None, seed: int | None,
-    lr: float | None, threads: int,
+    lr: float | None, threads: int, device: str,
 ) -> None:  # fmt: skip
+    from flows.shipped import shipped_files
     from opd_core.tinyworld.train import train
     from storage.files import make_folder
 
     out = out or Path("configs/tiny") / name
     make_folder(out)  # before hours of training, not after
-    train(name, out, steps=steps, seed=seed, lr=lr, threads=threads,
+    train(name, out, steps=steps, seed=seed, lr=lr, threads=threads, device=device,
+          shipped=shipped_files() / "configs" / "tiny",
           report=lambda line: print(line, flush=True))  # fmt: skip
 
 

@@ -18,10 +18,13 @@ from opd_core.spans.protocols.known import PROTOCOLS
     help="RUN@3 is the run as of round 3; a config asks what is missing",
 )  # fmt: skip
 @click.option("--policy", type=int, metavar="N", help="a policy of the run (default: the newest)")
-@click.option("--model", type=FOLDER, metavar="FOLDER", help="instead, any Hugging Face checkpoint")
+@click.option(
+    "--model", type=FOLDER, metavar="MODEL",
+    help="instead, any Hugging Face checkpoint: its folder, or its name on the hub",
+)  # fmt: skip
 @click.option(
     "--against", type=click.Path(), metavar="B",
-    help="compare with another run or policy (RUN@0: the base), or with a model's folder",
+    help="compare with another run or policy (RUN@0: the base), or with a model",
 )  # fmt: skip
 @click.option("--by", type=Choice(("source", "duration")), help="also in groups")
 @click.option("--format", type=Choice(("table", "json")), default="table")

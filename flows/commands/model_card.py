@@ -17,6 +17,7 @@ import polars as pl
 from flows.console.report import ABSENT
 from flows.evaluation.answers import Answers, of_policy
 from flows.evaluation.groups import Group, groups
+from opd_core.hub.name import cached_model, model_name
 from opd_core.spans.bootstrap import Estimate
 from opd_core.spans.metrics import no_span
 from opd_core.spans.protocols.known import PROTOCOLS
@@ -46,7 +47,7 @@ def card(run: Run, version: int) -> str:
     content = run_folder.read(run.path)
     base, teacher = (Path(content[role]["path"]) for role in ("student", "teacher"))
     evaluated = _evaluated(run, version)
-    base_name = hub_name(base)
+    base_name, teacher_name = hub_name(base), hub_name(teacher)
     licence = _licence(base)
     data = ModelCardData(
         model_name=f"{base_name.rsplit('/', 1)[-1]}-video-opd-{version}",
@@ -61,7 +62,7 @@ def card(run: Run, version: int) -> str:
         [
             f"# {data.model_name}",
             f"{base_name}, post-trained for {TASK_NAME} by on-policy distillation from"
-            f" {hub_name(teacher)} ([arXiv {ARXIV}](https://arxiv.org/abs/{ARXIV})): given a video"
+            f" {teacher_name} ([arXiv {ARXIV}](https://arxiv.org/abs/{ARXIV})): given a video"
             " and a sentence, it says when that happens.",
             "## How to load it",
             _LOADING,
@@ -71,7 +72,7 @@ def card(run: Run, version: int) -> str:
             "## How it was made",
             _rounds(run, version),
             _data(run, version, config),
-            _sources(run, version, content, base_name, hub_name(teacher)),
+            _sources(run, version, content, model_name(base), model_name(teacher)),
             "Settings of the last round:",
             "```json\n" + json.dumps(_settings(config), indent=1) + "\n```",
             "## Licence",
@@ -85,10 +86,8 @@ def card(run: Run, version: int) -> str:
 
 def hub_name(folder: Path) -> str:
     """Name a model as the hub does (`Qwen/Qwen3-VL-8B-Instruct`); elsewhere, its folder."""
-    for part in folder.parts:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    return folder.name
+    cached = cached_model(folder)
+    return folder.name if cached is None else cached.repo
 
 
 def _question(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`audit`, `rescore`, `migrate`: what is done with what is stored."""
+"""`audit`, `rescore`, `tag`, `migrate`: what is done with what is stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.arguments import Choice, at_least_one, command, run, run_at, share
+from flows.commands.arguments import RUN, Choice, at_least_one, command, run, run_at, share
 
 
 @command("audit", "prove the chain from checkpoints back to the videos")
@@ -45,11 +45,28 @@ def audit(
 def rescore(run: str, round: int | None) -> None:
     from flows.commands.targets import opening
     from flows.rescore import rescore_run
+    from flows.stage.models import with_folders
     from opd_core.config.load import load_config
 
-    config = load_config(run) if Path(run).is_file() else None
+    config = with_folders(load_config(run), run) if Path(run).is_file() else None
     with opening() as open_run:
         rescore_run(open_run(run), round, config)
+
+
+@command("tag", "name a policy, which then keeps its weights where policies.keep says so")
+@click.argument("run", type=click.Path(), metavar="RUN", help=f"{RUN}; RUN@3 is its policy 3")
+@click.argument("name", metavar="NAME", help="one word; no two policies of a run have the same")
+@click.option("--remove", is_flag=True, help="take the name off that policy again")
+def tag(run: str, name: str, remove: bool) -> None:
+    from flows.commands.targets import opening, split_round
+    from storage.runs import letting_go
+
+    place, number = split_round(run)
+    with opening() as open_run:
+        opened = open_run(place)
+        version = opened.current_policy().version if number is None else number
+        (letting_go.untag if remove else letting_go.tag)(opened, version, name)
+    print(f"policy {version} of {opened.path} is {'no longer ' if remove else ''}tagged {name}")
 
 
 @command("migrate", "bring a run of an older format up, so that it can go on")

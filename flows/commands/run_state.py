@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.commands.round_state import RoundState, count, last_config, round_state
-from flows.console.report import accuracy, size_text
+from flows.console.report import ABSENT, accuracy, size_text
 from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER
+from opd_core.hub.name import cached_model
 from storage.frames.store import usage
 from storage.stages import round_number
 from storage.tables.schemas import TABLES
@@ -66,6 +67,9 @@ class PolicyState:
     rollouts: int | None
     """Trained on; None for the base."""
     objective: str | None
+    tags: tuple[str, ...]
+    let_go: str | None
+    """When and why its weights were let go; None: they are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,10 @@ class Status:
     round: int
     """The one to work on."""
     missing: str
+    student: str
+    """Its name on the hub at a commit, or its folder;"""
+    teacher: str
+    """both of the config that the run was last continued with."""
     state: RoundState
     data: DataState
     frames: str
@@ -134,6 +142,8 @@ def status_of(run: Run, config: str | None = None) -> Status:
         as_of_round=run.round,
         round=current + 1,
         missing=state.missing(),
+        student=_model(run, "student"),
+        teacher=_model(run, "teacher"),
         state=state,
         data=_data(run),
         frames=_frames(run),
@@ -154,6 +164,11 @@ def _data(run: Run) -> DataState:
     return DataState(counts.get("train", 0), counts.get("eval", 0), gone)
 
 
+def _model(run: Run, role: str) -> str:
+    path = Path(last_config(run).get(role, {}).get("path", ABSENT))
+    return str(cached_model(path) or path)
+
+
 def _takes(run: Run) -> Iterator[TakeState]:
     rows = run.rows_by_take()
     for r in run.takes().reruns:
@@ -166,9 +181,15 @@ def _policies(run: Run) -> Iterator[PolicyState]:
     columns = ("policy_version", "rollouts", "objective")
     updates = {row[0]: row[1:] for row in run.updates().select(columns).collect().rows()}
     metrics = accuracy(run)
+    marked = {c.version: c for c in run.checkpoints() if c.in_force}
     for version in sorted({0, *metrics, *updates}):
         trained, objective = updates.get(version, (None, "base" if version == 0 else None))
-        yield PolicyState(version, dict(metrics.get(version, {})), trained, objective)
+        marks = marked.get(version)
+        gone = marks.let_go.told() if marks and marks.let_go else None
+        yield PolicyState(
+            version, dict(metrics.get(version, {})), trained, objective,
+            marks.tags if marks else (), gone,
+        )  # fmt: skip
 
 
 def _tables(run: Run) -> Iterator[TableState]:

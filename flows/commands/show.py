@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from rich.text import Text
 
+from flows.commands.ask import texts_of
 from flows.console.report import ABSENT, console, number, printable, table
-from opd_core.model.token_text import token_texts
 from opd_core.types import VideoOPDError
 from storage.tables.present import latest
 from storage.tables.schemas import TABLES
@@ -134,11 +134,8 @@ def _logprobs(run: Run, column: str, rollout_id: str, tokens: int) -> Sequence[f
 
 def _texts(run: Run, rollout: dict[str, Any]) -> list[str]:
     ids = rollout["completion_token_ids"]
-    try:
-        return token_texts(run.policy(rollout["policy_version"]).path, ids)
-    except VideoOPDError:
-        # The checkpoint may have been moved away; the numbers can be read without it.
-        return [ABSENT] * len(ids)
+    texts = texts_of(run)  # the numbers can be read without one
+    return [ABSENT] * len(ids) if texts is None else texts(ids)
 
 
 def _verdict(run: Run, rollout_id: str) -> str | None:

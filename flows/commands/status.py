@@ -28,6 +28,9 @@ def print_status(run: Run, config: str | None = None, as_json: bool = False) -> 
     else:
         print("\n".join((*_now(status), *_reruns(status))))
         console().print(_policies_table(status), _tables_table(status))
+        for policy in status.policies:
+            if policy.let_go:
+                print(f"policy {policy.policy_version}: its weights were {policy.let_go}")
         if status.left_out:
             print("quarantined:")
         for item in status.left_out:
@@ -41,6 +44,7 @@ def _now(status: Status) -> Iterator[str]:
     yield f"policy    {status.state.policy_version}  (newest committed)"
     given_up = f"; {status.state.quarantined:,} quarantined" if status.state.quarantined else ""
     yield f"round {status.round:<3} {status.missing}{given_up}"
+    yield f"models    student {status.student}, teacher {status.teacher}"
     yield f"data      {status.data.line()}"
     yield f"frames    {status.frames}"
     if status.goes_on:
@@ -74,11 +78,14 @@ def _policies_table(status: Status) -> Table:
     }
     headings = ("policy", "examples", *shown, "rollouts trained on", "objective")
     made = table(numbers=headings, title="policies")
+    made.add_column("tags")
     for policy in status.policies:
         cells = [number(policy.metrics.get(metric)) for metric in shown.values()]
         trained = number(policy.rollouts, "", absent="")
         examples = number(policy.metrics.get("examples"), ",.0f")
-        made.add_row(str(policy.policy_version), examples, *cells, trained, policy.objective or "")
+        weights = "let go" if policy.let_go else ", ".join(policy.tags)
+        words = (policy.objective or "", weights)
+        made.add_row(str(policy.policy_version), examples, *cells, trained, *words)
     return made
 
 

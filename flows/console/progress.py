@@ -54,6 +54,12 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         yield _lines(what, total)
 
 
+def mention(line: str) -> None:
+    """Say something on the way, beside a bar where there is one."""
+    if not is_quiet():
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show a sign of life on a terminal, for a wait whose length is not known."""

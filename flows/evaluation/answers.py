@@ -16,6 +16,7 @@ from flows.console.progress import progress
 from flows.stage.prepare import Work, check_weights
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.rows import eval_examples
+from opd_core.hub.name import cached_model
 from opd_core.prompts.question_key import evaluation_question
 from opd_core.spans.metrics import duration_bucket, per_example
 from opd_core.types import QuarantinedItem, VideoOPDError
@@ -43,6 +44,8 @@ def of_policy(run: Run, version: int | None = None) -> Answers:
     if not 0 <= version <= newest:
         raise VideoOPDError(f"run {run.path} has no policy {version}; give one from 0 to {newest}")
     rows = run.present_evaluations().filter(pl.col("policy_version") == version)
+    if rows.head(1).collect().is_empty():
+        run.refuse_let_go(run.committed(version))  # else it would be told to ask for them
     set_aside = run.quarantine().filter(
         (pl.col("stage") == "evaluate") & (pl.col("policy_version") == version)
     )
@@ -53,7 +56,7 @@ def answered_by_policy(work: Work, version: int | None = None) -> Answers:
     """The answers of a policy to the whole eval split, after asking what has none."""
     from flows import stages
 
-    policy = work.policy(version)
+    policy = work.answering(version)
     stages.evaluate.fn(work, policy)
     return of_policy(work.run, policy.version)
 
@@ -87,7 +90,7 @@ def answered_by_model(work: Work, folder: Path) -> Answers:
         {"item_id": [f.item_id for f in faults], "reason": [f.reason for f in faults]},
         schema={"item_id": pl.String, "reason": pl.String},
     )
-    return _answers(work.run, str(folder), rows, set_aside)
+    return _answers(work.run, str(cached_model(folder) or folder), rows, set_aside)
 
 
 def _answers(run: Run, who: str, rows: pl.LazyFrame, set_aside: pl.LazyFrame) -> Answers:

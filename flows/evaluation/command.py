@@ -13,8 +13,10 @@ from rich.table import Table
 from flows.console.report import ABSENT, console
 from flows.evaluation.answers import Answers, answered_by_model, answered_by_policy, of_policy
 from flows.evaluation.groups import Comparison, Group, compare, groups
+from flows.stage.models import folder_of
 from flows.stage.prepare import WorkLeft, opened
 from opd_core.adapter_folder import is_adapter
+from opd_core.hub.name import hub_model
 from opd_core.spans.bootstrap import RESAMPLES, Estimate
 from opd_core.spans.metrics import no_span, titles
 from opd_core.spans.protocols.known import PROTOCOLS
@@ -40,16 +42,16 @@ def evaluate_command(
     that answers by the config of `target`. `overrides` are of that config."""
     if model is not None and policy is not None:
         raise VideoOPDError("--policy and --model name two things to evaluate; give one of them")
-    if model is not None and not _is_model(model):
+    if model is not None and (model := _model_folder(given := model)) is None:
         raise VideoOPDError(
-            f"there is no model in {model}; give --model the folder of a Hugging Face checkpoint, "
-            "with config.json and its weights"
+            f"there is no model in {given}; give --model the folder of a Hugging Face checkpoint, "
+            "with config.json and its weights, or its name on the hub"
         )
     first = _answered(target, open_run, policy, model, overrides)
     if against is None:
         _show_groups(first, list(groups(first, by)), format)
-    elif _is_model(Path(against)):
-        second = _answered(target, open_run, None, Path(against), overrides)
+    elif (other := _model_folder(Path(against))) is not None:
+        second = _answered(target, open_run, None, other, overrides)
         _show_comparison(compare(first, second), format)
     else:
         _show_comparison(compare(first, _answered(against, open_run)), format)
@@ -88,7 +90,9 @@ def _asked(
     """The answers by a config: as they are where none is missing, which takes no model."""
 
     def answered(looking: bool) -> Answers:
-        with opened(config, overrides, looking=looking, goes_on=False) as work:
+        with opened(
+            config, overrides, looking=looking, goes_on=False, stages=("evaluate",)
+        ) as work:
             if model is not None:
                 return answered_by_model(work, model.resolve())
             return answered_by_policy(work, policy)
@@ -99,8 +103,18 @@ def _asked(
         return answered(looking=False)
 
 
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or is_adapter(folder)
+def _model_folder(named: Path) -> Path | None:
+    """A model's folder, also for its name on the hub; None for what is neither."""
+    if (named / "config.json").is_file() or is_adapter(named):
+        return named
+    model = hub_model(named)
+    run = str(named).rpartition("@")[0]  # RUN@3 is none
+    if model is None or named.exists() or (run and Path(run).exists()):
+        return None
+    try:
+        return folder_of(model)
+    except VideoOPDError as error:
+        raise VideoOPDError(f"there is no {named} here, and {error}") from None
 
 
 def _show_groups(answers: Answers, measured: list[Group], format: str) -> None:

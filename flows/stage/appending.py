@@ -6,10 +6,10 @@
 
 Batches are collected until `storage.flush_seconds` have passed since the last append, and appended
 when the stage ends, also when an error or Ctrl-C ends it. A process that is killed outright loses
-what was collected and the batch it was working on: at most flush_seconds and one batch of work. The
-batch is the engine's unit, because what is sampled or scored together is ready together; where one
-takes longer than flush_seconds, each is appended as it comes, and smaller ones
-(`rollout.prompts_per_batch`) lose less.
+what was collected and the batch it was working on: at most flush_seconds and one batch of work
+(two where the engine is asked ahead, as vLLM). The batch is the engine's unit, because what is
+sampled or scored together is ready together; where one takes longer than flush_seconds, each is
+appended as it comes, and smaller ones (`rollout.prompts_per_batch`) lose less.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What each stage of a run costs: wall-clock, CPU seconds, tokens through the models.
+"""What each stage of a run costs: wall-clock, CPU seconds, tokens through the models, and for how
+long its engine worked and waited.
 
     with recording(run.path / COSTS_FILE):
         videoopd(config, rounds=8)
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from opd_core.engines import idle_time
+from opd_core.engines.idle_time import EngineTime
 from opd_core.model import token_count
 
 if TYPE_CHECKING:
@@ -54,6 +57,11 @@ class StageCost:
     attempt: str
     """Id of the process's recording: a round with several was resumed."""
     killed: bool = False
+    engine_seconds: float | None = None
+    """How long its engine was at work; None: it had none, as in rows of older programs."""
+    engine_idle_seconds: float | None = None
+    """How long it had nothing to answer, because prompts were not ready
+    (`opd_core/engines/idle_time.py`)."""
 
 
 def read_costs(path: Path) -> list[StageCost]:
@@ -128,6 +136,8 @@ class _Recorder:
                 self._open.unlink(missing_ok=True)
 
     def _cost(self, stage: str, version: int, began: _Reading, ended: _Reading) -> StageCost:
+        working = ended.engine.working - began.engine.working
+        idle = ended.engine.idle - began.engine.idle
         return StageCost(
             policy_version=version,
             stage=stage,
@@ -135,6 +145,8 @@ class _Recorder:
             cpu_seconds=ended.cpu_seconds - began.cpu_seconds,
             tokens=ended.tokens - began.tokens,
             attempt=self._attempt,
+            engine_seconds=working or None,
+            engine_idle_seconds=idle if working else None,
         )
 
     def _append(self, cost: StageCost) -> None:
@@ -161,6 +173,7 @@ class _Reading:
     seconds: float
     cpu_seconds: float
     tokens: int
+    engine: EngineTime
 
     @classmethod
     def now(cls) -> _Reading:
@@ -171,4 +184,4 @@ class _Reading:
                 cpu += sum(child.cpu_times()[:4])  # its own, and of those it has waited for
             except psutil.Error:
                 continue  # ended just now, and then it is in `ended` or was never waited for
-        return cls(time.perf_counter(), cpu, token_count.total())
+        return cls(time.perf_counter(), cpu, token_count.total(), idle_time.total())

@@ -37,7 +37,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
-            for key in ("stopped_early", "optimizer_restarted")
+            for key in ("stopped_early", "optimizer_restarted", "went_on_at_step")
             if key in s.notes
         )
         + tuple(_unanswered(work, version, asked - metrics["examples"]))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from opd_core.hub.name import model_name
 from opd_core.types import TeacherPrediction, VideoOPDError
 from storage.runs.run import Run
 
@@ -43,7 +44,7 @@ def copies(work: Work, example_ids: Sequence[str]) -> list[TeacherPrediction]:
     return [
         replace(
             row,
-            teacher_id=work.config.teacher.path.name,
+            teacher_id=model_name(work.config.teacher.path),
             reused_from=row.reused_from or other.run_id,
         )
         for example_id in example_ids

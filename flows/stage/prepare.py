@@ -12,8 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.stage.memory_check import refuse_what_cannot_fit
+from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
@@ -31,7 +34,7 @@ from storage.runs.run_folder import (
     remember_config,
     weights_cache,
 )
-from storage.stages import policy_version_of, round_number
+from storage.stages import policy_version_of, round_number, stage_named
 from storage.tables import damage
 
 
@@ -83,6 +86,15 @@ class Work:
             )
         return self.run.policy(version)
 
+    def answering(self, version: int | None) -> Policy:
+        """The policy whose answers are wanted. While it is only asked whether any is missing, its
+        weights may have been let go."""
+        if self.looking and version is not None:
+            policy = self.run.committed(version)
+            if self.run.let_go_of(policy) is not None:
+                return policy
+        return self.policy(version)
+
     def policy_at(self, stage: str, round: int | None) -> Policy:
         """What a stage of a round works with: round k samples from policy k - 1, makes policy k
         and evaluates that. Of no round in particular: the current policy."""
@@ -95,7 +107,9 @@ class Work:
                 f"there is nothing to {stage} in round {round}; "
                 f"give a round from {first} to {newest}"
             )
-        return self.policy(policy_version_of(stage, round))
+        version = policy_version_of(stage, round)
+        made = stage_named(stage).of_made_policy
+        return self.answering(version) if made else self.policy(version)
 
     def continuation(self, policy: Policy) -> str | None:
         """Why training on from this policy begins with a new optimiser; None: it goes on.
@@ -122,9 +136,9 @@ class Work:
 
 def check_folders(config: Config, name: str) -> None:
     """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
-    no place for its run."""
+    no place for its run. Names on the hub are `with_folders`'s."""
     for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
-        if not folder.is_dir():
+        if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
             )
@@ -158,6 +172,7 @@ def opened(
     *,
     looking: bool = False,
     goes_on: bool = True,
+    stages: Sequence[str] | None = None,
 ) -> Iterator[Work]:
     """The run of a config, for writing, with this process as its only writer.
 
@@ -167,16 +182,20 @@ def opened(
     Makes the run where there is none, checks that student and teacher fit, and imports the
     annotations that are not in its tables yet. Refused before anything is computed, it leaves no
     folder behind. `looking`: only to see whether a stage has anything to do, without what computing
-    takes.
+    takes. `stages`: those that are to be done, of which each has to fit into memory; None: all.
     """
-    loaded = load_config(config, overrides or ())
-    check_folders(loaded, config)
-    refuse_busy(loaded)
+    written = load_config(config, overrides or ())
+    refuse_busy(written)
+    check_folders(written, config)
+    if not looking:
+        refuse_what_cannot_fit(written, stages)
+    loaded = with_folders(written, config)
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
         _writing(loaded, looking) as work,
     ):
+        remember_commits(written, loaded)
         if goes_on or config_source(work.run.path) is None:
             remember_config(work.run.path, Path(config), overrides or ())
         yield work
@@ -184,10 +203,14 @@ def opened(
 
 @contextmanager
 def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
+    from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(loaded.student.path, loaded.teacher.path)
     check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
+    teacher = loaded.teacher.path
+    full = base_folder(teacher) if is_adapter(teacher) else teacher
+    architecture_in(full).refuse_quantise(loaded.teacher.quantise)
     if not looking:
         from opd_core.model.tree_model import set_threads
 

@@ -13,6 +13,7 @@ import polars as pl
 from flows.stage.prepare import Work
 from flows.stage.typed_config import config_words
 from opd_core.focus import select as curriculum
+from opd_core.scoring.score_key import quantised_in
 from opd_core.types import (
     Draw,
     GroundingExample,
@@ -94,6 +95,19 @@ def rollouts(work: Work, policy: Policy) -> pl.LazyFrame:
 def scores(work: Work, policy: Policy) -> pl.LazyFrame:
     mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
     return work.run.teacher_scores().filter(mine)
+
+
+def refuse_other_scores(work: Work, policy: Policy) -> None:
+    """Raise `VideoOPDError` where the round has scores by the teacher quantised otherwise than the
+    config says: a round's scores are of one kind."""
+    wanted = work.config.teacher.quantise
+    scorers = scores(work, policy).select(pl.col("scorer").unique()).collect()["scorer"]
+    if other := {quantised_in(scorer) for scorer in scorers} - {wanted}:
+        command = stage_command("score", config_words(work.run), policy.round, force=True)
+        raise VideoOPDError(
+            f"round {policy.round} has scores with teacher.quantise = {min(other)!r}, and the "
+            f"config says {wanted!r}; put that back, or score it again with `{command}`"
+        )
 
 
 def needs_scores(work: Work) -> bool:

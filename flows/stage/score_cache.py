@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from opd_core.hub.name import model_name
 from opd_core.scoring.score_key import content_hash
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 from storage.runs.run import Run
@@ -152,7 +153,7 @@ def _copy(score: TeacherScore, rollout: Rollout, source: Run, work: Work) -> Tea
         score,
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
-        teacher_id=work.config.teacher.path.name,
+        teacher_id=model_name(work.config.teacher.path),
         reused_from=score.reused_from or f"{source.run_id}/{score.rollout_id}",
         seconds=0.0,
     )

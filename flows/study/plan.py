@@ -34,6 +34,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flows.stage.models import with_folders
 from flows.study.sections import WORLDS, StudySection, folder_name
 from opd_core.config.load import Config, first_problem, load_config, read_toml
 from opd_core.types import VideoOPDError
@@ -137,7 +138,8 @@ class Plan:
         return [f"{key}={_toml(value)}" for key, value in values.items()]
 
     def config(self, run: StudyRun) -> Config:
-        return load_config(self.study.base, self.overrides(run))
+        written = load_config(self.study.base, self.overrides(run))
+        return with_folders(written, str(self.study.base))
 
 
 def _toml(value: object) -> str:

@@ -14,7 +14,8 @@ from flows.study.claims import Claim, JudgedRow
 from flows.study.curves import Interval, tuning_means
 from flows.study.evidence import ArmRow, Evidence
 from flows.study.plot import plot
-from flows.study.wrongness import BAD_BELOW, Wrongness
+from flows.study.wrongness import Wrongness
+from opd_core.tinyworld.wrongness import BAD_BELOW
 
 ABSENT = "–"
 

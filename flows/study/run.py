@@ -60,8 +60,18 @@ def study(options: StudyOptions) -> int:
         if not any(arm in plan.study.arms for plan in plans):
             plans[0].check_arm(arm)
     failed = {} if options.report else _run_all(plans, options)
-    conditions = [_evidence(plan, failed.get(plan.name, {})) for plan in plans]
-    return _report(conditions, options.out)
+    evidence = {plan.name: _evidence(plan, failed.get(plan.name, {})) for plan in plans}
+    there = [of_one for of_one in evidence.values() if of_one is not None]
+    if not there:
+        raise VideoOPDError(
+            f"the study in {plans[0].root} has no complete run to report; run `videoopd study "
+            f"{options.file}{' --quick' if options.quick else ''}`"
+        )
+    code = _report(there, options.out)
+    for name in (name for name, of_one in evidence.items() if of_one is None):
+        print(f"missing: {name}: it has no complete run", file=sys.stderr)
+        code = 1
+    return code
 
 
 def _check_installed() -> None:
@@ -191,8 +201,8 @@ def _results(plan: Plan, runs: Sequence[StudyRun]) -> list[Result]:
     return [read_result(plan, run) for run in runs if is_complete(plan, run)]
 
 
-def _evidence(plan: Plan, failed: dict[StudyRun, str]) -> Evidence:
-    """What is there of a plan's runs. Raises `VideoOPDError` where nothing is."""
+def _evidence(plan: Plan, failed: dict[StudyRun, str]) -> Evidence | None:
+    """What is there of a plan's runs; None where nothing is."""
     from flows.study.evidence import Evidence
     from flows.study.wrongness import read_wrongness
 
@@ -204,10 +214,7 @@ def _evidence(plan: Plan, failed: dict[StudyRun, str]) -> Evidence:
     untuned = [arm for arm in plan.study.trained() if arm not in tuned]
     results = _results(plan, wanted)
     if not results:
-        raise VideoOPDError(
-            f"the study in {plan.root} has no complete run to report; run `videoopd study "
-            f"{plan.file}{' --quick' if plan.quick else ''}`"
-        )
+        return None
     return Evidence(
         plan=plan,
         results=results,

@@ -153,6 +153,7 @@ def _run(request: RunRequest) -> None:
 
 def _make_world(request: WorldRequest) -> None:
     from flows.demo import make_tiny_world
+    from flows.stage.models import with_folders
     from flows.stage.prepare import decoding_once
     from opd_core.annotations.timelens import read_timelens
     from opd_core.config.load import load_config
@@ -178,7 +179,7 @@ def _make_world(request: WorldRequest) -> None:
                 "the study's folder, or give its file another name"
             )
         return
-    config = load_config(request.config, request.overrides)
+    config = with_folders(load_config(request.config, request.overrides), str(request.config))
     (folder / "tune.jsonl").write_text("".join(truth[request.train_videos :]))
     with decoding_once(config):
         encoder = ExampleEncoder(config, config.student.path)

@@ -1,7 +1,4 @@
-"""What a study's annotations have wrong, and how well an unreliable teacher tells (TRPV).
-
-The truth is kept beside the training split of each world; only this analysis reads it.
-"""
+"""What a study's annotations have wrong, and how well an unreliable teacher tells (TRPV)."""
 
 from __future__ import annotations
 
@@ -11,53 +8,16 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from flows.demo import read_judged
 from flows.study.plan import Plan, StudyRun
-from opd_core.annotations.timelens import read_timelens
-from opd_core.spans.grounding import temporal_iou
-from opd_core.types import GroundingExample, Span
-
-BAD_BELOW = 0.5
-"""IoU with the truth under which an annotation counts as bad."""
-THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
-
-
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """One training sentence: what is written down, and what is true."""
-
-    annotation: Span
-    truth: Span
-
-    @property
-    def iou(self) -> float:
-        return temporal_iou(self.annotation, self.truth)
-
-    @property
-    def seconds_longer(self) -> float:
-        return length(self.annotation) - length(self.truth)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A training sentence that the teacher answered."""
-
-    teacher_iou: float
-    """Mean IoU of its answers with the annotation: what TRPV looks at."""
-    annotation_iou: float
-    """IoU of the annotation with the truth, which TRPV cannot see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Filtering:
-    """TRPV as a filter of bad annotations, at one `min_teacher_iou`."""
-
-    min_teacher_iou: float
-    dropped: float
-    """Share of all sentences."""
-    precision: float | None
-    """Share of the dropped that are bad; None where none is dropped."""
-    recall: float | None
-    """Share of the bad that are dropped; None where none is bad."""
+from opd_core.tinyworld.wrongness import (
+    BAD_BELOW,
+    Annotated,
+    Filtering,
+    Judged,
+    filtering,
+    paired,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +35,6 @@ class Wrongness:
     """By `min_teacher_iou`; none where no arm asked the teacher, or no annotation is bad."""
 
 
-def length(span: Span) -> float:
-    """Seconds."""
-    return span.end - span.start
-
-
-def filtering(judged: Sequence[Judged]) -> tuple[Filtering, ...]:
-    """Precision and recall at each of `THRESHOLDS`; what does not reach one is dropped."""
-    bad = sum(one.annotation_iou < BAD_BELOW for one in judged)
-    rows = []
-    for threshold in THRESHOLDS if bad else ():
-        dropped = [one for one in judged if one.teacher_iou < threshold]
-        caught = sum(one.annotation_iou < BAD_BELOW for one in dropped)
-        rows.append(
-            Filtering(
-                threshold,
-                len(dropped) / len(judged),
-                caught / len(dropped) if dropped else None,
-                caught / bad,
-            )
-        )
-    return tuple(rows)
-
-
 def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
     """Of the worlds of `runs`, complete runs that are no tuning, and of what their teacher answered
     (the first run of each seed in which it was asked)."""
@@ -105,7 +42,7 @@ def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
     judged: dict[int, list[Judged]] = {}
     for run in runs:
         if run.rounds and not judged.get(run.seed):
-            judged[run.seed] = _judged(plan.path(run), worlds[run.seed])
+            judged[run.seed] = read_judged(plan.path(run), worlds[run.seed])
     sentences = [one for world in worlds.values() for one in world.values()]
     pooled = list(chain.from_iterable(judged.values()))
     return Wrongness(
@@ -118,30 +55,8 @@ def read_wrongness(plan: Plan, runs: Sequence[StudyRun]) -> Wrongness:
 
 
 def annotated(world: Path) -> dict[str, Annotated]:
-    """Example id -> annotation and truth, of a world's training sentences."""
-    training = _examples(world / "train-without-tune.jsonl")
-    truth = world / "train_truth.jsonl"
-    if not truth.exists():  # annotated cleanly: as `tinyworld make` leaves it out
-        return {e.example_id: Annotated(e.span, e.span) for e in training}
-    pairs = zip(training, _examples(truth), strict=False)  # the truth of the tune videos is last
-    found = {}
-    for example, true in pairs:
-        assert (example.video_path, example.query) == (true.video_path, true.query)
-        found[example.example_id] = Annotated(example.span, true.span)
-    return found
-
-
-def _examples(file: Path) -> list[GroundingExample]:
-    return [e for e in read_timelens(file, "train") if isinstance(e, GroundingExample)]
-
-
-def _judged(path: Path, world: dict[str, Annotated]) -> list[Judged]:
-    import polars as pl
-
-    from storage.runs.run import Run
-
-    teacher = Run.open(path).teacher_predictions().group_by("example_id").agg(pl.col("iou").mean())
-    return [
-        Judged(iou, world[example].iou)
-        for example, iou in teacher.sort("example_id").collect().select("example_id", "iou").rows()
-    ]
+    """Example id -> annotation and truth, of a study's world. The truth of its tune videos comes
+    last, and has no annotation."""
+    training, truth = world / "train-without-tune.jsonl", world / "train_truth.jsonl"
+    # Of a world that is annotated cleanly `tinyworld make` leaves the truth out.
+    return paired(training, truth if truth.exists() else training)

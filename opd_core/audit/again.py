@@ -187,7 +187,13 @@ def _student_again(
     config: Config, policy: Policy, rows: Sequence[Answered], tolerance: float | None
 ) -> DoneAgain:
     """The kept tokens under the trainer's forward of the policy that sampled them."""
-    teacher = config.teacher.model_copy(update={"engine": TRAINER, "dtype": config.student.dtype})
+    teacher = config.teacher.model_copy(
+        update={
+            "engine": TRAINER,
+            "dtype": config.student.dtype,
+            "quantise": config.teacher.quantise if config.rollout.source == "teacher" else "none",
+        }
+    )
     score = config.score.model_copy(
         update={"teacher_topk": 0, "teacher_entropy": False, "hidden_states": False}
     )

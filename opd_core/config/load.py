@@ -25,7 +25,9 @@ from opd_core.config.sections import (
     FocusSection,
     FramesSection,
     MachineSection,
+    ModelPath,
     ModelSection,
+    PoliciesSection,
     PromptSection,
     RolloutSection,
     RunSection,
@@ -37,12 +39,21 @@ from opd_core.config.sections import (
     VLLMSection,
 )
 from opd_core.extensions import ENGINES, OBJECTIVES
+from opd_core.hub.name import hub_model
 from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 # Where things are kept: no part of what a config is.
-_PLACES = {("run", "path"), *(("frames", key) for key in ("enabled", "path", "max_gib"))}
+_PLACES = {
+    ("run", "path"),
+    *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    ("machine", "check_memory"),
+}
+# How often steps of an update are saved: it goes on as if it had not been killed.
+_PLACES |= {("update", "save_minutes")}
+# How often rows are appended, and whose weights are kept: they change no number either.
+_KEEPING = {"storage", "policies"}
 
 
 class Config(ChoosingSection):
@@ -59,6 +70,7 @@ class Config(ChoosingSection):
     focus: FocusSection = FocusSection()
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    policies: PoliciesSection = PoliciesSection()
     vllm: VLLMSection = VLLMSection()
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
@@ -108,6 +120,12 @@ class Config(ChoosingSection):
                 f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
                 "teacher.engine = 'hf'"
             )
+        quantise = self.teacher.quantise
+        if quantise not in ("none", *scorer.quantises):
+            raise ValueError(
+                f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
+                f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
+            )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
@@ -147,6 +165,12 @@ class Config(ChoosingSection):
             raise ValueError(
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
+            )
+        if objective.of_teacher == "logprobs" and self.teacher.quantise == "int4":
+            raise ValueError(
+                f"update.objective = {name!r} takes the teacher's log-prob of the sampled token as "
+                "it is, of which 4 bits a weight leave some tokens far off; set teacher.quantise = "
+                "'fp8', or update.objective = 'exact_reverse_kl'"
             )
         if objective.needs_groups and self.rollout.rollouts_per_example < 2:
             raise ValueError(
@@ -223,11 +247,12 @@ def config_hash(content: Content) -> str:
 
 def _what_counts(content: Content) -> Content:
     """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, and how often rows are appended: these change no number."""
+    kept, whether memory is looked at, how often rows and steps are saved, and which policies stay:
+    these change no number."""
     return {
         section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
         for section, values in content.items()
-        if section != "storage"
+        if section not in _KEEPING
     }
 
 
@@ -330,7 +355,16 @@ def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
     absolute: dict[str, object] = {}
     for name, value in section:
         if isinstance(value, Path):
-            absolute[name] = (folder / value.expanduser()).resolve()
+            kind = type(section).model_fields[name].annotation
+            absolute[name] = absolute_path(value, folder, kind is ModelPath)
         elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
             absolute[name] = value.model_copy(update=inside)
     return absolute
+
+
+def absolute_path(path: Path, folder: Path, may_be_a_name: bool) -> Path:
+    """A path of a config whose relative ones begin in `folder`. A model's name on the hub stays as
+    it is, unless there is a folder of that name."""
+    absolute = (folder / path.expanduser()).resolve()
+    is_name = may_be_a_name and not absolute.is_dir() and hub_model(path) is not None
+    return path if is_name else absolute

@@ -13,8 +13,9 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from opd_core.config.load import Config, parse_override
+from opd_core.config.load import Config, absolute_path, parse_override
 from opd_core.config.section import ChoosingSection
+from opd_core.config.sections import ModelPath
 from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
 
@@ -30,7 +31,7 @@ def from_folder(overrides: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _from_folder(override: str, folder: Path) -> str:
     names, value, text = parse_override(override)
     kinds = _kinds_at(names)
-    if Path in kinds and not isinstance(value, str | dict):
+    if _is_path(kinds) and not isinstance(value, str | dict):
         value = text  # `--set run.path=2026-11-27`: a folder, and no date
     absolute = _whole(kinds, value, folder, override)
     return override if absolute == value else f"{'.'.join(names)}={toml_value(absolute)}"
@@ -45,11 +46,11 @@ def _whole(kinds: tuple[object, ...], value: object, folder: Path, override: str
             for name, field in kind.model_fields.items()
         }
         return {k: _whole(fields.get(k, ()), v, folder, override) for k, v in value.items()}
-    if Path not in kinds or not isinstance(value, str):
+    if not _is_path(kinds) or not isinstance(value, str):
         return value
     if not value.strip():
         raise VideoOPDError(f"--set {override!r} names no path; give one, or leave it out")
-    return str((folder / Path(value).expanduser()).resolve())
+    return str(absolute_path(Path(value), folder, ModelPath in kinds))
 
 
 def _kinds_at(names: Sequence[str]) -> tuple[object, ...]:
@@ -63,6 +64,10 @@ def _kinds_at(names: Sequence[str]) -> tuple[object, ...]:
         annotations = [*(field.annotation for field in fields), *filter(None, parts)]
         kinds = tuple(kind for annotation in annotations for kind in _kinds(annotation))
     return kinds
+
+
+def _is_path(kinds: tuple[object, ...]) -> bool:
+    return Path in kinds or ModelPath in kinds
 
 
 def _kinds(annotation: object) -> tuple[object, ...]:

@@ -29,8 +29,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @model_serializer(mode="wrap")
-    def _as_before(self, as_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = as_json(self)
+    def _as_before(self, as_json: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = as_json(self)
         for name, field in type(self).model_fields.items():
             if LATER in field.metadata and getattr(self, name) == field.default:
                 content.pop(name, None)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NewType, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from opd_core.config.section import LATER, ChoosingSection, Section
-from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES
+from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES, Quantise
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
@@ -22,6 +22,9 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Annotated[str, ENGINES]
+ModelPath = NewType("ModelPath", Path)
+"""A folder, or a model's name on the hub (`opd_core/hub/name.py`). In a config that was loaded, a
+folder is absolute and a name relative."""
 
 
 class RunSection(Section):
@@ -39,8 +42,10 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    path: Path
-    """Folder of a Hugging Face checkpoint (model and processor)."""
+    path: ModelPath
+    """Folder of a Hugging Face checkpoint (model and processor), or its name on the hub:
+    `Qwen/Qwen3-VL-8B-Instruct`, or with a branch, tag or commit `Qwen/Qwen3-VL-8B-Instruct@v1`.
+    What the hub's cache lacks of it is fetched; a run stays at the commit that it began with."""
     dtype: Dtype = "bfloat16"
 
 
@@ -50,6 +55,10 @@ class TeacherSection(ModelSection):
     vocabulary: for teachers that only fit on several GPUs."""
     predictions: Positive = 4
     """Teacher predictions an example (k of the paper's TRPV), which measure its reliability."""
+    quantise: Annotated[Quantise, LATER] = "none"
+    """How the linear layers of its language model lie in memory: as `dtype` says, in `fp8` (half of
+    bfloat16), or in `int4` (a quarter; not for objectives of the sampled token). How they are
+    rounded is in `opd_core/model/quantised.py`."""
     cache: Path | None = None
     """Folder of another run, whose teacher predictions to the same question are copied."""
 
@@ -134,7 +143,8 @@ class RolloutSection(Section):
     gradient is no longer that of the reverse KL, unless the next line says otherwise."""
     allow_off_policy_sampling: bool = False
     prompts_per_batch: Positive = 32
-    """Prompts sampled together. The last such batch is lost when a process is killed, beside what
+    """Prompts sampled together; those of two batches are in memory. The last batch is lost when a
+    process is killed (of vLLM, which is asked ahead, the last two), beside what
     storage.flush_seconds says."""
 
     @model_validator(mode="after")
@@ -279,7 +289,8 @@ class UpdateSection(ChoosingSection):
     max_tokens_per_pack: Positive = 16384
     """Tokens of one forward and backward pass."""
     completion_rows_per_chunk: Positive = 1024
-    """Completion tokens that go through lm_head at once."""
+    """Completion tokens that go through lm_head at once, about: an answer is not cut. Of Qwen's
+    vocabulary one is 0.6 MB in float32, of which an update has three to six at a time."""
     freeze_vision: bool = True
     """Vision tower and merger. Always so with [update.lora], which adapts the language model."""
     gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
@@ -297,7 +308,21 @@ class UpdateSection(ChoosingSection):
     offload: Annotated[bool, LATER] = False
     """Float32 weights and moments lie in the memory of the CPU, where the step is computed; on the
     device are weights and gradients in student.dtype."""
+    save_minutes: Annotated[float, Field(ge=0)] | Literal["never"] = 10.0
+    """So often, after a step, all is saved that the next one depends on: a killed update goes on
+    there. 0: after each step. It takes the disk space of the weights as they are trained and of the
+    optimiser's state, twice for a moment."""
     lora: LoraSection | None = None
+
+    @field_validator("save_minutes", mode="before")
+    @classmethod
+    def _minutes_or_never(cls, value: object) -> object:
+        if value == "never" or (isinstance(value, int | float) and value >= 0):
+            return value
+        raise ValueError(
+            f"update.save_minutes = {value!r} is not valid; set it to a number of minutes, to 0 for"
+            " each step, or to 'never'"
+        )
 
     @model_validator(mode="after")
     def _weights_can_move(self) -> Self:
@@ -341,6 +366,38 @@ class EvaluateSection(Section):
     prompts_per_batch: Positive = 32
 
 
+class PoliciesSection(Section):
+    """Which policies keep their weights once a round is finished. The newest, policy 0, and what a
+    round or rerun that is not finished needs always do. Of the others only the manifest stays, with
+    the hash of the weights, and says when and why they were let go."""
+
+    keep: Literal["all"] | tuple[Literal["tagged", "best"], ...] = "all"
+    """`tagged`: those that `videoopd tag RUN@3 NAME` named; `best`: the one with the highest mIoU
+    on the eval split so far. An empty list keeps none of the older ones."""
+    every: Positive | None = None
+    """Beside `keep`: every so many policies one keeps its weights, 5 means 5, 10, 15, ..."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _all_or_a_list(cls, value: object) -> object:
+        listed = isinstance(value, list | tuple) and all(n in ("tagged", "best") for n in value)
+        if value == "all" or listed:
+            return value
+        raise ValueError(
+            f"policies.keep = {value!r} is not valid; set it to 'all' or to a list of 'tagged' and "
+            "'best', which may be empty"
+        )
+
+    @model_validator(mode="after")
+    def _every_says_something(self) -> Self:
+        if self.every is not None and self.keep == "all":
+            raise ValueError(
+                f"policies.every = {self.every} says nothing beside policies.keep = 'all'; set "
+                "policies.keep = [], or name in it what else stays"
+            )
+        return self
+
+
 class StorageSection(Section):
     flush_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Finished rollouts, scores and answers are appended once so much time has passed since the
@@ -353,6 +410,9 @@ class MachineSection(Section):
     """`auto` takes CUDA where there is one; or a torch device name."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch on CPU; 0 leaves its own choice. On a shared machine 1 is often faster."""
+    check_memory: Annotated[bool, LATER] = True
+    """Refuse what by `videoopd plan` cannot fit into the memory that is there, before anything is
+    loaded. false: try all the same."""
 
 
 class VLLMSection(Section):

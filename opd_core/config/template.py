@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -35,8 +35,8 @@ _TO_FILL_IN: dict[tuple[str, ...], str] = {
     ("data", "train"): "data/train.jsonl",
     ("data", "eval"): "data/eval.jsonl",
     ("data", "videos"): "data/videos",
-    ("student", "path"): "models/student",
-    ("teacher", "path"): "models/teacher",
+    ("student", "path"): "Qwen/Qwen3-VL-8B-Instruct",
+    ("teacher", "path"): "Qwen/Qwen3-VL-32B-Instruct",
 }
 """What the keys without a default begin with."""
 
@@ -107,10 +107,17 @@ def _line(place: tuple[str, ...], name: str, field: FieldInfo) -> str:
 
 def choices(field: FieldInfo) -> str:
     """What a key may be, where that is a list of words."""
-    words = [w for kind in kinds(field) for w in get_args(kind) if get_origin(kind) is Literal]
+    words = _literals(kinds(field))
+    for kind in kinds(field):
+        if listed := _literals(get_args(kind)) if get_origin(kind) is tuple else []:
+            words.append(f"a list of {' and '.join(listed)}")
     words = words or [w for w in get_args(field.annotation) if isinstance(w, str)]
     words = words or [w for known in field.metadata if isinstance(known, Registry) for w in known]
     return f"{', '.join(words[:-1])} or {words[-1]}." if words else ""
+
+
+def _literals(types: Iterable[object]) -> list[str]:
+    return [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
 
 
 def _least(field: FieldInfo) -> object:

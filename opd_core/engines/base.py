@@ -7,9 +7,9 @@ which rows it was sampled with.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from opd_core.prompts.encoder import EncodedPrompt
 
@@ -136,6 +136,25 @@ class OpenedEngine(Protocol):
     ) -> Iterator[tuple[Hashable, Scored | Refused]]:
         """(key of an answer, what it is worth), or (key of a request, why it was not taken); asked
         only where `extensions.Engine.scorer` says that the engine can. `wanted`: what is kept."""
+        ...
+
+
+@runtime_checkable
+class WorksElsewhere(Protocol):
+    """What an `OpenedEngine` in another process can besides: it takes the next prompts while it
+    answers the last, and answers in the order in which it was asked. (Not its subclass: to look
+    whether one is there would wait for its `version`.)"""
+
+    def begin_sampling(
+        self, videos: Sequence[Sequence[Request]], params: SamplingParams
+    ) -> Callable[[], Mapping[Hashable, Sequence[Sample] | Refused]]:
+        """Hand over, and give what waits for the answers of `sample`."""
+        ...
+
+    def begin_scoring(
+        self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
+    ) -> Callable[[], Iterator[tuple[Hashable, Scored | Refused]]]:
+        """Hand over, and give what waits for the answers of `score`."""
         ...
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opd_core.config.load import Config
 from opd_core.engines.base import OpenedEngine
-from opd_core.extensions import ENGINES, Engine
+from opd_core.extensions import ENGINES, Engine, Quantise
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def opened_engine(
     dtype: str,
     encoder: ExampleEncoder,
     longest: int | None = None,
+    quantise: Quantise = "none",
 ) -> Iterator[OpenedEngine]:
     """An engine of the checkpoint in `folder`, for answers of at most `longest` tokens (None: as
     long as a policy is asked for).
@@ -33,7 +34,12 @@ def opened_engine(
     """
     engine = installed_engine(name)
     longest = longest_answer(config) if longest is None else longest
-    with engine.opened(config, folder, dtype, encoder, longest) as opened:
+    if quantise == "none":
+        opening = engine.opened(config, folder, dtype, encoder, longest)
+    else:
+        assert engine.opened_quantised is not None, "the config was held against it"
+        opening = engine.opened_quantised(config, folder, dtype, encoder, longest, quantise)
+    with opening as opened:
         if opened.name != name:  # which its rows and its settings go by
             raise VideoOPDError(
                 f"the engine {name!r} opens one that calls itself {opened.name!r}; name the two "

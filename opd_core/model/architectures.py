@@ -16,6 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
+from opd_core.extensions import Quantise
 from opd_core.types import VideoOPDError
 
 SizeRuleName = Literal["qwen3_vl", "qwen2_vl"]
@@ -54,6 +55,21 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Layers:
+    """What layers are made of that config.json does not say; `opd_core/plan/` counts by it."""
+
+    head_size: int | None
+    """Of a head where config.json says none; None: hidden size / heads."""
+    normed_heads: bool
+    """Whether queries and keys are normalised, head by head."""
+    qkv_bias: bool
+    """Whether they have biases whatever `attention_bias` of config.json says."""
+    gated_tower: bool
+    """A vision tower with gated MLPs and norms without biases, and no learned positions; else two
+    matrices an MLP, layer norms, learned positions."""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     model_type: str
     """What config.json calls the family."""
@@ -83,6 +99,7 @@ class Architecture:
     text_config: str
     """Part of the config that describes the language model."""
     vision_config: str
+    made_of: Layers
     experts: Experts | None
     """None: dense."""
     lora_modules: tuple[str, ...]
@@ -160,6 +177,15 @@ class Architecture:
         router = self.experts is not None and f".{self.experts.router}." in name
         return not router and not self.is_vision(name)
 
+    def refuse_quantise(self, how: Quantise) -> None:
+        """Raises `VideoOPDError` where hardly any weight would be quantised: fused experts are no
+        linear layers."""
+        if how != "none" and self.experts is not None:
+            raise VideoOPDError(
+                f"teacher.quantise = {how!r} is for linear layers, and the experts of "
+                f"{self.model_type}, most of its weights, are none; set teacher.quantise = 'none'"
+            )
+
     def refuse_lora_of(self, unknown: Iterable[str], known: Iterable[str]) -> None:
         """Raises `VideoOPDError` where `update.lora.target_modules` has names that are none of the
         `known` last parts of names of linear layers."""
@@ -193,6 +219,7 @@ QWEN3_VL = Architecture(
     mergers=("model.visual.merger", "model.visual.deepstack_merger_list"),
     text_config="text_config",
     vision_config="vision_config",
+    made_of=Layers(head_size=128, normed_heads=True, qkv_bias=False, gated_tower=False),
     experts=None,
     lora_modules=(*_ATTENTION, "gate_proj", "up_proj", "down_proj"),
     placeholders=(
@@ -217,6 +244,7 @@ QWEN3_VL_MOE = replace(
     model_type="qwen3_vl_moe",
     published="Qwen3-VL-30B-A3B, -235B-A22B",
     model_class="Qwen3VLMoeForConditionalGeneration",
+    made_of=replace(QWEN3_VL.made_of, head_size=None),
     experts=Experts(
         module="mlp.experts",
         gate_up="gate_up_proj",
@@ -233,6 +261,7 @@ QWEN2_5_VL = replace(
     model_type="qwen2_5_vl",
     published="Qwen2.5-VL-3B to -72B, TimeLens-7B",
     model_class="Qwen2_5_VLForConditionalGeneration",
+    made_of=Layers(head_size=None, normed_heads=False, qkv_bias=True, gated_tower=True),
     mergers=("model.visual.merger",),
     grids="one a video",
     words_per_frame_pair=0,
@@ -244,7 +273,7 @@ ARCHITECTURES = {a.model_type: a for a in (QWEN3_VL, QWEN3_VL_MOE, QWEN2_5_VL)}
 
 def architecture_of(config: Any) -> Architecture:
     """The record of a transformers config. Raises `VideoOPDError` for a family without one."""
-    return _named(config.model_type, config.name_or_path or "the model")
+    return named_architecture(config.model_type, config.name_or_path or "the model")
 
 
 def architecture_in(folder: Path) -> Architecture:
@@ -261,10 +290,10 @@ def architecture_in(folder: Path) -> Architecture:
             f"{type(error).__name__}: {error}); give a folder with config.json and safetensors "
             "weights"
         ) from None
-    return _named(model_type, path)
+    return named_architecture(model_type, path)
 
 
-def _named(model_type: object, where: object) -> Architecture:
+def named_architecture(model_type: object, where: object) -> Architecture:
     family = ARCHITECTURES.get(str(model_type))
     if family is None:
         known = "; ".join(f"{a.model_type} ({a.published})" for a in ARCHITECTURES.values())

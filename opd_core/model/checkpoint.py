@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
+from opd_core.extensions import Quantise
 from opd_core.model.architectures import architecture_in, architecture_of
 from opd_core.model.lm_head import two_heads
+from opd_core.model.quantised import quantise
 from opd_core.model.weight_files import StoredTensor, stored_tensors
 from opd_core.types import VideoOPDError
 
@@ -30,15 +32,21 @@ def check_checkpoint(folder: Path) -> None:
     _open(folder, "float32", "meta")
 
 
-def open_checkpoint(folder: Path, dtype: str, device: torch.device | str = "cpu") -> Any:
-    """A full checkpoint or PEFT adapter as a model on `device`; every weight is the folder's.
+def open_checkpoint(
+    folder: Path, dtype: str, device: torch.device | str = "cpu", quantised: Quantise = "none"
+) -> Any:
+    """A full checkpoint or PEFT adapter as a model on `device`; every weight is the folder's, as
+    `dtype` and then `quantised` round it.
 
     Raises as `check_checkpoint`, and for weights that are not finite.
     """
-    model = _open(folder, dtype, None).to(device)
+    model = _open(folder, dtype, None)
+    if quantised == "none":
+        model = model.to(device)
     refuse_not_finite(folder, model)
     _refuse_two_heads(folder, model)
-    return model
+    quantise(model, quantised, device)  # a layer at a time: the whole may not fit on the device
+    return model.to(device)
 
 
 def save_checkpoint(model: Any, folder: Path) -> None:
@@ -152,7 +160,8 @@ def _refuse_quantised(folder: Path, stored: dict[str, StoredTensor]) -> None:
         holds = f"weights of {kinds[0]}" if kinds else "a quantization_config"
         raise VideoOPDError(
             f"{folder} is quantised ({holds}), and is not trained or scored with; give the "
-            "checkpoint in float32, bfloat16 or float16"
+            "checkpoint in float32, bfloat16 or float16 (a teacher's is made smaller by "
+            "teacher.quantise)"
         )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -37,8 +38,7 @@ def peak() -> tuple[int, Literal["cuda", "process"]]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * in_kilobytes, "process"
 
 
-def _cuda() -> Any:
+def _cuda() -> ModuleType | None:
     """torch's, once it is in use; a stage that computes nothing does not import it."""
-    torch = sys.modules.get("torch")
-    in_use = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.cuda if torch is not None and in_use else None
+    cuda = sys.modules.get("torch.cuda")
+    return cuda if cuda is not None and cuda.is_available() and cuda.is_initialized() else None

@@ -216,8 +216,11 @@ class DecodeAttention:
 
     def keep(self, prompts: Tensor, rows: Tensor, group: int) -> None:
         """Drop all but these prompts [P'] and rows [P' * group] (indices into the present ones)."""
-        self._prefix = {i: (k[prompts], v[prompts]) for i, (k, v) in self._prefix.items()}
-        self._own = {i: (k[rows], v[rows]) for i, (k, v) in self._own.items()}
+        # One layer after the other: all of them at once would be there twice.
+        for layer, (k, v) in self._prefix.items():
+            self._prefix[layer] = (k[prompts], v[prompts])
+        for layer, (k, v) in self._own.items():
+            self._own[layer] = (k[rows], v[rows])
         if self._padding is not None:
             self._padding = self._padding[prompts]
         self._group = group

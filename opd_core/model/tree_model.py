@@ -27,6 +27,7 @@ from opd_core.model.vocabulary import HasVocabulary, excluded_token_ids
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
+    from opd_core.extensions import Quantise
     from opd_core.model.tree_attention import TreeLayout
 
 
@@ -173,14 +174,16 @@ class TreeModel:
         return to_device(torch.from_numpy(array), self.device)
 
 
-def load_model(folder: Path, dtype: str, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(
+    folder: Path, dtype: str, device: torch.device | str = "cpu", quantised: Quantise = "none"
+) -> nn.Module:
     """A checkpoint folder (full or PEFT adapter) as a model in evaluation mode.
 
     Raises `VideoOPDError` naming the folder unless every weight of the model is the folder's.
     """
     from opd_core.model.checkpoint import open_checkpoint
 
-    model: nn.Module = open_checkpoint(folder, dtype, device).eval()
+    model: nn.Module = open_checkpoint(folder, dtype, device, quantised).eval()
     return model
 
 

@@ -8,9 +8,11 @@ is not mounted, a broken processor) ends it before anything is recorded.
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from opd_core.config.sections import VideoSection
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.prompts.faults import CheckedPrompts, Room, UnusableExample, first_line
+from opd_core.prompts.in_background import InBackground
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from opd_core.video.clip import ClipStore, Codec, VideoClip
@@ -111,8 +114,10 @@ class ExampleEncoder:
         asks: bool = False,
         room: Room | None = None,
         among: Sequence[GroundingExample] = (),
+        ahead: bool = True,
     ) -> Iterator[EncodedBatch]:
-        """Encode one batch after the other, decoding the next one meanwhile.
+        """Encode one batch after the other, decoding the next one meanwhile, and encoding it, in a
+        thread, while the caller works with the last (`ahead`; it keeps two batches in memory).
 
         `asks`: the prompts are to be answered, so sentences and annotated lengths are checked; what
         was answered before is encoded as it was. `room`: what does not fit is set aside. `among`:
@@ -129,15 +134,29 @@ class ExampleEncoder:
 
         if batches:
             refuse()
-        for batch, following in zip(batches, [*batches[1:], []][: len(batches)], strict=True):
-            paths = dict.fromkeys(self._videos / e.video_path for e in (*batch, *following))
-            self._reader.prefetch(paths)
-            encoded = self._encode(batch, stage, policy_version, asks, room)
-            lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
-            if lost:
-                unreadable |= lost
-                refuse()
-            yield encoded
+
+        def encode(number: int, stop: threading.Event | None = None) -> EncodedBatch:
+            both = batches[number : number + 2]
+            self._reader.prefetch(
+                dict.fromkeys(self._videos / e.video_path for batch in both for e in batch)
+            )
+            return self._encode(batches[number], stage, policy_version, asks, room, stop)
+
+        following: InBackground[EncodedBatch] | None = None
+        try:
+            for number in range(len(batches)):
+                encoded = encode(number) if following is None else following.result()
+                following = None
+                lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
+                if lost:
+                    unreadable |= lost
+                    refuse()
+                if ahead and number + 1 < len(batches):
+                    following = InBackground(partial(encode, number + 1))
+                yield encoded
+        finally:
+            if following is not None:
+                following.give_up()
 
     def _annotated(self) -> Iterator[str]:
         """Videos of the training annotations, as far as these can be read."""
@@ -153,7 +172,9 @@ class ExampleEncoder:
         policy_version: int | None,
         asks: bool,
         room: Room | None,
+        stop: threading.Event | None,
     ) -> EncodedBatch:
+        """`stop`, once it is set: nobody wants the rest."""
         videos: list[tuple[EncodedExample, ...]] = []
         quarantined: list[QuarantinedItem] = []
         for video_path, group in groupby(examples, key=lambda e: e.video_path):
@@ -161,6 +182,8 @@ class ExampleEncoder:
             clip: VideoClip | UnusableExample | None = None
             vision: VisionInput | None = None
             for example in group:
+                if stop is not None and stop.is_set():
+                    break
                 try:
                     if asks:
                         self._checked.check_sentence(example.query)

@@ -2,7 +2,7 @@
 
 Beside the model's weights and the example, an answer depends on the words around the sentence, the
 frames, the processor, the engine with its precision (and with its settings, where it is another
-package's), and how many tokens it may have. Versions of
+package's), how a teacher's weights are quantised, and how many tokens it may have. Versions of
 libraries are left out: they change an answer by rounding, which is within what sampling does.
 """
 
@@ -22,6 +22,7 @@ PREDICTION_SEEDS = "make_seed(0, predict <teacher_hash>, 0, example_id, index)"
 
 def prediction_question(config: Config, processor: str) -> str:
     """The key of the teacher's own k answers; `processor`: the hash of the teacher's processor."""
+    quantise = config.teacher.quantise
     return _hash(
         config,
         config.teacher.engine,
@@ -30,6 +31,7 @@ def prediction_question(config: Config, processor: str) -> str:
         max_new_tokens=config.rollout.max_new_tokens,
         answers=config.teacher.predictions,
         seeds=PREDICTION_SEEDS,
+        **({} if quantise == "none" else {"quantised": quantise}),
     )
 
 

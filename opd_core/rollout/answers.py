@@ -8,16 +8,26 @@ batches does not depend on what is already done, so a resumed stage computes the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from opd_core import faults
 from opd_core.config.load import Config
-from opd_core.engines.base import OpenedEngine, Refused, Request, Sample, SamplingParams
+from opd_core.engines.base import (
+    OpenedEngine,
+    Refused,
+    Request,
+    Sample,
+    SamplingParams,
+    WorksElsewhere,
+)
 from opd_core.engines.gate import gate_of, mismatches
-from opd_core.engines.whole_answers import sampled
-from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.engines.in_turn import in_turn
+from opd_core.engines.whole_answers import sampling
+from opd_core.extensions import Quantise
+from opd_core.hub.name import model_name
+from opd_core.prompts.batches import EncodedBatch, EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.spans.grounding import answer_iou
 from opd_core.spans.protocols.known import judged
 from opd_core.templates.own_prompt import template_of
@@ -35,6 +45,7 @@ from opd_core.types import (
 )
 
 Record = TypeVar("Record")
+Answer: TypeAlias = Sequence[Sample] | Refused
 
 
 def sample_rollouts(
@@ -108,6 +119,7 @@ def sample_rollouts(
         config.teacher.dtype if from_teacher else config.student.dtype,
         settings.engine,
         compared=not from_teacher,  # a teacher may be too large for a forward of ours
+        quantise=config.teacher.quantise if from_teacher else "none",
     )
     needed = [e for e in examples if not done.issuperset(ids(e))]
     return _answer(config, work, examples, {e.example_id for e in needed}, record)
@@ -140,7 +152,7 @@ def predict(
         return TeacherPrediction(
             example_id=item.example.example_id,
             prediction_index=index,
-            teacher_id=teacher.path.name,
+            teacher_id=model_name(teacher.path),
             teacher_hash=teacher.weights_hash,
             question_hash=question_hash,
             text=text,
@@ -162,6 +174,7 @@ def predict(
         config.teacher.dtype,
         config.teacher.engine,
         compared=False,  # a teacher may be too large for a forward of ours
+        quantise=config.teacher.quantise,
     )
     needed = {e.example_id for e in examples} - done
     return _answer(config, work, examples, needed, record)
@@ -221,7 +234,9 @@ def evaluate_model(
         for answer in batch.records:
             content = {f.name: getattr(answer, f.name) for f in fields(answer)}
             digest, _ = content.pop("policy_hash"), content.pop("policy_version")
-            records.append(ModelEvaluation(digest, question_hash, model.path.name, **content))
+            records.append(
+                ModelEvaluation(digest, question_hash, model_name(model.path), **content)
+            )
         faults = tuple(
             replace(item, stage="evaluate model", policy_version=None) for item in batch.quarantined
         )
@@ -239,6 +254,7 @@ class _Work:
     engine: str
     compared: bool
     """Whether an example is also scored by the trainer's own forward."""
+    quantise: Quantise = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,21 +284,36 @@ def _answer(
     ]
     encoder = ExampleEncoder(config, work.policy.path)
     gate = gate_of(encoder, work.params.max_new_tokens)
-    with opened_engine(config, work.engine, work.policy.path, work.dtype, encoder) as engine:
+    with opened_engine(
+        config, work.engine, work.policy.path, work.dtype, encoder, quantise=work.quantise
+    ) as engine:
         asked = _Asked(encoder, engine, {})
         room = room_for(config, work.engine, encoder, work.params.max_new_tokens)
         batches = encoder.encode_batches(
-            plan, work.stage, work.policy.version, asks=True, room=room, among=examples
+            plan,
+            work.stage,
+            work.policy.version,
+            asks=True,
+            room=room,
+            among=examples,
+            ahead=not isinstance(engine, WorksElsewhere),
         )
-        for batch, encoded in zip(plan, batches, strict=True):
-            began = time.perf_counter()
-            items = [item for video in encoded.videos for item in video]
+
+        def ask(encoded: EncodedBatch) -> Callable[[], Mapping[Hashable, Answer]]:
             requests = [
                 [Request(i.example.example_id, i.prompt, work.seeds(i.example)) for i in video]
                 for video in encoded.videos
             ]
-            said = sampled(engine, requests, work.params)
-            seconds = time.perf_counter() - began
+            return sampling(engine, requests, work.params)
+
+        ended = 0.0
+        for batch, turn in zip(plan, in_turn(engine, batches, ask), strict=True):
+            encoded = turn.encoded
+            items = [item for video in encoded.videos for item in video]
+            said = turn.answers()
+            # Asked before the last batch was answered, it has waited for that.
+            began, ended = max(turn.since, ended), time.perf_counter()
+            seconds = ended - began
             faulty = gate.check(engine.name, items, said)
             answers = {k: a for k, a in said.items() if not isinstance(a, Refused)}
             fit = [i for i in items if i.example.example_id not in faulty]

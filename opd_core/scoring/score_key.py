@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 
+from opd_core.extensions import Quantise
 from opd_core.types import Rollout
 
 FORMAT = "teacher score 1"
@@ -34,3 +35,15 @@ def content_hash(scorer: str, teacher_hash: str, rollout: Rollout) -> str:
     if rollout.second_per_grid is not None:  # Qwen2.5-VL's positions count in it
         digest.update(b"second_per_grid " + array("d", [rollout.second_per_grid]).tobytes())
     return digest.hexdigest()[:32]
+
+
+def quantised_text(quantise: Quantise) -> str:
+    """The part of a `scorer` that tells of a quantised teacher; of others there is none."""
+    return f"{quantise} weights"
+
+
+def quantised_in(scorer: str) -> Quantise:
+    """What `quantised_text` was told of, by a `scorer`."""
+    parts = scorer.split("; ")
+    quantised: tuple[Quantise, ...] = ("fp8", "int4")
+    return next((how for how in quantised if quantised_text(how) in parts), "none")

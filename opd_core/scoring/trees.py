@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from opd_core import faults
 from opd_core.config.load import Config
-from opd_core.engines.base import OpenedEngine, Refused, Scored, ScoreRequest
+from opd_core.engines.base import (
+    OpenedEngine,
+    Refused,
+    Scored,
+    ScoreRequest,
+    WorksElsewhere,
+)
 from opd_core.engines.choice import installed_engine, opened_engine, room_for
 from opd_core.engines.gate import Gate, gate_of
-from opd_core.engines.whole_answers import scored
+from opd_core.engines.in_turn import in_turn
+from opd_core.engines.whole_answers import scoring
 from opd_core.extensions import is_the_trainer
+from opd_core.hub.name import model_name
 from opd_core.model.agreement import served_dtype
 from opd_core.model.prefix_tree import PrefixTree, grow
 from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
 from opd_core.prompts.encoder import load_processor, processor_hash, shared_vision
 from opd_core.scoring.same_prompt import check_same_prompt
-from opd_core.scoring.score_key import content_hash
+from opd_core.scoring.score_key import content_hash, quantised_text
 from opd_core.types import (
     Batch,
     GroundingExample,
@@ -61,28 +70,100 @@ def score_rollouts(
     with opened_scorer(config, teacher, encoder, rollouts) as score:
         longest = _longest(rollouts)
         room = room_for(config, config.teacher.engine, encoder, longest, longest)
-        for encoded in encoder.encode_batches(
-            batches, "score", teacher.version, room=room, among=among
-        ):
+        encoded_batches = encoder.encode_batches(
+            batches,
+            "score",
+            teacher.version,
+            room=room,
+            among=among,
+            ahead=not isinstance(score.engine, WorksElsewhere),
+        )
+        for turn in in_turn(score.engine, encoded_batches, lambda e: score.ask(e.videos)):
+            encoded = turn.encoded
             scores: list[TeacherScore] = []
             quarantined = list(encoded.quarantined)
-            refused: list[QuarantinedItem] = []
-            for one in score(encoded.videos, refused):
-                if fault := _fault(one):
+            for one in turn.answers():
+                if isinstance(one, QuarantinedItem):
+                    quarantined.append(one)
+                elif fault := _fault(one):
                     version = one.policy_version
                     quarantined.append(
                         QuarantinedItem(one.rollout_id, "score", None, fault, version, faults.SCORE)
                     )
                 else:
                     scores.append(one)
-            quarantined += refused
             dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
             yield Batch(tuple(scores), tuple(quarantined), dealt)
 
 
-ScoreVideos = Callable[
-    [Sequence[Sequence[EncodedExample]], list[QuarantinedItem]], Iterable[TeacherScore]
-]
+@dataclass(frozen=True, slots=True)
+class OpenScorer:
+    """The teacher's engine, open, and the rollouts that it scores."""
+
+    engine: OpenedEngine
+    config: Config
+    teacher: Policy
+    encoder: ExampleEncoder
+    rollouts: Mapping[str, Sequence[Rollout]]
+    """By example id."""
+    scorer: str
+
+    def __call__(
+        self, videos: Sequence[Sequence[EncodedExample]]
+    ) -> Iterator[TeacherScore | QuarantinedItem]:
+        """Scores of the rollouts of each example, then what the engine would not take.
+
+        Raises `VideoOPDError` when the engine's prompt is not the one that was answered, or its
+        scores are not all that were asked for.
+        """
+        return self.ask(videos)()
+
+    def ask(
+        self, videos: Sequence[Sequence[EncodedExample]]
+    ) -> Callable[[], Iterator[TeacherScore | QuarantinedItem]]:
+        """Hand over, and give what waits for the scores."""
+        items = {item.example.example_id: item for video in videos for item in video}
+        requests = [[_request(item, self.rollouts) for item in video] for video in videos]
+        answers = scoring(self.engine, requests, self.config.score)
+        return lambda: self._checked(items, answers())
+
+    def _checked(
+        self,
+        items: Mapping[str, EncodedExample],
+        answers: Iterator[tuple[Hashable, Scored | Refused]],
+    ) -> Iterator[TeacherScore | QuarantinedItem]:
+        engine, config, encoder = self.engine, self.config, self.encoder
+        by_id = {r.rollout_id: r for name in items for r in self.rollouts[name]}
+        reasons: dict[str, str] = {}
+        check: Gate | None = None
+        for key, one in answers:
+            if isinstance(one, Refused):
+                reasons[str(key)] = one.reason
+                continue
+            rollout = by_id[str(key)]
+            if not is_the_trainer(engine.name):
+                check = check or gate_of(encoder, config.rollout.max_new_tokens)
+                if fault := _prompt_fault(check, items[rollout.example_id], one):
+                    raise VideoOPDError(
+                        f"{engine.name} scored rollout {rollout.rollout_id} on another prompt than "
+                        f"ours ({fault}); set teacher.engine = 'hf'"
+                    )
+            yield _score(self.teacher, rollout, one, self.scorer)
+        if len(reasons) == len(items) > 1:
+            raise VideoOPDError(
+                f"{engine.name} would take none of {len(items)} prompts to score "
+                f"({next(iter(reasons.values()))}); correct its settings, [{engine.name}], or set "
+                "teacher.engine = 'hf'"
+            )
+        for name, reason in reasons.items():
+            yield QuarantinedItem(
+                name,
+                "score",
+                items[name].example.video_path,
+                f"{engine.name}: {reason}",
+                self.teacher.version,
+                faults.ENGINE,
+            )
 
 
 @contextmanager
@@ -91,67 +172,14 @@ def opened_scorer(
     teacher: Policy,
     encoder: ExampleEncoder,
     rollouts: dict[str, list[Rollout]],
-) -> Iterator[ScoreVideos]:
-    """What scores all rollouts of some videos, by the teacher's engine, and adds to a list what the
-    engine would not take."""
+) -> Iterator[OpenScorer]:
+    """What scores all rollouts of some videos, by the teacher's engine."""
     scorer = describe_scorer(config, encoder.processor_hash)
-    name, dtype, longest = config.teacher.engine, config.teacher.dtype, _longest(rollouts)
-    with opened_engine(config, name, teacher.path, dtype, encoder, longest) as engine:
-        yield lambda videos, refused: score_videos(
-            engine, config, teacher, encoder, videos, rollouts, scorer, refused
-        )
-
-
-def score_videos(
-    engine: OpenedEngine,
-    config: Config,
-    teacher: Policy,
-    encoder: ExampleEncoder,
-    videos: Sequence[Sequence[EncodedExample]],
-    rollouts: Mapping[str, Sequence[Rollout]],
-    scorer: str,
-    refused: list[QuarantinedItem],
-) -> Iterator[TeacherScore]:
-    """Scores of the rollouts of each example; to `refused` is added what the engine would not take.
-
-    Raises `VideoOPDError` when the engine's prompt is not the one that was answered, or its scores
-    are not all that were asked for.
-    """
-    items = {item.example.example_id: item for video in videos for item in video}
-    by_id = {r.rollout_id: r for name in items for r in rollouts[name]}
-    requests = [[_request(item, rollouts) for item in video] for video in videos]
-    reasons: dict[str, str] = {}
-    check: Gate | None = None
-    for key, one in scored(engine, requests, config.score):
-        if isinstance(one, Refused):
-            reasons[str(key)] = one.reason
-            continue
-        rollout = by_id[str(key)]
-        if not is_the_trainer(engine.name):
-            check = check or gate_of(encoder, config.rollout.max_new_tokens)
-            if fault := _prompt_fault(check, items[rollout.example_id], one):
-                raise VideoOPDError(
-                    f"{engine.name} scored rollout {rollout.rollout_id} on another prompt than "
-                    f"ours ({fault}); set teacher.engine = 'hf'"
-                )
-        yield _score(teacher, rollout, one, scorer)
-    if len(reasons) == len(items) > 1:
-        raise VideoOPDError(
-            f"{engine.name} would take none of {len(items)} prompts to score "
-            f"({next(iter(reasons.values()))}); correct its settings, [{engine.name}], or set "
-            "teacher.engine = 'hf'"
-        )
-    refused += [
-        QuarantinedItem(
-            name,
-            "score",
-            items[name].example.video_path,
-            f"{engine.name}: {reason}",
-            teacher.version,
-            faults.ENGINE,
-        )
-        for name, reason in reasons.items()
-    ]
+    settings, longest = config.teacher, _longest(rollouts)
+    with opened_engine(
+        config, settings.engine, teacher.path, settings.dtype, encoder, longest, settings.quantise
+    ) as engine:
+        yield OpenScorer(engine, config, teacher, encoder, rollouts, scorer)
 
 
 def _request(item: EncodedExample, rollouts: Mapping[str, Sequence[Rollout]]) -> ScoreRequest:
@@ -175,7 +203,7 @@ def _score(teacher: Policy, rollout: Rollout, one: Scored, scorer: str) -> Teach
     return TeacherScore(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
-        teacher_id=teacher.path.name,
+        teacher_id=model_name(teacher.path),
         teacher_hash=teacher.weights_hash,
         teacher_logprobs=one.logprobs,
         topk_token_ids=one.topk_token_ids,
@@ -212,8 +240,9 @@ def describe_scorer(config: Config, processor: str) -> str:
     dtype = served_dtype(config, teacher.engine, teacher.dtype)
     settings = config.foreign_settings(teacher.engine)
     told = [] if settings is None else [f"settings {json.dumps(settings, sort_keys=True)}"]
-    parts = (named, f"torch {torch.__version__}", device, dtype, attention, *told, *stored)
-    return "; ".join((*parts, f"processor {processor}"))
+    weights = [] if teacher.quantise == "none" else [quantised_text(teacher.quantise)]
+    parts = (named, f"torch {torch.__version__}", device, dtype, *weights, attention)
+    return "; ".join((*parts, *told, *stored, f"processor {processor}"))
 
 
 def teacher_scorer(config: Config) -> str:

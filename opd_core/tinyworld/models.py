@@ -96,8 +96,9 @@ SIZES: dict[Role, ModelSize] = {
 }
 
 
-def corpus(scene: Scene = SHORT) -> Iterator[str]:
-    """All kinds of text which the models ever see, for the tokenizer's training."""
+def corpus() -> Iterator[str]:
+    """All kinds of text which the models ever see, for the tokenizer's training; times of another
+    scene are of the same digits."""
     from opd_core.prompts.encoder import TIMELENS
 
     for colour in COLOURS:
@@ -105,12 +106,12 @@ def corpus(scene: Scene = SHORT) -> Iterator[str]:
             for sentence in (*ANY_MOTION, *(s for pair in MOTIONS.values() for s in pair)):
                 query = TIMELENS.format(query=sentence.format(f"{colour} {form}"))
                 yield f"user\n{query}\nassistant\n"
-    for start in range(scene.seconds):
+    for start in range(SHORT.seconds):
         yield f"The event happens in {start}.0 - {start + 1}.0 seconds"
         yield f"<{start}.3 seconds>"
 
 
-def build_tokenizer(scene: Scene = SHORT) -> Qwen2Tokenizer:
+def build_tokenizer() -> Qwen2Tokenizer:
     """Byte-level BPE of `VOCAB_SIZE` entries with Qwen's pre-tokenizer and special tokens."""
     from tokenizers import models, trainers
     from transformers import Qwen2Tokenizer
@@ -124,7 +125,7 @@ def build_tokenizer(scene: Scene = SHORT) -> Qwen2Tokenizer:
         min_frequency=1,
         show_progress=False,
     )
-    raw.train_from_iterator(sorted(set(corpus(scene))), trainer)
+    raw.train_from_iterator(sorted(set(corpus())), trainer)
     model = json.loads(raw.to_str())["model"]
     order = sorted(model["vocab"], key=model["vocab"].__getitem__)
     learned = [token for token in order if token not in SPECIAL_TOKENS]
@@ -177,7 +178,7 @@ def build_processor(scene: Scene = SHORT) -> Qwen3VLProcessor:
     )
     return Qwen3VLProcessor(
         image_processor=image,
-        tokenizer=build_tokenizer(scene),
+        tokenizer=build_tokenizer(),
         video_processor=video,
         chat_template=CHAT_TEMPLATE,
     )

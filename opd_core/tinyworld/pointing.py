@@ -119,7 +119,9 @@ class Pointing(nn.Module):
     def _clock(self, targets: _Targets) -> Tensor:
         hidden_ND = self._heard[self.last_layer - 1]
         video_V = targets.video_RS.unique(dim=0).flatten()
-        seconds_V = torch.arange(self._seconds).repeat(len(video_V) // self._seconds)
+        seconds_V = torch.arange(self._seconds, device=video_V.device).repeat(
+            len(video_V) // self._seconds
+        )
         return F.cross_entropy(self.clock(hidden_ND[video_V]), seconds_V)
 
     def _targets(self, packed: Pack, spans: Mapping[Hashable, Span]) -> _Targets:
@@ -148,13 +150,14 @@ class Pointing(nn.Module):
                             [float(span.start <= s < span.end) for s in range(self._seconds)]
                         )
                         seconds.append(int(span.end) - 1 if end else int(span.start))
+        device = self.bias.device
         return _Targets(
-            rows_R=torch.tensor(rows),
-            is_end_R=torch.tensor(is_end),
-            video_RS=torch.tensor(videos),
-            root_RK=torch.tensor(roots),
-            inside_RS=torch.tensor(inside),
-            second_R=torch.tensor(seconds),
+            rows_R=torch.tensor(rows, device=device),
+            is_end_R=torch.tensor(is_end, device=device),
+            video_RS=torch.tensor(videos, device=device),
+            root_RK=torch.tensor(roots, device=device),
+            inside_RS=torch.tensor(inside, device=device),
+            second_R=torch.tensor(seconds, device=device),
         )
 
 

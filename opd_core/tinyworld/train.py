@@ -8,7 +8,8 @@ tree, helped at first by two losses which show it where to look (`pointing.py`).
 trained to the end; the student's second stage stops early, while it rises: it sees, it knows the
 format, and it still has most of the task to learn from its teacher. The loose student is trained to
 the end as well, and then on annotations as people make them (`annotators.py`): it sees, and answers
-loosely, as models do that have learned from data of this field.
+loosely, as models do that have learned from data of this field. The models of the long scene begin
+with those of the short one.
 
     stage 1   sigmoid cross-entropy of (second, colour and form) on the merged vision tokens
     stage 2   - mean log p(answer token) * answer_weight + pointing losses (fading out)
@@ -40,12 +41,13 @@ from opd_core.engines.base import Request, SamplingParams
 from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.architectures import architecture_of
 from opd_core.model.prefix_tree import Pack, grow, pack
-from opd_core.model.tree_attention import TreeLayout, packed_attention
-from opd_core.model.tree_model import TreeModel
+from opd_core.model.tree_attention import PackedAttention, TreeLayout
+from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.spans.answer_reader import parse_span
 from opd_core.spans.grounding import answer_iou
 from opd_core.tinyworld.data import NAMES, TinyVideo, load_split, loosely_annotated
+from opd_core.tinyworld.frames_attention import frames_together
 from opd_core.tinyworld.models import build_model, build_processor, parameters, save_model
 from opd_core.tinyworld.pointing import ListeningAttention, Pointing
 from opd_core.tinyworld.recipes import RECIPES, Recipe
@@ -77,19 +79,24 @@ def train(
     lr: float | None = None,
     settings: Recipe | None = None,
     world: Path | str | None = None,
+    shipped: Path = Path("configs/tiny"),
     threads: int = 1,
+    device: str = "cpu",
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Trains the model of a name in `RECIPES`; writes its checkpoint and `TRAINING.json` to `out`.
 
     `steps`, `seed` and `lr` override `settings`, which default to `RECIPES[name]`. `world` is a
-    folder to make (or find) the training videos in, by default a temporary one. Returns the content
-    of `TRAINING.json`: settings, numbers, and the accuracy of the weights as read back from disk.
-    Nothing in `out` is touched before the training is through.
+    folder to make (or find) the training videos in, by default a temporary one; in `shipped` lies
+    the model that this one begins with, if any. `device` is where the model is trained; it is
+    measured on the CPU. Returns the content of `TRAINING.json`:
+    settings, numbers, and the accuracy of the weights as read back from disk. Nothing in `out` is
+    touched before the training is through.
     """
     torchvision_guard.install()
     torch.set_num_threads(threads)
     say = report or (lambda _: None)
+    place = choose_device(device)
     chosen = settings or RECIPES[name]
     overrides: dict[str, Any] = {"steps": steps, "seed": seed, "lr": lr}
     chosen = replace(chosen, **{k: v for k, v in overrides.items() if v is not None})
@@ -98,6 +105,10 @@ def train(
     scene = SCENES[chosen.scene]
     processor = build_processor(scene)
     model = build_model(chosen.size, processor.tokenizer, chosen.seed)
+    if chosen.begins_with is not None:
+        begun_with = load_model(shipped / chosen.begins_with, "float32")
+        model.load_state_dict(begun_with.state_dict())
+    model.to(place)
     with tempfile.TemporaryDirectory() as scratch:
         processor.save_pretrained(scratch)
         model.config.save_pretrained(scratch)
@@ -107,10 +118,12 @@ def train(
         loose_set = loosely_annotated(train_set, chosen.world_seed, scene, encoder)
     prepared = time.monotonic()
     order = random.Random(chosen.seed)
-    learn_to_see(model, train_set, chosen, order, say)
-    loss = learn_to_answer(model, encoder.tokenizer, train_set, chosen, order, say)
-    if chosen.loose_steps:
-        loss = learn_looseness(model, encoder.tokenizer, loose_set, chosen, order, say)
+    family = architecture_of(model.config)
+    with frames_together(family.module(model, family.vision)):
+        learn_to_see(model, train_set, chosen, order, say)
+        loss = learn_to_answer(model, encoder.tokenizer, train_set, chosen, order, say)
+        if chosen.loose_steps:
+            loss = learn_looseness(model, encoder.tokenizer, loose_set, chosen, order, say)
     save_model(model, processor, out)
     seconds = time.monotonic() - prepared
     accuracy = measure(out, encoder, eval_set)
@@ -124,7 +137,12 @@ def train(
         "eval": {k: round(v, 4) for k, v in asdict(accuracy).items()},
         "seconds_preparing": round(prepared - began, 1),
         "seconds_training": round(seconds, 1),
-        "machine": {"cores": os.cpu_count(), "threads": threads, "torch": torch.__version__},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
+            "torch": torch.__version__,
+        },
     }
     (out / "TRAINING.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -168,22 +186,22 @@ def learn_to_see(
     family = architecture_of(model.config)
     tower = family.module(model, family.vision)
     width = family.vision_settings(model.config).out_hidden_size
-    probe = nn.Linear(width, len(NAMES))
+    probe = nn.Linear(width, len(NAMES)).to(model.device)
     optimiser = _adamw([*tower.parameters(), *probe.parameters()], chosen)
-    losses: list[float] = []
+    losses: list[Tensor] = []
     for step in range(chosen.vision_steps):
         batch = order.sample(range(len(videos)), chosen.vision_videos_per_step)
         picked = [videos[i] for i in batch]
-        seen = tower(_patches(picked), grid_thw=_grids(picked))
-        truth = torch.cat([v.in_view for v in picked]).float()
+        seen = tower(_patches(picked, model.device), grid_thw=_grids(picked, model.device))
+        truth = torch.cat([v.in_view for v in picked]).to(model.device).float()
         loss = F.binary_cross_entropy_with_logits(probe(seen.pooler_output), truth)
         for features in seen.deepstack_features:
             loss = loss + 0.3 * F.binary_cross_entropy_with_logits(probe(features), truth)
         rate = _rate(step, chosen.vision_lr, chosen.warmup, chosen.vision_steps)
         _update(optimiser, loss, rate, chosen)
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if (step + 1) % 50 == 0:
-            say(f"see {step + 1}/{chosen.vision_steps}: loss {_mean(losses[-50:]):.4f}")
+            say(f"see {step + 1}/{chosen.vision_steps}: loss {_last_50(losses):.4f}")
 
 
 def learn_to_answer(
@@ -197,18 +215,19 @@ def learn_to_answer(
     """Stage 2: the whole model learns to answer. Returns the mean loss of the last 50 steps."""
     trees = TreeModel(model, tokenizer)
     pointing = Pointing(model, tokenizer, chosen.inside_layer, SCENES[chosen.scene].seconds)
+    pointing.to(model.device)
     family = architecture_of(model.config)
     tower = list(family.module(model, family.vision).parameters())
     in_tower = {id(weight) for weight in tower}
     others = [w for w in model.parameters() if id(w) not in in_tower] + list(pointing.parameters())
     optimiser = _adamw(others, chosen)
     optimiser.add_param_group({"params": tower, "relative": chosen.vision_rate})
-    losses: list[float] = []
+    losses: list[Tensor] = []
     batches = _batches(len(videos), chosen.videos_per_step, order)
     for step in range(chosen.steps):
         batch = [videos[i] for i in next(batches)]
         packed = pack_answers(batch)
-        attention = ListeningAttention(packed_attention(packed, trees.device), pointing.last_layer)
+        attention = ListeningAttention(PackedAttention(packed, trees.device), pointing.last_layer)
         answer = answer_loss(trees, packed, attention)
         spans: dict[Hashable, Span] = {
             (v, i): q.span for v, vid in enumerate(batch) for i, q in enumerate(vid.questions)
@@ -217,14 +236,14 @@ def learn_to_answer(
         hint = pointing.loss(packed, attention, spans)
         rate = _rate(step, chosen.lr, chosen.warmup, chosen.horizon)
         _update(optimiser, chosen.answer_weight * answer + fade * hint, rate, chosen)
-        losses.append(answer.item())
+        losses.append(answer.detach())
         if (step + 1) % 50 == 0:
             say(
-                f"answer {step + 1}/{chosen.steps}: loss {_mean(losses[-50:]):.4f}, "
+                f"answer {step + 1}/{chosen.steps}: loss {_last_50(losses):.4f}, "
                 f"pointing {hint.item():.3f}"
             )
     pointing.close()
-    return _mean(losses[-50:])
+    return _last_50(losses)
 
 
 def learn_looseness(
@@ -239,17 +258,17 @@ def learn_looseness(
     to look. Returns the mean loss of the last 50 steps."""
     trees = TreeModel(model, tokenizer)
     optimiser = _adamw(list(model.parameters()), chosen)
-    losses: list[float] = []
+    losses: list[Tensor] = []
     batches = _batches(len(videos), chosen.videos_per_step, order)
     for step in range(chosen.loose_steps):
         packed = pack_answers([videos[i] for i in next(batches)])
-        answer = answer_loss(trees, packed, packed_attention(packed, trees.device))
+        answer = answer_loss(trees, packed, PackedAttention(packed, trees.device))
         rate = _rate(step, chosen.loose_lr, chosen.warmup, chosen.loose_steps)
         _update(optimiser, chosen.answer_weight * answer, rate, chosen)
-        losses.append(answer.item())
+        losses.append(answer.detach())
         if (step + 1) % 50 == 0:
-            say(f"loosen {step + 1}/{chosen.loose_steps}: loss {_mean(losses[-50:]):.4f}")
-    return _mean(losses[-50:])
+            say(f"loosen {step + 1}/{chosen.loose_steps}: loss {_last_50(losses):.4f}")
+    return _last_50(losses)
 
 
 def pack_answers(videos: Sequence[TinyVideo]) -> Pack:
@@ -298,12 +317,12 @@ def measure(
     return Accuracy(len(ious), _mean(ious), *shares)
 
 
-def _patches(videos: Sequence[TinyVideo]) -> Tensor:
-    return torch.cat([v.questions[0].prompt.vision.patches for v in videos]).float()
+def _patches(videos: Sequence[TinyVideo], device: torch.device) -> Tensor:
+    return torch.cat([v.questions[0].prompt.vision.patches for v in videos]).to(device).float()
 
 
-def _grids(videos: Sequence[TinyVideo]) -> Tensor:
-    return torch.tensor([v.questions[0].prompt.vision.grid_thw for v in videos])
+def _grids(videos: Sequence[TinyVideo], device: torch.device) -> Tensor:
+    return torch.tensor([v.questions[0].prompt.vision.grid_thw for v in videos], device=device)
 
 
 def _batches(items: int, size: int, order: random.Random) -> Iterator[list[int]]:
@@ -334,6 +353,11 @@ def _update(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, chosen:
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     nn.utils.clip_grad_norm_(weights, chosen.max_grad_norm)
     optimiser.step()
+
+
+def _last_50(losses: Sequence[Tensor]) -> float:
+    """Their mean; losses stay on their device until somebody wants to see them."""
+    return float(torch.stack(tuple(losses[-50:])).mean()) if losses else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

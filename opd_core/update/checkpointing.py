@@ -10,7 +10,7 @@ from typing import Any
 from opd_core.model.architectures import architecture_of
 
 
-def checkpoint(model: Any, share: bool | float) -> None:
+def checkpoint_layers(model: Any, share: bool | float) -> None:
     """Let this share of the language model's layers, the first ones, compute theirs again; the
     vision tower too, where it is trained. True is all, False none."""
     if not share:

@@ -9,7 +9,7 @@ Shape suffixes: C completion tokens of a chunk, T of one completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -55,6 +55,15 @@ class OldLogprobs:
             with self._precision():
                 self._own |= completion_logprobs(self._model, pack(group))
         self._model.model.train()
+
+    def known(self) -> dict[str, Tensor]:
+        """Rollout id -> [T], of those whose log-probs were computed here."""
+        return {str(key): logprobs_T for key, logprobs_T in self._own.items()}
+
+    def take_over(self, known: Mapping[str, Tensor]) -> None:
+        """Go on after the first step, with what was known then."""
+        self._own.update(known)
+        self.moved = True
 
     def of(self, rollouts: Sequence[Rollout], chosen_C: Tensor) -> Tensor:
         """[C] log pi_v of whole completions, whose log-probs are now `chosen_C`, no gradient."""

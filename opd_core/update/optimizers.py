@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,17 @@ def make_optimizer(
 
     `fused`: torch's AdamW in one pass over the memory, within a last bit of the other.
     """
-    given: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": settings.adam_betas,
-        "weight_decay": settings.weight_decay,
-    }
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(list(weights), **given, fused=fused)
-    from torchao.optim import AdamW4bit, AdamW8bit
+    kind = partial(torch.optim.AdamW, fused=fused)
+    if settings.optimizer != "adamw":
+        from torchao.optim import AdamW4bit, AdamW8bit
 
-    kind = {"adamw_8bit": AdamW8bit, "adamw_4bit": AdamW4bit}[settings.optimizer]
-    made: torch.optim.Optimizer = kind(list(weights), **given)
-    return made
+        kind = AdamW8bit if settings.optimizer == "adamw_8bit" else AdamW4bit
+    return kind(
+        list(weights),
+        lr=settings.learning_rate,
+        betas=settings.adam_betas,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

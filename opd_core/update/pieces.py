@@ -90,8 +90,8 @@ class _InPieces:
 
     @torch.no_grad()
     def take_over(self, weights: Mapping[str, Tensor]) -> None:
-        for name, weight in self._trained.items():
-            weight.copy_(weights[name])
+        for name in self._trained.keys() & weights.keys():
+            self._trained[name].copy_(weights[name])
             if self._float32 is not None:
                 self._float32[name].copy_(weights[name])
 

@@ -38,7 +38,8 @@ class Stepping(Protocol):
         """Name -> trained weight; None where none are kept."""
 
     def take_over(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from these weights, by name, float32."""
+        """Go on from these weights, by name, float32. One that was not trained before (a vision
+        tower that was frozen) is as the policy's folder has it."""
 
 
 def stepping(
@@ -75,5 +76,5 @@ class InPlace:
 
     @torch.no_grad()
     def take_over(self, weights: Mapping[str, Tensor]) -> None:
-        for name, weight in self._trained.items():
-            weight.copy_(weights[name])
+        for name in self._trained.keys() & weights.keys():
+            self._trained[name].copy_(weights[name])

@@ -34,6 +34,7 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
+from opd_core.update.saved_step import Saving, StepsDone, StepStore, update_key
 from opd_core.update.step_record import FirstStep
 from opd_core.update.trained_model import TrainedModel
 from opd_core.update.training_loss import facts_of
@@ -62,6 +63,8 @@ class UpdateResult:
     stopped_early: str | None
     moved_share: float
     """Share of the trained weights that are others than before, in student.dtype."""
+    went_on_at: int | None
+    """The first step that this process made, where a killed one had saved those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class TrainerFolders:
     """What the training of the parent left; None: nothing, or it is policy 0."""
     new: Path | None = None
     """A folder that is not there yet; None: the policy is not trained on."""
+    steps: StepStore | None = None
+    """Of the steps that a killed update goes on from; None: it begins with its first."""
 
 
 def update_student(
@@ -83,14 +88,16 @@ def update_student(
     base: Path | None = None,
     trainer: TrainerFolders = TrainerFolders(),
     restart_optimizer: bool = False,
+    on_going_on: Callable[[int], None] = lambda _: None,
 ) -> UpdateResult:
     """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
 
     `work` has the sentences of one video next to each other; `base` is the folder of policy 0,
     which only `update.grpo.reference_kl` needs. The optimiser begins where the trainer has nothing
-    of the parent, and where `restart_optimizer` (`continuation.py`) says so. Raises `VideoOPDError`
-    on rows of another policy, on log-probs that the sampler and the trainer do not agree on, and on
-    a loss that is no number; the run is then as it was before.
+    of the parent, and where `restart_optimizer` (`continuation.py`) says so. `on_going_on` is told
+    how many steps were made, where a killed update has saved one (`saved_step.py`). Raises
+    `VideoOPDError` on rows of another policy, on log-probs that the sampler and the trainer do not
+    agree on, and on a loss that is no number; the run is then as it was before.
     """
     _check_on_policy(config, parent, work)
     settings = config.update
@@ -104,27 +111,30 @@ def update_student(
         for fact in facts_of(config, w.rollouts, w.scores)
     }
     rollouts = {w.example.example_id: list(w.rollouts) for w in work}
-    steps: list[UpdateStep] = []
+    saving = _saving(config, parent, plan, work, trainer, restart_optimizer)
+    done = saving.taken_over(student) if saving else StepsDone()
+    went_on_at = len(done.steps)
+    if went_on_at:
+        on_going_on(went_on_at)
     bound = bound_for(
         settings.max_logprob_mismatch,
         [served_dtype(config, r.engine, config.student.dtype) for w in work for r in w.rollouts]
         + [config.student.dtype],
         choose_device(config.machine.device).type,
     )
-    first_step: FirstStep | None = None
     stopped: str | None = None
-    trained: dict[str, TrainedRollout] = {}
-    if later := student.old.wanted(plan, rollouts):
+    if not went_on_at and (later := student.old.wanted(plan, rollouts)):
         parts = list(cut_at_videos(later, settings.examples_per_step))
         for batch in encoder.encode_batches(parts, "update", parent.version):
             student.old.remember(_trees(batch, rollouts))
-    for number, batch in enumerate(encoder.encode_batches(plan, "update", parent.version)):
+    batches = encoder.encode_batches(plan[went_on_at:], "update", parent.version)
+    for number, batch in enumerate(batches, start=went_on_at):
         began = time.perf_counter()
         trees = _trees(batch, rollouts)
         tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
         measured = student.accumulate(trees, facts)
         if number == 0:
-            first_step = measured.check_first_step(bound)
+            done.first_step = measured.check_first_step(bound)
         policy_kl = measured.policy_kl()
         if policy_kl is not None and policy_kl > settings.max_policy_kl:
             stopped = (
@@ -136,8 +146,8 @@ def update_student(
         ratio_min, ratio_max = measured.ratio_range()
         for rollout_id, logprobs in measured.by_rollout():
             seen = TrainedRollout(rollout_id, parent.version, number, logprobs)
-            trained.setdefault(rollout_id, seen)
-        steps.append(
+            done.trained.setdefault(rollout_id, seen)
+        done.steps.append(
             UpdateStep(
                 step=number,
                 loss=measured.loss,
@@ -155,11 +165,37 @@ def update_student(
                 seconds=time.perf_counter() - began,
             )
         )
-        on_step(steps[-1])
+        on_step(done.steps[-1])
+        if saving and number + 1 < len(plan):
+            saving.step_made(done, student)
     moved = student.moved_share()
     student.save(staging, parent.path, trainer.new)
-    tokens = sum(len(rollout.student_logprobs) for rollout in trained.values())
-    return UpdateResult(tuple(steps), tuple(trained.values()), tokens, first_step, stopped, moved)
+    trained = tuple(done.trained.values())
+    return UpdateResult(
+        tuple(done.steps),
+        trained,
+        sum(len(rollout.student_logprobs) for rollout in trained),
+        done.first_step,
+        stopped,
+        moved,
+        went_on_at or None,
+    )
+
+
+def _saving(
+    config: Config,
+    parent: Policy,
+    plan: Sequence[Sequence[GroundingExample]],
+    work: Sequence[Trained],
+    trainer: TrainerFolders,
+    restart_optimizer: bool,
+) -> Saving | None:
+    if trainer.steps is None:
+        return None
+    pairs = [pair for w in work for pair in zip(w.rollouts, w.scores, strict=True)]
+    goes_on = trainer.parent is not None and not restart_optimizer
+    key = update_key(config, parent, plan, pairs, "goes on" if goes_on else "begins")
+    return Saving(trainer.steps, key, config.update.save_minutes)
 
 
 def plan_steps(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from opd_core.config.load import Config
 from opd_core.model.checkpoint import save_checkpoint
@@ -21,15 +22,21 @@ from opd_core.model.file_modes import give_umask_modes
 from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.types import Policy, VideoOPDError, make_seed
-from opd_core.update.checkpointing import checkpoint
+from opd_core.update.checkpointing import checkpoint_layers
 from opd_core.update.chunk import Chunk, Fact
-from opd_core.update.importance import Importance
+from opd_core.update.importance import Importance, Weights
 from opd_core.update.in_memory import InMemory
 from opd_core.update.old_logprobs import OldLogprobs, completion_logprobs
 from opd_core.update.step_record import StepRecord
 from opd_core.update.stepping import stepping
 from opd_core.update.trainable import choose_trainable
-from opd_core.update.trainer_state import read_optimizer, read_weights, write_state
+from opd_core.update.trainer_state import (
+    read_optimizer,
+    read_random,
+    read_weights,
+    write_random,
+    write_state,
+)
 from opd_core.update.training_loss import TrainingLoss
 
 
@@ -62,7 +69,7 @@ class TrainedModel:
         if weights is not None:
             self._stepping.take_over(weights)
         self._before = {name: self._as_served(w) for name, w in self._trained.items()}
-        checkpoint(model, settings.gradient_checkpointing)
+        checkpoint_layers(model, settings.gradient_checkpointing)
         model.train()
         self.model = TreeModel(model, tokenizer, settings.completion_rows_per_chunk)
         self._loss = TrainingLoss(config, tokenizer, self.model.excluded_ids, self._device)
@@ -96,20 +103,20 @@ class TrainedModel:
             reference = self._reference_logprobs(inputs.pack)
             loss = torch.zeros((), device=self._device)
             with self._precision():
-                for keys, token_ids_C, logprobs_CV in self.model.completion_distributions(inputs):
+                for keys, token_ids_C, hidden_CD in self.model.completion_hidden(inputs):
                     known = [facts[str(key)] for key in keys]
-                    chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-                    chunk = Chunk(
-                        known,
-                        token_ids_C,
-                        chosen_C,
-                        self.old.of([fact.rollout for fact in known], chosen_C.detach()),
-                        logprobs_CV,
-                        None if reference is None else torch.cat([reference[k] for k in keys]),
+                    reference_C = (
+                        None if reference is None else torch.cat([reference[k] for k in keys])
                     )
-                    weights = self._importance.weights(chunk)
-                    loss = loss + self._loss(chunk, weights).sum() / tokens
+                    # Of a chunk only its hidden states are kept for the backward pass, which makes
+                    # its distributions again: those of all chunks together are no memory's size.
+                    chunk_loss, chunk, weights = checkpoint(
+                        self._chunk_loss, hidden_CD, token_ids_C, known, reference_C,
+                        use_reentrant=False, preserve_rng_state=False,
+                    )  # fmt: skip
+                    loss = loss + chunk_loss / tokens
                     measured.add(chunk, weights, self._loss.in_loss(chunk))
+                    del chunk
             if not torch.isfinite(loss):
                 raise VideoOPDError(
                     f"the loss of the update is {float(loss)} on rollouts such as "
@@ -118,6 +125,21 @@ class TrainedModel:
             loss.backward()
             measured.loss += float(loss.detach())
         return measured
+
+    def _chunk_loss(
+        self,
+        hidden_CD: Tensor,
+        token_ids_C: Tensor,
+        facts: Sequence[Fact],
+        reference_C: Tensor | None,
+    ) -> tuple[Tensor, Chunk, Weights]:
+        """The sum of the losses of some whole completions, and what it was computed from."""
+        logprobs_CV = self.model.log_softmax(hidden_CD)
+        chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+        old_C = self.old.of([fact.rollout for fact in facts], chosen_C.detach())
+        chunk = Chunk(facts, token_ids_C, chosen_C, old_C, logprobs_CV, reference_C)
+        weights = self._importance.weights(chunk)
+        return self._loss(chunk, weights).sum(), chunk, weights
 
     def _reference_logprobs(self, packed: Pack) -> dict[Hashable, Tensor] | None:
         """The base student's log-probs of each completion of a pack, where the loss needs them."""
@@ -157,6 +179,29 @@ class TrainedModel:
             for name, weight in self._trained.items()
         )
         return moved / sum(weight.numel() for weight in self._trained.values())
+
+    def write_step(self, folder: Path) -> None:
+        """All that the next step depends on, in the middle of an update."""
+        weights = self._stepping.float32_weights() or {
+            name: weight.detach() for name, weight in self._trained.items()
+        }
+        write_state(
+            folder, self._stepping.optimizer, self._steps_done, weights, self._memory.served
+        )
+        write_random(folder, self._device, self.old.known())
+
+    def read_step(self, folder: Path) -> None:
+        """Go on after the step that `write_step` wrote into `folder`."""
+        weights = read_weights(folder, self._memory.served)
+        assert weights is not None, "write_step writes them in any case"
+        self._stepping.take_over(weights)
+        self._steps_done = read_optimizer(
+            folder,
+            self._stepping.optimizer,
+            self._stepping.shapes,
+            self._memory.place(self._device),
+        )
+        self.old.take_over(read_random(folder, self._device))
 
     def _as_served(self, weight: Tensor) -> Tensor:
         return weight.detach().to("cpu", self._memory.served, copy=True)

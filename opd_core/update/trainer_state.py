@@ -19,7 +19,7 @@ from torch import Tensor
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import OPTIMIZER_FILE
 
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_FILE, RANDOM_FILE = "weights.safetensors", "random.pt"
 _SERVED = "student.dtype"
 _FIX = "restore it, or remove it and the optimiser begins anew"
 
@@ -89,3 +89,21 @@ def read_optimizer(
         )
     optimizer.load_state_dict(state)
     return steps_done
+
+
+def write_random(folder: Path, device: torch.device, logprobs: Mapping[str, Tensor]) -> None:
+    """Write the states of torch's random numbers on the CPU and on `device`, and `logprobs`, which
+    cannot be computed again once a weight has moved."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    torch.save({"states": states, "logprobs": dict(logprobs)}, folder / RANDOM_FILE)
+
+
+def read_random(folder: Path, device: torch.device) -> dict[str, Tensor]:
+    """Go on with the random numbers that `write_random` wrote; its `logprobs`, on `device`."""
+    saved = torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
+    torch.set_rng_state(saved["states"]["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(saved["states"]["cuda"], device)
+    return {name: logprobs_T.to(device) for name, logprobs_T in saved["logprobs"].items()}

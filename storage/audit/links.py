@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opd_core.hub.name import cached_model
 from opd_core.types import Span, make_example_id, make_rollout_id
-from storage.runs import policies, run_folder
+from storage.runs import marks, policies, run_folder
 from storage.tables import history
 from storage.tables.schemas import TABLES
 
@@ -45,6 +46,8 @@ class Checked:
     """What was counted: `checkpoints`, `rollouts`."""
     notes: tuple[str, ...] = field(default=())
     """What is in order and worth knowing."""
+    let_go: tuple[str, ...] = field(default=())
+    """What can be neither proven nor refuted, because it was let go on purpose: what, and why."""
 
 
 def rounds(run: Run) -> list[dict[str, Any]]:
@@ -69,11 +72,13 @@ def policy_hashes(run: Run) -> dict[int, str]:
 
 
 def weights(run: Run) -> Checked:
-    """Every checkpoint holds the weights that its manifest and its row in `updates` name."""
+    """Every checkpoint holds the weights that its manifest and its row in `updates` name; of those
+    that were let go, manifest and row name the same."""
     base = base_path(run)
     now = policies.weights_hash(base)
     if now != policy_hashes(run)[0]:
         raise BrokenLink.at(f"student {base}", "the weights' hash", now, policy_hashes(run)[0])
+    let_go = []
     for row in rounds(run):
         folder = run.path / row["checkpoint"]
         manifest = policies.read_manifest(folder)
@@ -87,11 +92,17 @@ def weights(run: Run) -> Checked:
             if manifest.get(name) != value:
                 where = f"{folder / policies.MANIFEST_FILE}"
                 raise BrokenLink.at(where, name, manifest.get(name), value)
+        if (gone := marks.let_go_in(manifest)) is not None:
+            let_go.append(f"the weights of policy {row['policy_version']} were {gone.told()}")
+            continue
         now = policies.weights_hash(folder, base)
         if now != row["policy_hash"]:
             raise BrokenLink.at(f"{folder}", "the weights' hash", now, row["policy_hash"])
-    newest = max(policy_hashes(run).items())
-    return Checked(1 + len(rounds(run)), "checkpoints", ("policy {} is {}".format(*newest),))
+    notes = ["policy {} is {}".format(*max(policy_hashes(run).items()))]
+    if (named := cached_model(base)) is not None:
+        notes.append(f"policy 0 is {named}")
+    count = 1 + len(rounds(run)) - len(let_go)
+    return Checked(count, "checkpoints", tuple(notes), tuple(let_go))
 
 
 def chain(run: Run) -> Checked:

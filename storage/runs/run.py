@@ -3,9 +3,11 @@
     run.json                   run id, when it began, base student and teacher with their hashes
     configs/<hash>.json        every config the run was continued with
     config_source.json         the file, and its overrides, that it was continued with last
+    hub.json                   the commits that names of models on the hub mean in this run
     tables/<name>.lance        see `storage/tables/schemas.py`
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     trainer/v<version>/        what training goes on from, of the newest policy
+    trainer/steps/             the last saved step of the update in progress
     .locks/  .cache/           who is working on it now; hashes of untouched folders
 
 A run may be moved: paths in rows are relative to it, and the student's may change with the config.
@@ -203,4 +205,5 @@ class Run(RunPolicies):
             upkeep.upkeep(self.tables, name)
             tagged[name] = self.tables.tag(name, tag)
             cleanup.clean_up(self.tables, name, self.run_id, since_tag=f"round-{version - 1}")
+        self.saved_steps().clear()  # of a kill between the update's row and this
         return tagged

@@ -11,13 +11,14 @@ import shlex
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from opd_core.hub.name import cached_model
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import disk_troubles, short, told_by_disk, write_json
@@ -29,8 +30,9 @@ from storage.tables.lance_tables import Tables
 
 RUN_FILE = "run.json"
 CONFIG_SOURCE_FILE = "config_source.json"
+HUB_FILE = "hub.json"
 _OWN_NAMES = {"configs", "tables", "policies", "trainer", "logs", ".locks", ".cache"}
-_MADE_FIRST = _OWN_NAMES | {RUN_FILE, CONFIG_SOURCE_FILE}
+_MADE_FIRST = _OWN_NAMES | {RUN_FILE, CONFIG_SOURCE_FILE, HUB_FILE}
 _NEEDED = {"run_id", "created_at", "config_hash", "student", "teacher"}
 _LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
 
@@ -58,6 +60,8 @@ def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
     for name, folder in (("student", student), ("teacher", teacher)):
         digest = published_hash(folder, cache)
         content[name] = {"path": str(folder), "weights_hash": digest}
+        if (named := cached_model(folder)) is not None:
+            content[name]["hub"] = str(named)
     for leftover in [p for p in path.iterdir() if p.name.startswith(_LEFTOVERS)]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -129,6 +133,28 @@ def config_source(path: Path) -> ConfigSource | None:
         return ConfigSource(Path(content["file"]), tuple(map(str, content["overrides"])))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def hub_commits(path: Path) -> dict[str, str]:
+    """Name of a model on the hub, as a config of the run writes it -> the commit that it means in
+    this run, whatever its branch is at by now. Raises `VideoOPDError` where the file is damaged."""
+    file = path / HUB_FILE
+    try:
+        return {str(name): str(commit) for name, commit in json.loads(file.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise VideoOPDError(
+            f"{file}, which says at which commits this run's models are, cannot be read ({error}); "
+            "restore it from a copy of the run"
+        ) from None
+
+
+def remember_hub_commits(path: Path, commits: Mapping[str, str]) -> None:
+    """Keep what names of the hub mean in a run; what it knows already stays."""
+    known = hub_commits(path)
+    if commits.keys() - known.keys():
+        write_json(path / HUB_FILE, {**commits, **known})
 
 
 def check_place(path: Path) -> None:

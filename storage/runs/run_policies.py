@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.types import Policy, VideoOPDError
-from storage.runs import policies, run_folder, trainer_folders
+from storage.runs import marks, policies, run_folder, trainer_folders
+from storage.runs.marks import Checkpoint, LetGo
 from storage.runs.rows import RunRows
+from storage.runs.saved_steps import SavedSteps
 from storage.tables.provenance import git_commit
 
 
@@ -48,25 +50,59 @@ class RunPolicies(RunRows):
         if version == 0:
             self.check_base()
             return Policy(0, self._base_path, self._base_hash)
+        policy = self.committed(version)
+        self.refuse_let_go(policy)
+        stored = policies.read_manifest(policy.path)
+        actual = policies.weights_hash(policy.path, self._base_path, self._cache)
+        if not policy.weights_hash == stored.get("weights_hash") == actual:
+            raise VideoOPDError(
+                f"the checkpoint {policy.path} does not hold the weights that were committed as"
+                f" policy {version}; restore the folder from a copy of the run"
+            )
+        return policy
+
+    def committed(self, version: int) -> Policy:
+        """A policy as the tables name it; its weights are not looked at, and may be let go."""
         import polars as pl
 
+        if version == 0:
+            return Policy(0, self._base_path, self._base_hash)
         row = self.updates().filter(pl.col("policy_version") == version)
-        committed = row.select("policy_hash", "checkpoint").collect().rows()
-        if not committed:
+        rows = row.select("policy_hash", "checkpoint").collect().rows()
+        if not rows:
             raise VideoOPDError(
                 f"run {self.path} has no policy {version}; `select policy_version from updates`"
                 " lists those it has"
             )
-        digest, checkpoint = committed[0]
-        folder = self.path / checkpoint
-        stored = policies.read_manifest(folder).get("weights_hash")
-        actual = policies.weights_hash(folder, self._base_path, self._cache)
-        if not digest == stored == actual:
+        digest, folder = rows[0]
+        return Policy(version, self.path / folder, digest)
+
+    def let_go_of(self, policy: Policy) -> LetGo | None:
+        """When and why the weights of a policy were let go; None where they were not."""
+        mine = marks.checkpoint(policy.version, policy.path, in_force=True)
+        return None if policy.version == 0 or mine is None else mine.let_go
+
+    def refuse_let_go(self, policy: Policy) -> None:
+        """Raises `VideoOPDError` where the weights of a policy were let go, saying what there is."""
+        if (gone := self.let_go_of(policy)) is not None:
+            there = [c.version for c in self.checkpoints() if c.in_force and c.let_go is None]
             raise VideoOPDError(
-                f"the checkpoint {folder} does not hold the weights that were committed as policy"
-                f" {version}; restore the folder from a copy of the run"
+                f"policy {policy.version} of run {self.path} has no weights any more, they were"
+                f" {gone.told()}; take a policy that is still there"
+                f" ({', '.join(map(str, (0, *there)))}), or restore {policy.path} from a copy of"
+                " the run"
             )
-        return Policy(version, folder, digest)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The folders of all committed policies that have a manifest, superseded ones too."""
+        columns = ("policy_version", "checkpoint")
+        in_force = set(self.updates().select(columns).collect().rows())
+        every = self.scan("updates", superseded=True).select(columns).collect().rows()
+        made = (
+            marks.checkpoint(row[0], self.path / row[1], row in in_force)
+            for row in sorted(every)
+        )
+        return [checkpoint for checkpoint in made if checkpoint is not None]
 
     def config_of_policy(self, policy: Policy) -> dict[str, Any] | None:
         """The config, as JSON, that a policy was made with; None for the base."""
@@ -97,6 +133,10 @@ class RunPolicies(RunRows):
     def trainer_folder(self, policy: Policy) -> Path | None:
         """What the training of a policy left; None: nothing is kept of it."""
         return trainer_folders.of_policy(self.path, policy)
+
+    def saved_steps(self) -> SavedSteps:
+        """Of the update in progress, or of one that was killed."""
+        return SavedSteps(self.path)
 
     def keep_newest_trainer(self) -> None:
         """Removes what the training of policies before the newest committed one left."""

@@ -7,10 +7,11 @@ every IoU is 0, and so is the bound on the teacher's.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ ROLES = ("student", "teacher")
 
 WriteConfig = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Launch = Callable[..., int]
+KILL_SCRIPT = Path(__file__).with_name("kill_points.py")
+KILLED = -9
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +115,35 @@ def command(command_environment: dict[str, str]) -> Command:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launch]:
+    """`launch(config, "before save", 1)`: exit code of a process that runs one round."""
+    server = subprocess.Popen(
+        [sys.executable, str(KILL_SCRIPT), "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+
+    def run(
+        config: Path, point: str | None = None, n: int = 1, seconds: float | None = None
+    ) -> int:
+        request: dict[str, Any] = {
+            "config": str(config),
+            "log": str(config.with_name("log.txt")),
+            "overrides": [],
+            "point": point,
+            "n": n,
+            "seconds": seconds,
+        }
+        assert server.stdin is not None and server.stdout is not None
+        print(json.dumps(request), file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+
+    yield run
+    server.stdin.close()
+    server.wait(timeout=30)

@@ -8,12 +8,10 @@ lost, bit for bit in every column that is no timing and no provenance, and the s
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,10 @@ from storage.asking.contents import contents as everything
 from storage.runs.policies import read_manifest, weights_hash
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.conftest import KILL_SCRIPT, KILLED, Launch
 
 pytestmark = pytest.mark.kill
 
-SCRIPT = Path(__file__).with_name("kill_points.py")
-KILLED = -9
 ROUND = {
     # Its writes would shift which append is the n-th; it has kill tests of its own.
     "frames.enabled": False,
@@ -37,8 +34,6 @@ ROUND = {
     "update.objective": "exact_reverse_kl",
     "storage.flush_seconds": 0,  # every batch its own append, which the points below count
 }
-
-Launch = Callable[..., int]
 
 POINTS = [
     ("after create", 1),  # the tables are there, run.json is not
@@ -65,38 +60,6 @@ POINTS = [
     ("before tag", 5),
     ("after finish", 1),
 ]
-
-
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Launch]:
-    """`launch(config, "before save", 1)`: exit code of a process that runs one round."""
-    server = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-
-    def run(
-        config: Path, point: str | None = None, n: int = 1, seconds: float | None = None
-    ) -> int:
-        request: dict[str, Any] = {
-            "config": str(config),
-            "log": str(config.with_name("log.txt")),
-            "overrides": [],
-            "point": point,
-            "n": n,
-            "seconds": seconds,
-        }
-        assert server.stdin is not None and server.stdout is not None
-        print(json.dumps(request), file=server.stdin, flush=True)
-        return int(server.stdout.readline())
-
-    yield run
-    server.stdin.close()
-    server.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +174,7 @@ def test_the_real_command_killed_is_finished_by_itself(
 ) -> None:  # fmt: skip
     config = write_config(tmp_path, ROUND)
     killed = subprocess.run(
-        [sys.executable, str(SCRIPT), "--command", point, str(n), str(config)],
+        [sys.executable, str(KILL_SCRIPT), "--command", point, str(n), str(config)],
         env=command_environment,
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from opd_core.update.continuation import OPTIMIZER_FILE
 from opd_core.update.trainer_state import WEIGHTS_FILE
 from storage.audit import links
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
 TRUTH = {
@@ -25,7 +25,7 @@ TRUTH = {
     "rollout.examples_per_round": 4, "focus.curriculum": "uniform", "evaluate.max_examples": 2,
     "student.dtype": "bfloat16",
 }  # fmt: skip
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, object]] = {
     "float32": {},
     "float32, 8-bit": {"update.optimizer": "adamw_8bit"},
     "bfloat16": {"update.weights": "bfloat16"},
@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
+def test_two_rounds(write_config: WriteConfig, tmp_path: Path, recipe: str) -> None:
     run_without_server(str(write_config(tmp_path, TRUTH | RECIPES[recipe])), 2)
     run = Run.open(tmp_path / "run")
     first, second = sorted(run.read("updates", Update), key=lambda u: u.policy_version)
@@ -68,7 +68,7 @@ def test_two_rounds(write_config: Any, tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.kill
 def test_a_second_round_that_was_killed_ends_with_the_same_weights(
-    write_config: Any, tmp_path: Path
+    write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """Killed between the trainer's folder and the policy's, then just after the commit."""
     settings = TRUTH | RECIPES["float32, 8-bit"]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opd_core.extensions import Engine
+from opd_core.extensions import Engine, Quantise
 
 if TYPE_CHECKING:
     from opd_core.config.load import Config
@@ -18,23 +18,34 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(
-    config: Config, folder: Path, dtype: str, encoder: ExampleEncoder, longest: int
+    config: Config,
+    folder: Path,
+    dtype: str,
+    encoder: ExampleEncoder,
+    longest: int,
+    quantise: Quantise = "none",
 ) -> Iterator[HFEngine]:
     """The checkpoint in `folder` as a tree model."""
     from opd_core.engines.hf.sampling import HFEngine
     from opd_core.model.tree_model import TreeModel, choose_device, load_model
 
     tokenizer, update = encoder.prompts.tokenizer, config.update
-    weights = load_model(folder, dtype, choose_device(config.machine.device))
+    weights = load_model(folder, dtype, choose_device(config.machine.device), quantise)
     model = TreeModel(weights, tokenizer, update.completion_rows_per_chunk)
     yield HFEngine(model, tokenizer, max_scored_per_pack=update.max_tokens_per_pack)
 
 
 def scorer(config: Config) -> tuple[str, str]:
-    """Itself, and the attention of prefix trees."""
+    """Itself with how it rounds what it quantises, and the attention of prefix trees."""
+    from opd_core.model.quantised import described
     from opd_core.model.tree_attention import NAME
+    from opd_core.model.tree_model import choose_device
 
-    return f"hf, transformers {version('transformers')}", NAME
+    teacher, named = config.teacher, f"hf, transformers {version('transformers')}"
+    if teacher.quantise != "none":
+        device = choose_device(config.machine.device)
+        named += f", {described(teacher.quantise, device, teacher.dtype)}"
+    return named, NAME
 
 
 def repeats() -> str:
@@ -51,4 +62,6 @@ ENGINE = Engine(
     whole_distribution=True,
     is_the_trainer=True,
     repeats=repeats,
+    quantises=("fp8", "int4"),
+    opened_quantised=opened,
 )

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from opd_core.engines.base import (
     pixel_sample,
     sample_rows,
 )
+from opd_core.engines.idle_time import EngineTime
 from opd_core.engines.vllm import loaded_weights
 from opd_core.model.architectures import ARCHITECTURES, Architecture, architecture_in
 from opd_core.model.published import generation_config, merge_adapter, published_form
@@ -47,6 +48,8 @@ from opd_core.model.vocabulary import end_token_ids, excluded_token_ids
 from opd_core.types import VideoOPDError
 from opd_core.video.clip import VideoClip, hash_pixels
 
+Rendered: TypeAlias = dict[str, Any]
+"""What vLLM's processor makes of a prompt."""
 PREFIX_BLOCK_ON_CPU = 32
 """Tokens of a block of the prefix cache; vLLM takes 128 there, longer than a tiny prompt."""
 
@@ -75,6 +78,16 @@ class VLLMPrompt:
     """To sample: one answer each."""
     completions: tuple[tuple[Hashable, tuple[int, ...]], ...] = ()
     """To score: key and token ids of answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prompt as vLLM's own processor makes it, or what that raised."""
+
+    prompt: VLLMPrompt
+    pixel_hash: str = ""
+    rendered: Rendered | None = None
+    error: Exception | None = None
 
 
 class _Asked(NamedTuple):
@@ -109,6 +122,8 @@ class VLLMEngine:
         self._settings = settings
         self._next_id = 0
         self._asked: list[str] = []
+        self.time = EngineTime()
+        """Of the last batch: since the one before was answered, or since it is open."""
         self._lora: Any = None
         served = settings.folder
         if is_adapter(settings.folder):
@@ -136,6 +151,7 @@ class VLLMEngine:
         self._llm.collective_rpc("exclude_tokens", args=(list(excluded),))
         self._end_ids = end_token_ids(generation_config(served), tokenizer)
         self.weights_compared = self._check_weights(served)
+        self._idle_since = time.perf_counter()
 
     def _load(self, vllm: Any, served: Path, with_adapter: bool) -> Any:
         section = self._settings.section
@@ -188,17 +204,39 @@ class VLLMEngine:
                 "set the engine to 'hf'"
             ) from error
 
+    def prepare(self, prompt: VLLMPrompt) -> Prepared:
+        """What takes long before a request can be added. May be called in another thread while the
+        engine answers: it asks vLLM's processor alone, never the engine or its workers."""
+        clip = prompt.clip
+        pixel_hash = hash_pixels(clip.frames)
+        try:
+            (rendered,) = self._llm._preprocess_cmpl(
+                [
+                    {
+                        "prompt": prompt.text,
+                        "multi_modal_data": {"video": (clip.frames, clip.metadata)},
+                        # Who is who for the prefix cache: pixels, and all that is said of their
+                        # times.
+                        "multi_modal_uuids": {"video": [f"{pixel_hash} {clip.metadata}"]},
+                    }
+                ]
+            )
+        except Exception as error:  # vLLM raises all kinds; told where it is asked for
+            return Prepared(prompt, error=error)
+        return Prepared(prompt, pixel_hash, rendered)
+
     def sample(
-        self, prompts: Iterable[Sequence[VLLMPrompt]], params: SamplingParams
+        self, prompts: Iterable[Prepared], params: SamplingParams
     ) -> dict[Hashable, list[Sample] | Refused]:
-        """Answers by key; the prompts of one inner sequence share a video.
+        """Answers by key.
 
         `Refused` with the reason for a prompt on which vLLM raises: it costs that prompt alone.
         """
         import vllm
 
-        def ask(prompt: VLLMPrompt) -> list[_Asked]:
-            rendered, seen = self._render(prompt, params.max_new_tokens)
+        def ask(one: Prepared) -> list[_Asked]:
+            rendered, seen = self._rendered(one, params.max_new_tokens)
+            prompt = one.prompt
             each = (
                 vllm.SamplingParams(
                     seed=seed,
@@ -223,24 +261,22 @@ class VLLMEngine:
         return {**answers, **refused}
 
     def _ask_each(
-        self,
-        prompts: Iterable[Sequence[VLLMPrompt]],
-        ask: Callable[[VLLMPrompt], list[_Asked]],
+        self, prompts: Iterable[Prepared], ask: Callable[[Prepared], list[_Asked]]
     ) -> tuple[list[_Asked], dict[Hashable, Refused]]:
         """What was handed over to vLLM, and the prompts that it would not take."""
         asked: list[_Asked] = []
         refused: dict[Hashable, Refused] = {}
-        for prompt in (prompt for video in prompts for prompt in video):
+        for prepared in prompts:
             before = len(self._asked)
             try:
-                asked += ask(prompt)
+                asked += ask(prepared)
             except MemoryError:
                 raise
             except Exception as error:  # of its processor, or of ours; vLLM raises all kinds
                 self._llm.llm_engine.abort_request(self._asked[before:])
                 del self._asked[before:]
                 told = isinstance(error, VideoOPDError)
-                refused[prompt.key] = Refused(str(error) if told else _first_line(error))
+                refused[prepared.prompt.key] = Refused(str(error) if told else _first_line(error))
         return asked, refused
 
     def _sample(self, output: Any, seen: SeenPrompt) -> Sample:
@@ -254,9 +290,7 @@ class VLLMEngine:
         used = replace(seen, token_ids=tuple(output.prompt_token_ids))
         return Sample(token_ids, logprobs, "stop" if ended else str(answer.finish_reason), used)
 
-    def score(
-        self, prompts: Iterable[Sequence[VLLMPrompt]], topk: int
-    ) -> dict[Hashable, Scored | Refused]:
+    def score(self, prompts: Iterable[Prepared], topk: int) -> dict[Hashable, Scored | Refused]:
         """Log-probs of each completion by its key: a prefill of prompt and completion, of which
         vLLM projects every row onto the vocabulary. `Refused` as in `sample`."""
         import vllm
@@ -264,10 +298,10 @@ class VLLMEngine:
         began = time.perf_counter()
         topk = min(topk, self._possible)
 
-        def ask(prompt: VLLMPrompt) -> list[_Asked]:
-            rendered, seen = self._render(
-                prompt, max(len(ids) for _, ids in prompt.completions) + 1
-            )
+        def ask(one: Prepared) -> list[_Asked]:
+            prompt = one.prompt
+            longest = max(len(ids) for _, ids in prompt.completions)
+            rendered, seen = self._rendered(one, longest + 1)
             wanted = vllm.SamplingParams(
                 temperature=0.0, max_tokens=1, prompt_logprobs=topk, detokenize=False
             )
@@ -309,20 +343,12 @@ class VLLMEngine:
             )
         return {**scores, **refused}
 
-    def _render(self, prompt: VLLMPrompt, new_tokens: int) -> tuple[dict[str, Any], SeenPrompt]:
-        """The prompt as vLLM's own processor makes it, and the evidence of what that is."""
-        clip = prompt.clip
-        pixel_hash = hash_pixels(clip.frames)
-        (rendered,) = self._llm._preprocess_cmpl(
-            [
-                {
-                    "prompt": prompt.text,
-                    "multi_modal_data": {"video": (clip.frames, clip.metadata)},
-                    # Who is who for the prefix cache: pixels, and all that is said of their times.
-                    "multi_modal_uuids": {"video": [f"{pixel_hash} {clip.metadata}"]},
-                }
-            ]
-        )
+    def _rendered(self, one: Prepared, new_tokens: int) -> tuple[Rendered, SeenPrompt]:
+        """The prompt as vLLM's own processor made it, and the evidence of what that is."""
+        if one.error is not None:
+            raise one.error
+        prompt, rendered = one.prompt, one.rendered
+        assert rendered is not None
         tokens = tuple(rendered["prompt_token_ids"])
         longest = self._settings.max_model_len
         if len(tokens) + new_tokens > longest:
@@ -343,10 +369,10 @@ class VLLMEngine:
         given = video.get(family.second_per_grid)
         seconds = None if given is None else given.data.item()
         return rendered, SeenPrompt(
-            tokens, (t, h, w), pixel_sample(normalised), pixel_hash, seconds, position
+            tokens, (t, h, w), pixel_sample(normalised), one.pixel_hash, seconds, position
         )
 
-    def _add(self, rendered: dict[str, Any], params: Any) -> str:
+    def _add(self, rendered: Rendered, params: Any) -> str:
         name = str(self._next_id)
         self._next_id += 1
         self._asked.append(name)
@@ -356,11 +382,15 @@ class VLLMEngine:
     def _run(self) -> dict[str, Any]:
         engine = self._llm.llm_engine
         outputs: dict[str, Any] = {}
+        began = time.perf_counter()
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
                     outputs[output.request_id] = output
         self._asked.clear()
+        ended = time.perf_counter()
+        self.time = EngineTime(ended - began, began - self._idle_since)
+        self._idle_since = ended
         return outputs
 
     def _check_weights(self, served: Path) -> dict[str, int]:

@@ -552,7 +552,7 @@ def test_init_writes_a_config_and_replaces_nothing(
     assert code == 0 and "videoopd run videoopd.toml" in out
     assert load_config("videoopd.toml").run.path == tmp_path / "runs" / "first"
     assert "is there already" in refused(told, "init")
-    assert "correct student.path in videoopd.toml" in refused(told, "run", "videoopd.toml")
+    assert "data.videos" in refused(told, "run", "videoopd.toml"), "before any model is fetched"
     assert [p.name for p in tmp_path.iterdir()] == ["videoopd.toml"]
 
 

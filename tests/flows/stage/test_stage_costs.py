@@ -14,6 +14,7 @@ import pytest
 from flows.stage import costs as stage_costs
 from flows.stage.costs import StageCost, measured, read_costs, recording
 from flows.summaries import StageSummary
+from opd_core.engines import idle_time
 from opd_core.model import token_count
 from opd_core.types import Policy
 from tests.known import known
@@ -32,6 +33,7 @@ def spin(seconds: float) -> None:
 def busy(work: object, policy: Policy) -> StageSummary:
     spin(0.2)
     token_count.passed(7)
+    idle_time.passed(working=3.0, idle=0.5)
     return SUMMARY
 
 
@@ -54,6 +56,8 @@ def test_cpu_wall_and_tokens_of_each_stage_and_of_what_lies_between(tmp_path: Pa
     first, between, second = read_costs(tmp_path / "costs.jsonl")
     assert [c.stage for c in (first, between, second)] == ["busy", "between", "idle"]
     assert first.policy_version == 3 and first.tokens == 7 and second.tokens == 0
+    assert (first.engine_seconds, first.engine_idle_seconds) == (3.0, 0.5)
+    assert second.engine_seconds is second.engine_idle_seconds is None, "it had no engine"
     assert 0.2 <= first.cpu_seconds < 0.4
     assert 0.1 <= between.cpu_seconds < 0.3
     assert second.cpu_seconds < 0.15 and second.seconds >= 0.2
@@ -135,6 +139,15 @@ with stage_costs.recording(Path(sys.argv[1])):
     assert killed.stage == "update" and killed.policy_version == 2 and killed.killed
     assert killed.cpu_seconds >= 0.3 and not after.killed
     assert killed.attempt != after.attempt
+
+
+def test_costs_of_older_programs_are_read(tmp_path: Path) -> None:
+    line = asdict(StageCost(2, "update", 1.0, 1.0, 5, "an attempt"))
+    for name in ("engine_seconds", "engine_idle_seconds"):
+        del line[name]
+    (tmp_path / "costs.jsonl").write_text(json.dumps(line) + "\n")
+    (cost,) = read_costs(tmp_path / "costs.jsonl")
+    assert cost.engine_seconds is None
 
 
 def test_a_stage_killed_after_its_line_is_not_counted_twice(tmp_path: Path) -> None:

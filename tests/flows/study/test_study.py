@@ -187,6 +187,22 @@ def test_a_complete_study_runs_nothing_and_reports_again(
 
 @pytest.mark.server
 @pytest.mark.slow
+def test_a_condition_without_runs_is_named_beside_the_report_of_the_others(
+    study: Study, killed_and_continued: dict[str, Any], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    both = tmp_path / "mine.toml"
+    both.write_text(study.file.read_text() + "[conditions.now]\n[conditions.later]\n")
+    (study.runs / "mine-now").symlink_to(study.runs / "mine")
+    arguments = ["study", str(both), "--report", "--runs", str(study.runs), "--out", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert "missing: mine-later: it has no complete run" in capsys.readouterr().err
+    assert {file.suffix for file in tmp_path.glob("mine-now.*")} == {".json", ".md", ".svg"}
+    assert not list(tmp_path.glob("mine-later.*")) and not (tmp_path / "mine.svg").exists()
+
+
+@pytest.mark.server
+@pytest.mark.slow
 def test_other_settings_are_refused(
     study: Study, killed_and_continued: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,8 @@ import pytest
 from flows.study.evidence import Evidence
 from flows.study.plan import load_study
 from flows.study.report import write_report
-from flows.study.wrongness import Judged, Wrongness, filtering
+from flows.study.wrongness import Wrongness
+from opd_core.tinyworld.wrongness import Judged, filtering
 from tests.flows.study.study_points import point, result
 from tests.flows.study.test_study_plan import STUDY
 from tests.known import known

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.study.wrongness import Judged, annotated, filtering
+from flows.study.wrongness import annotated
 from opd_core.tinyworld.world import make_world
+from opd_core.tinyworld.wrongness import Judged, filtering, filtering_at
 
 
 def test_precision_and_recall_of_what_is_dropped() -> None:
@@ -24,6 +25,12 @@ def test_what_drops_nothing_has_no_precision_and_what_has_nothing_bad_no_table()
     assert (first.min_teacher_iou, first.dropped) == (0.1, 0.0), "0.1 is reliable enough for 0.1"
     assert (first.precision, first.recall) == (None, 0.0)
     assert filtering([Judged(0.1, 0.5), Judged(0.0, 1.0)]) == () == filtering([])
+
+
+def test_one_threshold_alone_is_the_row_of_the_table() -> None:
+    judged = [Judged(0.05, 0.0), Judged(0.25, 0.9), Judged(0.45, 0.4)]
+    assert filtering_at(0.3, judged) == filtering(judged)[2]
+    assert filtering_at(0.3, [Judged(0.1, 1.0)]).recall is None, "none is bad"
 
 
 @pytest.mark.parametrize("annotations", ["clean", "loose"])

@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_file_they_stand_in(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(TINY)
-    assert config.student.path == CONFIGS / "tiny" / "student"
+    assert config.student.path == CONFIGS / "tiny" / "loose-student"
     assert config.run.path == CONFIGS.parent / "runs" / "tiny"
 
 

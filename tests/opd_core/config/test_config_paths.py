@@ -32,7 +32,7 @@ def value_at(config: Any, key: str) -> Any:
 @pytest.mark.parametrize(
     ("written", "found"),
     [
-        ("a/b", "{shell}/a/b"),
+        ("a/b/c", "{shell}/a/b/c"),
         ("./a", "{shell}/a"),
         ("../a", "{shell.parent}/a"),
         ("'a b'", "{shell}/a b"),

@@ -26,6 +26,7 @@ import torch
 
 from opd_core.config.load import Config
 from opd_core.config.sections import ScoreSection
+from opd_core.engines import idle_time
 from opd_core.engines.base import Refused, Request, SamplingParams, Scored, ScoreRequest
 from opd_core.engines.gate import Gate, asked_again
 from opd_core.engines.hf.sampling import HFEngine
@@ -38,9 +39,9 @@ from opd_core.model.tree_attention import PackedAttention
 from opd_core.model.tree_model import TreeModel, load_model
 from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
-from opd_core.scoring.trees import score_rollouts, score_videos
+from opd_core.scoring.trees import OpenScorer, score_rollouts
 from opd_core.tinyworld.world import World
-from opd_core.types import Policy, VideoOPDError
+from opd_core.types import Policy, TeacherScore, VideoOPDError
 from tests.known import known, largest
 from tests.opd_core.engines.vllm_fixtures import (
     Answers,
@@ -255,10 +256,8 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     by_example = {e.example_id: [r for r in rows if r.example_id == e.example_id] for e in examples}
     work = [(e, by_example[e.example_id]) for e in examples]
     (batch,) = score_rollouts(config, policy, work)
-    theirs = {
-        s.rollout_id: s
-        for s in score_videos(engine, config, policy, encoder, videos, by_example, "vllm", [])
-    }
+    score_videos = OpenScorer(engine, config, policy, encoder, by_example, "vllm")
+    theirs = {s.rollout_id: s for s in score_videos(videos) if isinstance(s, TeacherScore)}
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
         other = theirs[score.rollout_id]
@@ -272,8 +271,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     moved = replace(item, prompt=replace(item.prompt, token_ids=rest))
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
-        moved_rows = {item.example.example_id: rows}
-        list(score_videos(engine, config, policy, encoder, [[moved]], moved_rows, "vllm", []))
+        list(replace(score_videos, rollouts={item.example.example_id: rows})([[moved]]))
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
@@ -572,6 +570,40 @@ def test_a_killed_engine_is_an_error_of_one_sentence(
     ):
         os.kill(child.pid, signal.SIGKILL)
         child.sample(requests(videos), SamplingParams(NEW_TOKENS))
+
+
+def test_asked_ahead_it_answers_as_one_batch_after_the_other(
+    config: Config, encoder: ExampleEncoder
+) -> None:
+    """To the last bit: what is prepared meanwhile gets to the engine batch by batch."""
+    examples, params = read_examples(config, 9), SamplingParams(NEW_TOKENS)
+    batches = [examples[:3], examples[3:7], examples[7:]]
+    encoded = [b.videos for b in encoder.encode_batches(batches, "test", 0)]
+    answers, times = [], []
+    for ahead in (False, True):
+        before = idle_time.total()
+        with opened_vllm(config, config.student.path, "float32", encoder, NEW_TOKENS) as child:
+            if ahead:
+                waiting = [child.begin_sampling(requests(videos), params) for videos in encoded]
+                middle = waiting[1]()  # the first is kept until it is asked for
+                answers.append([waiting[0](), middle, waiting[2]()])
+            else:
+                answers.append([child.sample(requests(videos), params) for videos in encoded])
+        after = idle_time.total()
+        times.append((after.working - before.working, after.idle - before.idle))
+    for one, other in zip(*answers, strict=True):
+        assert one == other and all(isinstance(samples, list) for samples in one.values())
+    assert all(working > 0 and idle > 0 for working, idle in times)
+
+
+def test_closed_while_it_has_work_it_ends_at_once(
+    config: Config, encoder: ExampleEncoder, videos: Videos
+) -> None:
+    with opened_vllm(config, config.student.path, "float32", encoder, NEW_TOKENS) as child:
+        child.sample(requests(videos[:1]), SamplingParams(NEW_TOKENS))
+        child.begin_sampling(requests(videos, range(40)), SamplingParams(NEW_TOKENS))
+        began, pid = time.monotonic(), child.pid
+    assert time.monotonic() - began < 5.0 and not alive(pid)
 
 
 def test_models_that_are_none_are_named(

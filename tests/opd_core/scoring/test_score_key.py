@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opd_core.config.load import load_config
-from opd_core.scoring.score_key import content_hash
+from opd_core.scoring.score_key import content_hash, quantised_in
 from opd_core.scoring.trees import describe_scorer
 from opd_core.types import Rollout, VideoOPDError
 from tests.tiny_config import ROOT
@@ -57,7 +57,7 @@ def test_it_depends_on_weights_and_scorer() -> None:
 @pytest.mark.parametrize(
     "setting",
     ["score.teacher_topk=8", "score.teacher_entropy=true", "score.hidden_states=true",
-     "teacher.dtype=bfloat16"],
+     "teacher.dtype=bfloat16", "teacher.quantise=fp8", "teacher.quantise=int4"],
 )  # fmt: skip
 def test_the_scorer_says_what_is_kept_and_how_it_was_computed(setting: str) -> None:
     path = ROOT / "configs" / "tiny.toml"
@@ -79,6 +79,19 @@ def test_the_scorer_says_the_precision_that_is_served() -> None:
     assert describe_scorer(load_config(path, ["vllm.dtype=float16"]), "p") == describe_scorer(
         load_config(path), "p"
     ), "hf has no precision of its own"
+
+
+def test_a_scorer_tells_how_its_teacher_was_quantised() -> None:
+    path = ROOT / "configs" / "tiny.toml"
+    told = {
+        how: describe_scorer(load_config(path, [f"teacher.quantise={how}"]), "p")
+        for how in ("none", "fp8", "int4")
+    }
+    assert {how: quantised_in(scorer) for how, scorer in told.items()} == {n: n for n in told}
+    assert (
+        told["none"] == describe_scorer(load_config(path), "p") and " weights" not in told["none"]
+    )
+    assert "e4m3 a row; " in told["fp8"], "on a CPU activations are not rounded"
 
 
 @pytest.mark.parametrize("name", ["teacher_entropy", "hidden_states"])

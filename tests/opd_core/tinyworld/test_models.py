@@ -20,6 +20,7 @@ from opd_core.tinyworld.models import (
     save_model,
 )
 from opd_core.tinyworld.recipes import RECIPES
+from opd_core.tinyworld.scenes import SCENES
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "tiny"
 
@@ -142,16 +143,18 @@ def test_shipped_teacher_is_far_better_than_the_shipped_student() -> None:
     assert loose["recall_30"] > student["recall_30"] and loose["recall_70"] < student["recall_70"]
 
 
-def test_shipped_folders_share_vocabulary_and_processor() -> None:
-    for student in (name for name in NAMES if name != "teacher"):
-        check_same_vocabulary(SHIPPED / student, SHIPPED / "teacher")
-        for file in ("processor_config.json", "chat_template.jinja", "tokenizer.json"):
-            ours, theirs = ((SHIPPED / name / file).read_bytes() for name in (student, "teacher"))
-            assert ours == theirs, (student, file)
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_folders_share_vocabulary_and_processor_with_their_teacher(name: str) -> None:
+    teacher = SHIPPED / {"short": "teacher", "long": "long-teacher"}[RECIPES[name].scene]
+    check_same_vocabulary(SHIPPED / name, teacher)
+    for file in ("processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (SHIPPED / name / file).read_bytes() == (teacher / file).read_bytes(), file
 
 
-def test_shipped_processor_is_the_one_the_code_builds(processor: Any) -> None:
-    shipped = PromptEncoder(SHIPPED / "student").processor
-    assert shipped.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    assert shipped.chat_template == processor.chat_template
-    assert shipped.video_processor.to_dict() == processor.video_processor.to_dict()
+@pytest.mark.parametrize("name", ["student", "long-loose-student"])
+def test_shipped_processors_are_those_the_code_builds(name: str) -> None:
+    built = build_processor(SCENES[RECIPES[name].scene])
+    shipped = PromptEncoder(SHIPPED / name).processor
+    assert shipped.tokenizer.get_vocab() == built.tokenizer.get_vocab()
+    assert shipped.chat_template == built.chat_template
+    assert shipped.video_processor.to_dict() == built.video_processor.to_dict()

@@ -3,22 +3,26 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from opd_core.tinyworld.recipes import RECIPES
 from opd_core.tinyworld.train import train
 
+SHIPPED = Path(__file__).parents[3] / "configs" / "tiny"
+FEW: dict[str, Any] = {
+    "train_videos": 4,
+    "eval_videos": 2,
+    "videos_per_step": 2,
+    "world_seed": 5,
+    "warmup": 1,
+}
+
 
 def test_a_few_steps_write_a_checkpoint_and_its_record(tmp_path: Path) -> None:
-    settings = replace(
-        RECIPES["student"],
-        vision_steps=2,
-        vision_videos_per_step=2,
-        videos_per_step=2,
-        train_videos=4,
-        eval_videos=2,
-        world_seed=5,
-        warmup=1,
-    )
+    settings = replace(RECIPES["student"], vision_steps=2, vision_videos_per_step=2, **FEW)
     lines: list[str] = []
     result = train("student", tmp_path / "out", steps=2, settings=settings, report=lines.append)
     assert json.loads((tmp_path / "out/TRAINING.json").read_text()) == result
@@ -26,3 +30,15 @@ def test_a_few_steps_write_a_checkpoint_and_its_record(tmp_path: Path) -> None:
     assert result["settings"]["steps"] == 2
     assert result["eval"]["sentences"] >= 4
     assert lines
+
+
+def test_a_model_of_the_long_scene_begins_with_a_short_one(tmp_path: Path) -> None:
+    still = replace(RECIPES["long-loose-student"], steps=1, lr=0.0, loose_steps=0, **FEW)
+    result = train("long-loose-student", tmp_path / "out", settings=still, shipped=SHIPPED)
+    begun, made = (
+        load_file(folder / "model.safetensors")
+        for folder in (SHIPPED / "loose-student", tmp_path / "out")
+    )
+    assert begun.keys() == made.keys()
+    assert all(torch.equal(weight, made[name]) for name, weight in begun.items())
+    assert result["settings"]["scene"] == "long" and result["final_loss"] > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,8 +24,9 @@ from opd_core.update.trainer_state import (
 CPU = torch.device("cpu")
 
 
-def settings(**given: Any) -> UpdateSection:
-    return UpdateSection(learning_rate=1e-3, weight_decay=0.1, **given)
+def settings(optimizer: str = "adamw") -> UpdateSection:
+    given = {"learning_rate": 1e-3, "weight_decay": 0.1, "optimizer": optimizer}
+    return UpdateSection.model_validate(given)
 
 
 def layers(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
@@ -56,9 +56,9 @@ def steps(
     return norms
 
 
-def in_place(**given: Any) -> tuple[dict[str, nn.Parameter], list[float]]:
+def in_place(optimizer: str = "adamw") -> tuple[dict[str, nn.Parameter], list[float]]:
     weights = layers()
-    return weights, steps(weights, InPlace(settings(**given), weights))
+    return weights, steps(weights, InPlace(settings(optimizer), weights))
 
 
 @pytest.mark.parametrize("piece", [1 << 20, 1000])

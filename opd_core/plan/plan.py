@@ -1,0 +1,163 @@
+"""The plan of a config: each stage with its memory and work, what does not fit, and what would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from opd_core.config.load import Config
+from opd_core.focus.select import needs_predictions
+from opd_core.hub.cache import known_folder
+from opd_core.plan.cards import Card
+from opd_core.plan.lengths import Annotations, Lengths, words_of
+from opd_core.plan.memory import STAGES, Setting, StageMemory, stage_memory
+from opd_core.plan.parameters import Parameters, parameters_of
+from opd_core.plan.remedies import Change, remedy
+from opd_core.plan.shapes import ModelShape, shape_in
+from opd_core.plan.work import Disk, StageWork, disk, scores, stage_work
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the config."""
+
+    path: str
+    shape: ModelShape
+    parameters: Parameters
+    published: str | None
+    """The published model whose shape stands for it, because nothing is in its folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    stage: str
+    memory: StageMemory
+    work: StageWork | None
+    """None where how much it has to do is not known."""
+    hours: float | None
+    fits: bool
+    remedy: Change | None
+    """What to set so that it fits; None where it does, or nothing known makes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run is to run on."""
+
+    card: Card | None
+    """None: the CPU."""
+    ram: float | None
+    """Bytes of the CPU's memory; None: not known, and so not held against anything."""
+    devices: int = 1
+
+    def fits(self, memory: StageMemory) -> bool:
+        if self.card is None:
+            return self.ram is None or memory.on_device + memory.on_host <= self.ram
+        on_host = self.ram is None or memory.on_host <= self.ram
+        return memory.on_device <= self.card.memory and on_host
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    student: Model
+    teacher: Model
+    machine: Machine
+    mfu: float
+    from_annotations: bool
+    """Whether lengths are those of the annotated videos, and not only the budgets of [video]."""
+    vision_tokens: float
+    """Of a video, on average,"""
+    prompt_tokens: float
+    """of a prompt,"""
+    answer_tokens: float
+    """of an answer that is only its span."""
+    stages: tuple[StagePlan, ...]
+    disk: Disk
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.fits for stage in self.stages)
+
+
+def plan(
+    config: Config,
+    machine: Machine,
+    *,
+    mfu: float = 0.4,
+    annotations: Annotations | None = None,
+    evaluated: int | None = None,
+    count: Callable[[str], int] = words_of,
+    stages: Iterable[str] = STAGES,
+    remedies: bool = True,
+) -> Plan:
+    """The plan of a config on a machine.
+
+    `mfu`: the share of the card's peak that is reached. `annotations`: of the training split, where
+    they are at hand; `evaluated`: examples of the eval split. `count`: tokens of a text. `stages`:
+    these only. `remedies`: whether it is asked what would make fit what does not. Raises
+    `VideoOPDError` where the shape of a model cannot be told.
+    """
+    student, teacher = _model(config, "student"), _model(config, "teacher")
+    setting = Setting(
+        config,
+        student.shape,
+        teacher.shape,
+        Lengths(config, student.shape, annotations, count),
+        machine.card is None,
+        machine.devices,
+    )
+    done = [s for s in STAGES if s in set(stages) and takes_part(setting, s)]
+    lengths = setting.lengths
+    return Plan(
+        student=student,
+        teacher=teacher,
+        machine=machine,
+        mfu=mfu,
+        from_annotations=annotations is not None,
+        vision_tokens=lengths.mean.vision,
+        prompt_tokens=lengths.mean.tokens + sum(lengths.question),
+        answer_tokens=lengths.answer,
+        stages=tuple(_stage(setting, machine, mfu, stage, evaluated, remedies) for stage in done),
+        disk=disk(setting),
+    )
+
+
+def takes_part(setting: Setting, stage: str) -> bool:
+    """Whether rounds of the config have this stage at all."""
+    config = setting.config
+    if stage == "validate":
+        return needs_predictions(config.focus)
+    if stage == "score":
+        return scores(setting)
+    return stage != "rollout" or config.rollout.source != "truth"
+
+
+def _stage(
+    setting: Setting,
+    machine: Machine,
+    mfu: float,
+    stage: str,
+    evaluated: int | None,
+    remedies: bool,
+) -> StagePlan:
+    memory, work = stage_memory(setting, stage), stage_work(setting, stage, evaluated)
+    hours = None
+    if work is not None and machine.card is not None:
+        hours = work.hours(machine.card, mfu, machine.devices)
+    fits = machine.fits(memory)
+    change = None
+    if not fits and remedies:
+
+        def would_fit(config: Config) -> bool:
+            lengths = replace(setting.lengths, config=config)
+            changed = replace(setting, config=config, lengths=lengths)
+            return machine.fits(stage_memory(changed, stage))
+
+        change = remedy(setting.config, stage, would_fit)
+    return StagePlan(stage, memory, work, hours, fits, change)
+
+
+def _model(config: Config, role: str) -> Model:
+    path = getattr(config, role).path
+    shape, known = shape_in(known_folder(path))
+    return Model(str(path), shape, parameters_of(shape), known)

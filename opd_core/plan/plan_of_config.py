@@ -1,0 +1,83 @@
+"""A plan for this machine, or another one, with the lengths that the annotations tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_core.config.load import Config
+from opd_core.hub.cache import known_folder
+from opd_core.plan.cards import Card, card
+from opd_core.plan.lengths import Annotations
+from opd_core.plan.memory import STAGES
+from opd_core.plan.plan import Machine, Plan, plan
+from opd_core.plan.present import is_cpu, present_card, ram
+from opd_core.plan.tokens import counter
+from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from opd_core.types import GroundingExample
+
+
+def this_machine(config: Config, devices: int = 1) -> Machine | None:
+    """Where the config runs here; None where it names a device whose memory is not known."""
+    card = present_card(config.machine.device)
+    if card is None and not is_cpu(config.machine.device):
+        return None
+    return Machine(card, ram(), devices)
+
+
+def machine_asked(
+    config: Config, gpu: str | None, memory_gib: float | None, devices: int = 1
+) -> Machine:
+    """The card of that name, with that memory; without either what is here. Raises `VideoOPDError`
+    for a card that is not known."""
+    memory = None if memory_gib is None else memory_gib * 2**30
+    if gpu is not None:
+        asked = card(gpu)
+        return Machine(asked if memory is None else replace(asked, memory=memory), None, devices)
+    here = this_machine(config, devices)
+    if memory is not None:
+        if here is not None and here.card is not None:
+            return replace(here, card=replace(here.card, memory=memory))
+        if config.machine.device == "cpu":
+            return Machine(None, memory, devices)
+        return Machine(Card("a card", memory, None, None), None, devices)
+    if here is None:
+        raise VideoOPDError(
+            f"machine.device = {config.machine.device!r} is not here; say for what the plan is, "
+            "with --gpu or --memory-gib"
+        )
+    return here
+
+
+def plan_of(
+    config: Config, machine: Machine, mfu: float = 0.4, stages: Iterable[str] = STAGES
+) -> Plan:
+    """The plan of a config, with the lengths of its annotated videos where their files are there
+    and the tokens of the student's own vocabulary where its folder has one."""
+    count = counter(known_folder(config.student.path))
+    evaluated = None
+    if config.data.eval.is_file():
+        evaluated = sum(1 for _ in _examples(config.data.eval, "eval"))
+    annotations = None
+    if config.data.train.is_file():
+        annotations = Annotations.of(_examples(config.data.train, "train"), count)
+    return plan(
+        config,
+        machine,
+        mfu=mfu,
+        annotations=annotations,
+        evaluated=evaluated,
+        count=count,
+        stages=stages,
+    )
+
+
+def _examples(file: Path, split: str) -> Iterator[GroundingExample]:
+    from opd_core.annotations.timelens import read_timelens
+    from opd_core.types import GroundingExample
+
+    return (e for e in read_timelens(file, split) if isinstance(e, GroundingExample))

@@ -1,0 +1,138 @@
+"""A step that a killed update goes on from: all that the steps to come depend on.
+
+    weights.safetensors, optimizer.pt    as `trainer_state.py` has them, of the middle of an update
+    random.pt                            random states, and log pi_v of what was run before a step
+    done.pt                              what the steps so far said, and of which update they are
+
+Weights are in the type in which they are trained, so that what follows is what would have followed,
+bit for bit on a CPU. Random rounding needs nothing: its seed is made of the number of the step. A
+step of another update (other config, parent or selection) is removed and never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal, Protocol
+
+import torch
+
+from opd_core.config.load import Config
+from opd_core.types import (
+    GroundingExample,
+    Policy,
+    Rollout,
+    TeacherScore,
+    TrainedRollout,
+    UpdateStep,
+    VideoOPDError,
+)
+from opd_core.update.step_record import FirstStep
+from opd_core.update.trained_model import TrainedModel
+
+DONE_FILE = "done.pt"
+FORMAT = 1
+"""Of the folder; one of another format is not used."""
+
+
+class StepStore(Protocol):
+    """Where the last saved step lies, whole or not at all. It is of the update in progress."""
+
+    def newest(self) -> Path | None: ...
+
+    def publish(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep the folder that `write` fills in the place of the one before."""
+
+    def clear(self) -> None: ...
+
+
+@dataclass(slots=True)
+class StepsDone:
+    """What the steps of an update have said so far."""
+
+    steps: list[UpdateStep] = field(default_factory=list)
+    trained: dict[str, TrainedRollout] = field(default_factory=dict)
+    first_step: FirstStep | None = None
+
+
+class Saving:
+    """Saves a step of one update every so many `minutes`, counted from the end of the last save."""
+
+    def __init__(
+        self, store: StepStore, update_key: str, minutes: float | Literal["never"]
+    ) -> None:
+        self._store, self._key = store, update_key
+        self._seconds = None if minutes == "never" else 60 * minutes
+        self._last = time.monotonic()
+
+    def taken_over(self, student: TrainedModel) -> StepsDone:
+        """What is saved of this very update, in which `student` then is; else nothing is done yet,
+        and what is saved of another is removed."""
+        folder = self._store.newest()
+        if folder is None:
+            return StepsDone()
+        try:
+            saved = torch.load(folder / DONE_FILE, weights_only=True)
+            if saved["update"] != self._key:
+                self._store.clear()
+                return StepsDone()
+            student.read_step(folder)
+        except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError,
+                VideoOPDError) as error:  # fmt: skip
+            raise VideoOPDError(
+                f"the step saved in {folder} cannot be gone on from ({type(error).__name__}); "
+                "remove that folder, and the update begins at its first step"
+            ) from error
+        first = saved["first_step"]
+        return StepsDone(
+            [UpdateStep(**step) for step in saved["steps"]],
+            {row["rollout_id"]: TrainedRollout(**row) for row in saved["trained"]},
+            None if first is None else FirstStep(**first),
+        )
+
+    def step_made(self, done: StepsDone, student: TrainedModel) -> None:
+        """Save this step where that is due."""
+        if self._seconds is None or time.monotonic() - self._last < self._seconds:
+            return
+
+        def write(folder: Path) -> None:
+            student.write_step(folder)
+            content = {
+                "update": self._key,
+                "steps": [asdict(step) for step in done.steps],
+                "trained": [asdict(rollout) for rollout in done.trained.values()],
+                "first_step": None if done.first_step is None else asdict(done.first_step),
+            }
+            torch.save(content, folder / DONE_FILE)
+
+        self._store.publish(len(done.steps), write)
+        self._last = time.monotonic()
+
+
+def update_key(
+    config: Config,
+    parent: Policy,
+    plan: Sequence[Sequence[GroundingExample]],
+    rollouts: Sequence[tuple[Rollout, TeacherScore | None]],
+    begins_with: str,
+) -> str:
+    """A hash of all that decides what an update computes. `begins_with`: what its optimiser
+    does."""
+    content = [
+        FORMAT,
+        config.hash,
+        parent.weights_hash,
+        begins_with,
+        [[example.example_id for example in batch] for batch in plan],
+    ]
+    digest = hashlib.sha256(json.dumps(content).encode())
+    for rollout, score in rollouts:
+        numbers = (rollout.completion_token_ids, rollout.sampling_logprobs)
+        of_score = score and (score.teacher_hash, score.content_hash, score.teacher_logprobs)
+        digest.update(json.dumps([rollout.rollout_id, numbers, of_score]).encode())
+    return digest.hexdigest()
