@@ -40,7 +40,8 @@ class Pass:
     shape: ModelShape
     precision: Precision
     trained: Trained
-    checkpointed: bool
+    checkpointed: bool | float
+    """Whether layers compute activations again, or what share of the language model's does."""
     on_cpu: bool
     """There attention repeats heads and copies contexts; CUDA runs FlexAttention."""
 
@@ -54,10 +55,9 @@ def saved(this: Pass, pack: Pack) -> float:
     kept = pack.tokens * around
     if this.on_cpu:
         kept += pack.trees * blocks_of(pack.tree).masks  # as booleans, for all layers
-    if this.checkpointed:
-        kept += pack.tokens * text.layers * text.hidden * width.residual
-    else:
-        kept += text.layers * saved_by_layer(this, pack)
+    again = float(this.checkpointed) * text.layers
+    kept += again * pack.tokens * text.hidden * width.residual
+    kept += (text.layers - again) * saved_by_layer(this, pack)
     return kept + _saved_by_tower(this, pack)
 
 

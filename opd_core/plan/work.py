@@ -159,8 +159,9 @@ def _update(setting: Setting, drawn: float) -> StageWork:
     language, vision = pass_flops(shape, pack)
     vision += _seen_together(setting, shape, videos)
     back = 1 if update.lora is not None else 2
-    again = 1 if update.gradient_checkpointing else 0
-    flops = language * (1 + back + again) + vision * (1 if update.freeze_vision else 3 + again)
+    again = float(update.gradient_checkpointing)
+    tower = 1 if update.freeze_vision else 3 + (again > 0)
+    flops = language * (1 + back + again) + vision * tower
     if any(r(update) for n in config.objective_weights if (r := OBJECTIVES[n].reference)):
         flops += language + vision
     return StageWork(videos, examples, pack.tokens, videos * tree.separately, flops, 0.0)

@@ -5,7 +5,7 @@ import torch
 
 from opd_core.model.prefix_tree import pack
 from opd_core.model.tree_model import TreeModel
-from opd_core.update.checkpointing import checkpoint
+from opd_core.update.checkpointing import checkpoint_layers
 from tests.opd_core.model.test_tree_model import SHAPES, Tokenizer, build, by_key, qwen
 
 
@@ -20,7 +20,7 @@ def test_a_share_of_the_layers_does_and_gradients_stay(
     gradients = []
     for used in (False, share):
         model = TreeModel(qwen("qwen3_vl"), Tokenizer())
-        checkpoint(model.model, used)
+        checkpoint_layers(model.model, used)
         layers = model.architecture.module(model.model, model.architecture.layers)
         passes = [0] * len(layers)
 
