@@ -160,7 +160,7 @@ def _update(setting: Setting, drawn: float) -> StageWork:
     vision += _seen_together(setting, shape, videos)
     back = 1 if update.lora is not None else 2
     again = float(update.gradient_checkpointing)
-    tower = 1 if update.freeze_vision else 4 if again else 3
+    tower = 1 if update.freeze_vision else 3 + (again > 0)
     flops = language * (1 + back + again) + vision * tower
     if any(r(update) for n in config.objective_weights if (r := OBJECTIVES[n].reference)):
         flops += language + vision

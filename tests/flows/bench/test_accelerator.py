@@ -71,6 +71,11 @@ def test_a_part_that_hangs_is_ended_and_tells_where_it_stood(
     assert any("flows_that_hang.py" in line for line in ended.details["stood at"])
 
 
+def test_a_part_that_has_hardly_time_to_begin_is_late_and_no_crash() -> None:
+    (row,) = accelerator_rows(minutes=0.05, parts=["small"])
+    assert (row.name, row.target) == ("small: ended before it was done", "no row in time")
+
+
 def test_no_part_begins_when_the_minutes_are_over() -> None:
     (row,) = accelerator_rows(minutes=-1, parts=["small"])
     assert row.name == "small: not begun"

@@ -24,6 +24,7 @@ from opd_core.plan.activations import Pass, Precision, Trained, passing, saved
 from opd_core.plan.memory import cache_bytes
 from opd_core.plan.packs import Pack, Tree
 from opd_core.plan.shapes import ModelShape, shape_of
+from opd_core.update.checkpointing import checkpoint_layers
 
 VOCABULARY = 512
 TEXT = {
@@ -92,7 +93,7 @@ class Case:
     shape: ModelShape
     mode: Mode
 
-    def pass_(self, trained: Trained, checkpointed: bool = False) -> Pass:
+    def pass_(self, trained: Trained, checkpointed: bool | float = False) -> Pass:
         return Pass(self.shape, PRECISIONS[self.mode], trained, checkpointed, on_cpu=True)
 
     def run(self, work: RealPack, train: bool) -> torch.Tensor:
@@ -108,7 +109,9 @@ class Case:
         return float(sum(p.numel() * p.element_size() for p in self.model.model.parameters()))
 
 
-def case_of(name: str, mode: Mode, all_trained: bool = False, checkpointed: bool = False) -> Case:
+def case_of(
+    name: str, mode: Mode, all_trained: bool = False, checkpointed: bool | float = False
+) -> Case:
     shape = SHAPES[name]
     model = drawn_model(shape, torch.device("cpu"))
     if mode == "bfloat16":
@@ -116,9 +119,7 @@ def case_of(name: str, mode: Mode, all_trained: bool = False, checkpointed: bool
     if all_trained:
         model.model.requires_grad_(True)
     if checkpointed:
-        model.model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        checkpoint_layers(model.model, checkpointed)
         model.model.train()
     read = shape_of(model.model.config.to_dict(), name)
     return Case(model, DrawnTokenizer.of(shape), read, mode)
@@ -143,19 +144,20 @@ def saved_bytes(model: TreeModel) -> Iterator[dict[int, int]]:
 
 
 # Each shape with each kind of trees, then the settings on one of them.
-SAVING: list[tuple[str, str, Mode, Trained, bool]] = [
+SAVING: list[tuple[str, str, Mode, Trained, bool | float]] = [
     *((name, work, "float32", "language", False) for name in SHAPES for work in WORKS),
     ("wide", "blocks", "bfloat16", "language", False),
     ("wide", "blocks", "bfloat16", "all", False),
     ("wide", "blocks", "bfloat16", "all", True),
     ("tower", "many pixels", "float32", "all", False),
     ("tiny", "blocks", "float32", "language", True),
+    ("tiny", "blocks", "float32", "language", 0.5),
 ]
 
 
 @pytest.mark.parametrize(("name", "work", "mode", "trained", "checkpointed"), SAVING)
 def test_what_autograd_saves(
-    name: str, work: str, mode: Mode, trained: Trained, checkpointed: bool
+    name: str, work: str, mode: Mode, trained: Trained, checkpointed: bool | float
 ) -> None:
     case = case_of(name, mode, trained == "all", checkpointed)
     real = WORKS[work].real(case.tokenizer)
