@@ -12,7 +12,7 @@ from opd_core.types import VideoOPDError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STUDY = f"""
-base = "{CONFIGS / "tiny.toml"}"
+base = "{CONFIGS / "study_base.toml"}"
 rounds = 2
 seeds = [0, 1, 2]
 tune_seeds = [100]
