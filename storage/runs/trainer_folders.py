@@ -48,13 +48,13 @@ def of_policy(run: Path, policy: Policy) -> Path | None:
     folder = run / TRAINER / policy.path.name
     if not folder.is_dir():
         return policy.path if (policy.path / OLDER_FILE).is_file() else None
-    if not (folder / MANIFEST_FILE).is_file():
-        return None  # killed while it was removed
     return folder if read_manifest(folder).get("weights_hash") == policy.weights_hash else None
 
 
 def keep_only(run: Path, policy: Policy) -> None:
     """Removes what the training of all other policies left."""
     for folder in (run / TRAINER).glob("v*"):
-        if folder.name != policy.path.name:
-            shutil.rmtree(folder)
+        if folder.name != policy.path.name:  # at once: half of it must not be taken for all
+            gone = folder.with_name(f".{folder.name}.gone-{uuid.uuid4().hex[:8]}")
+            folder.rename(gone)
+            shutil.rmtree(gone)
