@@ -1,4 +1,4 @@
-"""Shapes of published models, and a small one for the CPU; `drawn.py` fills them."""
+"""Shapes of released models, and a small one for the CPU; `drawn.py` fills them."""
 
 from __future__ import annotations
 
