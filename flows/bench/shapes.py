@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flows.bench.drawn import Shape
 from opd_core.plan.published import PUBLISHED
 
 
 def _published(name: str) -> Shape:
-    content: dict[str, Any] = PUBLISHED[name]
-    return Shape(
-        name, content["text_config"], content["vision_config"], content["tie_word_embeddings"]
-    )
+    content = PUBLISHED[name]
+    text, vision = content["text_config"], content["vision_config"]
+    assert isinstance(text, dict) and isinstance(vision, dict)
+    return Shape(name, text, vision, bool(content["tie_word_embeddings"]))
 
 
 QWEN3_VL_2B, QWEN3_VL_8B, QWEN3_VL_32B = map(
