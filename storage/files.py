@@ -125,6 +125,27 @@ def _refuse_to_overwrite(
         )
 
 
+def put_folder(staging: Path, final: Path) -> None:
+    """Moves a filled folder to `final`, in the place of what is there. What a kill leaves beside it
+    is called `.NAME.replaced-*`."""
+    sync_tree(staging)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    replaced = final.with_name(f".{final.name}.replaced-{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        final.rename(replaced)
+    staging.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes it at once, so that half of it is never taken for all. What a kill leaves beside it
+    is called `.NAME.gone-*`."""
+    gone = folder.with_name(f".{folder.name}.gone-{uuid.uuid4().hex[:8]}")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` to `path`: readers see the old content or the new one, never a part."""
     write_bytes_whole(path, text.encode())

@@ -19,9 +19,10 @@ def let_older_go(work: Work) -> None:
 
 
 def best_policy(run: Run) -> int | None:
-    """The policy above 0 with the highest mIoU on the present eval split, the newer one of equals;
-    None where none is evaluated."""
-    means = {v: m["strict_miou"] for v, m in accuracy(run).items() if v > 0}
+    """The policy above 0 with the highest mIoU on the present eval split, of those that have their
+    weights, the newer one of equals; None where none is evaluated."""
+    there = {c.version for c in run.checkpoints() if c.in_force and c.let_go is None}
+    means = {v: m["strict_miou"] for v, m in accuracy(run).items() if v in there}
     known = [(mean, version) for version, mean in means.items() if mean is not None]
     return max(known)[1] if known else None
 

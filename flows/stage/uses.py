@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +53,8 @@ def measuring(run: Path, stage: str, version: int) -> Iterator[Measuring]:
         yield mine
         if mine.done is not None and mine.done.rows and stage != "update":
             with _file(run).open("a") as file:
-                file.write(json.dumps({"version": version, **asdict(mine.use())}) + "\n")
+                # Begun on a line of its own, also where a kill or a full disk has cut the last one.
+                file.write("\n" + json.dumps({"version": version, **asdict(mine.use())}) + "\n")
     finally:
         _now = None
 
@@ -97,8 +98,11 @@ def _file(run: Path) -> Path:
 
 
 def _lines(run: Path) -> list[tuple[int, StageUse]]:
-    """The lines that are whole: one may have been cut by a kill."""
+    """The lines that are whole: any may have been cut by a kill."""
     file = _file(run)
-    text = file.read_text() if file.exists() else ""
-    content = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    lines = file.read_text().splitlines() if file.exists() else []
+    content = []
+    for line in lines:
+        with suppress(ValueError):
+            content.append(json.loads(line))
     return [(line.pop("version"), StageUse(**line)) for line in content]

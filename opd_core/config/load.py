@@ -44,16 +44,15 @@ from opd_core.types import VideoOPDError
 
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
-# Where things are kept: no part of what a config is.
-_PLACES = {
-    ("run", "path"),
+_CHANGES_NO_NUMBER = {
+    ("run", "path"),  # a copy of a run is the same
     *(("frames", key) for key in ("enabled", "path", "max_gib")),
     ("machine", "check_memory"),
+    ("update", "save_minutes"),  # it goes on as if it had not been killed
+    "storage",  # how often rows are appended
+    "policies",  # whose weights are kept
 }
-# How often steps of an update are saved: it goes on as if it had not been killed.
-_PLACES |= {("update", "save_minutes")}
-# How often rows are appended, and whose weights are kept: they change no number either.
-_KEEPING = {"storage", "policies"}
+"""What is not in the hash of a config: keys, and whole sections."""
 
 
 class Config(ChoosingSection):
@@ -141,6 +140,11 @@ class Config(ChoosingSection):
             raise ValueError(
                 "update.weights = 'bfloat16' trains weights that the sampler would read in "
                 f"student.dtype = {self.student.dtype!r}; set student.dtype = 'bfloat16'"
+            )
+        if self.update.offload and self.student.dtype == "float16":
+            raise ValueError(
+                "update.offload = true keeps gradients in student.dtype, and float16 has no "
+                "numbers as small as they are; set student.dtype = 'bfloat16'"
             )
         return self
 
@@ -246,13 +250,10 @@ def config_hash(content: Content) -> str:
 
 
 def _what_counts(content: Content) -> Content:
-    """A config without the run's path (a copy of a run is the same), where and whether frames are
-    kept, whether memory is looked at, how often rows and steps are saved, and which policies stay:
-    these change no number."""
     return {
-        section: {key: value for key, value in values.items() if (section, key) not in _PLACES}
+        section: {k: v for k, v in values.items() if (section, k) not in _CHANGES_NO_NUMBER}
         for section, values in content.items()
-        if section not in _KEEPING
+        if section not in _CHANGES_NO_NUMBER
     }
 
 

@@ -410,7 +410,7 @@ class MachineSection(Section):
     """`auto` takes CUDA where there is one; or a torch device name."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch on CPU; 0 leaves its own choice. On a shared machine 1 is often faster."""
-    check_memory: Annotated[bool, LATER] = True
+    check_memory: bool = True
     """Refuse what by `videoopd plan` cannot fit into the memory that is there, before anything is
     loaded. false: try all the same."""
 

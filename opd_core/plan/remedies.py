@@ -8,6 +8,7 @@ from itertools import combinations
 from pydantic import ValidationError
 
 from opd_core.config.load import Config
+from opd_core.plan.memory import answers_of_teacher
 
 Change = dict[str, object]
 """`section.key` -> value, of one thing that is changed."""
@@ -59,7 +60,7 @@ def _changes(config: Config, stage: str) -> Iterator[Change]:
             yield {"update.max_tokens_per_pack": tokens}
         for rows in _halved(update.completion_rows_per_chunk, 128):
             yield {"update.completion_rows_per_chunk": rows}
-    role = "teacher" if stage in ("validate", "score") else "student"
+    role = "teacher" if answers_of_teacher(config, stage) else "student"
     if getattr(config, role).dtype == "float32":
         yield {f"{role}.dtype": "bfloat16"}
     if role == "teacher" and teacher.quantise == "none":

@@ -132,7 +132,8 @@ def update_key(
     ]
     digest = hashlib.sha256(json.dumps(content).encode())
     for rollout, score in rollouts:
-        numbers = (rollout.completion_token_ids, rollout.sampling_logprobs)
+        reward = (rollout.student_iou, rollout.predicted_span is not None)
+        numbers = (rollout.completion_token_ids, rollout.sampling_logprobs, reward)
         of_score = score and (score.teacher_hash, score.content_hash, score.teacher_logprobs)
         digest.update(json.dumps([rollout.rollout_id, numbers, of_score]).encode())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 
 from opd_core.adapter_folder import ADAPTER_CONFIG, is_adapter
 from opd_core.types import Policy, VideoOPDError
-from storage.files import disk_troubles, sync_folder, sync_tree, write_json
+from storage.files import disk_troubles, put_folder, write_json
 from storage.hashes import WeightsCache, weights_hash
 
 __all__ = ["Policy", "publish", "published_hash", "read_manifest", "rebase", "weights_hash"]
@@ -59,16 +59,9 @@ def publish(
             shutil.rmtree(staging)
         else:
             write_json(staging / MANIFEST_FILE, {**manifest, "weights_hash": digest})
-            sync_tree(staging)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            replaced = final.with_name(f".{final.name}.replaced-{uuid.uuid4().hex}")
-            if final.exists():
-                final.rename(replaced)
-            staging.rename(final)
+            put_folder(staging, final)
             if cache:
                 cache.moved(staging, final)
-            sync_folder(final.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
     return Policy(int(manifest["policy_version"]), final.resolve(), digest)
 
 

@@ -7,11 +7,10 @@ policy is committed, or the update is begun again, nothing of it stays.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from storage.files import sync_folder, sync_tree
+from storage.files import put_folder, remove_folder
 from storage.runs.trainer_folders import TRAINER
 
 _NAME = "step-"
@@ -38,9 +37,7 @@ class SavedSteps:
         try:
             staging.mkdir()
             write(staging)
-            sync_tree(staging)
-            staging.rename(self._folder / f"{_NAME}{step}")
-            sync_folder(self._folder)
+            put_folder(staging, self._folder / f"{_NAME}{step}")
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -49,9 +46,7 @@ class SavedSteps:
 
     def clear(self) -> None:
         """Removes what is saved."""
-        for leftover in self._folder.parent.glob(f".{self._folder.name}-*"):
+        for leftover in self._folder.parent.glob(f".{self._folder.name}.*-*"):
             shutil.rmtree(leftover)
-        if self._folder.exists():  # at once: half of a step must not be taken for one
-            gone = self._folder.with_name(f".{self._folder.name}-{uuid.uuid4().hex[:8]}")
-            self._folder.rename(gone)
-            shutil.rmtree(gone)
+        if self._folder.exists():
+            remove_folder(self._folder)

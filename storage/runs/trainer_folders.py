@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from opd_core.types import Policy
-from storage.files import sync_folder, sync_tree, write_json
+from storage.files import disk_troubles, put_folder, remove_folder, write_json
 from storage.runs.policies import MANIFEST_FILE, read_manifest
 
 TRAINER = "trainer"
@@ -30,15 +30,9 @@ def staging_folder(run: Path, version: int) -> Path:
 
 def publish(staging: Path, run: Path, policy: str, weights_hash: str) -> None:
     """Moves it to where `of_policy` looks for that of the folder `policy`, with these weights."""
-    write_json(staging / MANIFEST_FILE, {"weights_hash": weights_hash})
-    sync_tree(staging)
-    final = run / TRAINER / policy
-    replaced = final.with_name(f".{policy}.replaced-{uuid.uuid4().hex[:8]}")
-    if final.exists():
-        final.rename(replaced)
-    staging.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with disk_troubles(staging.parent):
+        write_json(staging / MANIFEST_FILE, {"weights_hash": weights_hash})
+        put_folder(staging, run / TRAINER / policy)
 
 
 def of_policy(run: Path, policy: Policy) -> Path | None:
@@ -48,8 +42,6 @@ def of_policy(run: Path, policy: Policy) -> Path | None:
     folder = run / TRAINER / policy.path.name
     if not folder.is_dir():
         return policy.path if (policy.path / OLDER_FILE).is_file() else None
-    if not (folder / MANIFEST_FILE).is_file():
-        return None  # killed while it was removed
     return folder if read_manifest(folder).get("weights_hash") == policy.weights_hash else None
 
 
@@ -57,4 +49,4 @@ def keep_only(run: Path, policy: Policy) -> None:
     """Removes what the training of all other policies left."""
     for folder in (run / TRAINER).glob("v*"):
         if folder.name != policy.path.name:
-            shutil.rmtree(folder)
+            remove_folder(folder)

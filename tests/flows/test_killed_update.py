@@ -284,6 +284,7 @@ def test_the_key_of_an_update_is_of_all_that_it_is_computed_from(before_update: 
         key(pairs=others),
         key(pairs=[(replace(rollout, completion_token_ids=(1,)), None), *others]),
         key(pairs=[(scored, replace(score, teacher_logprobs=(0.0,))), *rest]),
+        key(pairs=[(replace(scored, student_iou=0.123), score), *rest]),
         key(begins="goes on"),
     ]
     assert len({same, *keys}) == 1 + len(keys)

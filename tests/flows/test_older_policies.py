@@ -19,6 +19,7 @@ from flows.cli import main
 from flows.stage.older_policies import best_policy
 from flows.stage.prepare import opened
 from opd_core.types import VideoOPDError
+from storage.runs.marks import record
 from storage.runs.run import Run
 from tests.flows.kill_points import run_without_server
 from tests.known import known
@@ -263,6 +264,15 @@ def test_what_was_recorded_goes_even_where_the_config_keeps_all_now(
 def test_the_best_is_of_what_a_round_has_made(five_rounds: Path) -> None:
     best = best_policy(Run.open(five_rounds))
     assert best is not None and best > 0 and best not in gone(five_rounds)
+
+
+def test_the_best_has_its_weights(five_rounds: Path, tmp_path: Path) -> None:
+    """Where the eval split has changed, one that was let go may have answered it better."""
+    run = Path(shutil.copytree(five_rounds, tmp_path / "run"))
+    before = best_policy(Run.open(run))
+    record(run / "policies" / f"v{before}", "by hand")
+    after = best_policy(Run.open(run))
+    assert after not in {None, before, *gone(run)}
 
 
 def test_keeping_changes_no_hash_and_every_alone_is_refused(

@@ -60,6 +60,8 @@ def test_a_stage_that_failed_or_a_line_that_was_cut_counts_nothing(run: Path) ->
     with (run / ".cache" / "stages.jsonl").open("a") as file:
         file.write('{"version": 0, "stage": "sco')
     assert [use.stage for use in uses.of_round(run, 0)] == ["rollout"]
+    work(run, "score", 0, 10)  # begun again after the kill
+    assert [use.stage for use in uses.of_round(run, 0)] == ["rollout", "score"]
 
 
 def test_memory_is_that_of_the_stage_alone() -> None:

@@ -109,6 +109,10 @@ def test_a_later_setting_hashes_only_where_it_is_not_the_default() -> None:
             ["update.weights='bfloat16'", "student.dtype='bfloat16'", "update.offload=true"],
             "remove one of the two",
         ),
+        (
+            ["student.dtype='float16'", "update.offload=true"],
+            "float16 has no numbers as small as they are; set student.dtype = 'bfloat16'",
+        ),
     ],
 )  # fmt: skip
 def test_weights_that_could_not_be_trained_are_refused(overrides: list[str], problem: str) -> None:

@@ -110,6 +110,15 @@ def test_a_remedy_makes_the_stage_fit_and_is_needed(stage: str) -> None:
     assert next(s.fits for s in after.stages if s.stage == stage)
 
 
+def test_what_the_teacher_samples_is_mended_in_the_teacher() -> None:
+    made = planned(
+        EIGHT, "A100-40", overrides=["rollout.source='teacher'", "update.objective='sft'"]
+    )
+    rollout = next(s for s in made.stages if s.stage == "rollout")
+    assert not rollout.fits and rollout.remedy is not None
+    assert "teacher.quantise" in rollout.remedy
+
+
 def test_8b_on_24_gb_takes_lora_and_another_teacher() -> None:
     made = plan(load_config(EIGHT), Machine(card("RTX 4090"), None))
     by_stage = {s.stage: s for s in made.stages}

@@ -224,12 +224,12 @@ def test_a_damaged_checkpoint_is_refused(run: Run, damage: str) -> None:
     [
         ("storage.runs.policies:write_json", 1, False),
         ("storage.runs.policies:write_json", 1, True),
-        ("storage.runs.policies:sync_tree", 1, True),
+        ("storage.files:sync_tree", 1, True),
         ("pathlib:Path.rename", 1, False),  # to the final name
         ("pathlib:Path.rename", 1, True),  # of the leftover, out of the way
         ("pathlib:Path.rename", 2, True),
-        ("storage.runs.policies:sync_folder", 1, False),
-        ("storage.runs.policies:sync_folder", 1, True),
+        ("shutil:rmtree", 1, False),  # of what was replaced, which is there or is not
+        ("shutil:rmtree", 1, True),
     ],
 )
 def test_publishing_killed_anywhere_can_be_done_again(
