@@ -28,10 +28,13 @@ def refuse_what_cannot_fit(config: Config, stages: Sequence[str] | None = None) 
     try:
         if plan(config, machine, stages=asked, remedies=False).fits:
             return
+    except VideoOPDError:
+        return
+    try:
         # Now with the lengths of the annotated videos, which may be shorter than the budget.
         exact = plan_of(config, machine, stages=asked)
     except VideoOPDError:
-        return
+        exact = plan(config, machine, stages=asked)
     for stage in exact.stages:
         if not stage.fits:
             raise VideoOPDError(
