@@ -13,8 +13,10 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked := os.environ.get(about.COMPLETE):
         return about.complete(program, asked)
     words = sys.argv[1:] if arguments is None else list(arguments)
-    with _interrupts() as pressed:
+    with _interrupts() as pressed, _warnings_as_sentences():
         try:
             with program.make_context("videoopd", words) as context:
                 code = program.invoke(context)
@@ -79,6 +81,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print("\nvideoopd: stopped; continue with the same command", file=sys.stderr)
             return 130
+
+
+_ROOMS = tuple(
+    f"{Path(__file__).parent.parent / room}{os.sep}" for room in ("flows", "opd_core", "storage")
+)
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Show our own warnings as errors are told; those of libraries keep their place in the code."""
+    others = warnings.formatwarning
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        line: str | None = None,
+    ) -> str:  # fmt: skip
+        if filename.startswith(_ROOMS):
+            return f"videoopd: {message}\n"
+        return others(message, category, filename, lineno, line)
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = others
 
 
 def _refusal(error: click.UsageError) -> str:

@@ -92,5 +92,5 @@ def _say_where_it_is_by_now(run: Path, model: HubModel, commit: str) -> None:
             f"run {run} goes on with {replace(model, revision=commit)}, at which it began; "
             f"{model.revision} is at {newest.name} by now, and a new run would take that",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=1,  # said once a process, wherever it is found
         )

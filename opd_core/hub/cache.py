@@ -26,11 +26,12 @@ def snapshot(model: HubModel) -> Path | None:
     commit = model.commit
     if commit is None:
         try:
-            commit = (folder / "refs" / model.revision).read_text().strip()
-        except OSError:
+            said = (folder / "refs" / model.revision).read_text().strip()
+        except (OSError, ValueError):  # damaged: as one that the cache has never seen
             return None
-    there = folder / "snapshots" / commit
-    return there if commit and there.is_dir() else None
+        commit = HubModel(model.repo, said).commit
+    there = None if commit is None else folder / "snapshots" / commit
+    return there if there is not None and there.is_dir() else None
 
 
 def known_folder(path: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd_core.hub.cache import base_of, cache_folder, missing_files, snapshot
-from opd_core.hub.name import MAIN, HubModel
+from opd_core.hub.name import HubModel
 from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ def unreachable(model: HubModel, because: str) -> VideoOPDError:
     missing = [] if there is None else missing_files(there)
     more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
     has = f"lacks {missing[0]}{more} of {model}" if missing else f"does not have {model}"
-    at = "" if model.revision == MAIN else f" --revision {model.revision}"
     return VideoOPDError(
-        f"the hub's cache {cache_folder()} {has}, and {because}, bring it there with `hf download "
-        f"{model.repo}{at}`, or give a folder"
+        f"the hub's cache {cache_folder()} {has}, and {because}, bring it there with "
+        f"`{model.download_command()}`, or give a folder"
     )

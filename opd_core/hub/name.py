@@ -35,6 +35,11 @@ class HubModel:
         """The name of its folder in the hub's cache."""
         return f"models--{self.repo.replace('/', '--')}"
 
+    def download_command(self, *files: str) -> str:
+        """What brings it into the cache from a shell; of these files, or whole."""
+        revision = () if self.revision == MAIN else ("--revision", self.revision)
+        return " ".join(("hf", "download", self.repo, *files, *revision))
+
     def __str__(self) -> str:
         return self.repo if self.revision == MAIN else f"{self.repo}@{self.revision}"
 

@@ -134,6 +134,14 @@ class Setting:
     devices: int = 1
     """Processes with a device each, over which an update is sharded and the other stages deal out
     their videos."""
+    eval_split: int | None = None
+    """Its examples, where they are known."""
+
+    @property
+    def evaluated(self) -> int | None:
+        """Examples that an evaluation answers; None where nobody knows."""
+        known = (self.config.evaluate.max_examples, self.eval_split)
+        return min((n for n in known if n is not None), default=None)
 
 
 def stage_memory(setting: Setting, stage: str) -> StageMemory:
@@ -151,7 +159,7 @@ def stage_memory(setting: Setting, stage: str) -> StageMemory:
             return _sampling(setting, stage, asked)
         case "evaluate":
             prompts = evaluate.prompts_per_batch
-            prompts = min(prompts, evaluate.max_examples or prompts)
+            prompts = min(prompts, setting.evaluated or prompts)
             asked = Asked(evaluate.engine, 1, prompts, evaluate.max_new_tokens)
             return _sampling(setting, stage, asked)
         case "score":

@@ -105,6 +105,7 @@ def plan(
         Lengths(config, student.shape, annotations, count),
         machine.card is None,
         machine.devices,
+        evaluated,
     )
     done = [s for s in STAGES if s in set(stages) and takes_part(setting, s)]
     lengths = setting.lengths
@@ -117,7 +118,7 @@ def plan(
         vision_tokens=lengths.mean.vision,
         prompt_tokens=lengths.mean.tokens + sum(lengths.question),
         answer_tokens=lengths.answer,
-        stages=tuple(_stage(setting, machine, mfu, stage, evaluated, remedies) for stage in done),
+        stages=tuple(_stage(setting, machine, mfu, stage, remedies) for stage in done),
         disk=disk(setting),
     )
 
@@ -137,10 +138,9 @@ def _stage(
     machine: Machine,
     mfu: float,
     stage: str,
-    evaluated: int | None,
     remedies: bool,
 ) -> StagePlan:
-    memory, work = stage_memory(setting, stage), stage_work(setting, stage, evaluated)
+    memory, work = stage_memory(setting, stage), stage_work(setting, stage)
     hours = None
     if work is not None and machine.card is not None:
         hours = work.hours(machine.card, mfu, machine.devices)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opd_core.adapter_folder import base_folder, is_adapter
+from opd_core.hub.cache import cache_folder
+from opd_core.hub.name import hub_model
 from opd_core.model.architectures import Architecture, named_architecture
 from opd_core.plan.published import published
 from opd_core.types import VideoOPDError
@@ -111,13 +113,20 @@ def shape_in(folder: Path) -> tuple[ModelShape, str | None]:
     if path.is_file():
         try:
             content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise VideoOPDError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); restore it"
             ) from None
         return shape_of(content, path), None
     known = published(folder.name)
     if known is None:
+        named = None if folder.is_absolute() else hub_model(folder)
+        if named is not None:
+            raise VideoOPDError(
+                f"there is no folder {folder}, the hub's cache {cache_folder()} has no config.json "
+                f"of {named}, and its name tells no published model; bring it there with "
+                f"`{named.download_command('config.json')}`, or correct the name"
+            )
         raise VideoOPDError(
             f"there is no config.json in {folder}, and its name tells no published model; put the "
             "model's config.json there (its weights are not needed), or correct the path"

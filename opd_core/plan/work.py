@@ -46,9 +46,8 @@ class StageWork:
         return seconds / 3600 / devices
 
 
-def stage_work(setting: Setting, stage: str, evaluated: int | None) -> StageWork | None:
-    """None where the stage has nothing to do, or nobody knows how much. `evaluated`: examples of
-    the eval split."""
+def stage_work(setting: Setting, stage: str) -> StageWork | None:
+    """None where the stage has nothing to do, or nobody knows how much."""
     config = setting.config
     rollout = config.rollout
     drawn = rollout.examples_per_round
@@ -68,10 +67,10 @@ def stage_work(setting: Setting, stage: str, evaluated: int | None) -> StageWork
         case "update":
             return _update(setting, drawn)
         case _:
-            known = [n for n in (config.evaluate.max_examples, evaluated) if n is not None]
-            if not known:
+            if setting.evaluated is None:
                 return None
-            return _sampling(setting, stage, min(known), 1, config.evaluate.prompts_per_batch)
+            return _sampling(setting, stage, setting.evaluated, 1,
+                             config.evaluate.prompts_per_batch)  # fmt: skip
 
 
 def scores(setting: Setting) -> bool:

@@ -80,6 +80,20 @@ def test_annotated_videos_that_are_short_are_not_refused_for_the_budget(
     refuse_what_cannot_fit(load_config(path), ["rollout"])
 
 
+def test_a_batch_larger_than_the_eval_split_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, "Qwen3-VL-2B", **{"evaluate.prompts_per_batch": 100_000})
+    on_card = Machine(card("H100"), None)
+    monkeypatch.setattr("opd_core.plan.plan_of_config.this_machine", lambda _: on_card)
+    with pytest.raises(VideoOPDError, match="^evaluate needs"):
+        refuse_what_cannot_fit(load_config(path), ["evaluate"])
+    line = {"source": "x", "video_path": "a.mp4", "duration": 8.0,
+            "events": [{"query": "one", "span": [[0.0, 1.0]]}]}  # fmt: skip
+    (tmp_path / "eval.jsonl").write_text(json.dumps(line) + "\n")
+    refuse_what_cannot_fit(load_config(path), ["evaluate"])
+
+
 def test_a_device_that_is_not_known_and_a_folder_without_a_model_are_left_to_others(
     tmp_path: Path,
 ) -> None:

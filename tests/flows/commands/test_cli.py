@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +274,15 @@ def test_tokens_have_their_own_text() -> None:
     assert token_texts(folder, [special["id"], 10**6]) == ["<|im_end|>", "<1000000>"]
     with pytest.raises(VideoOPDError, match=r"tokenizer\.json"):
         token_texts(ROOT, [1])
+
+
+def test_our_warnings_are_sentences_and_a_librarys_keeps_its_place() -> None:
+    ours, other = cli.__file__, "/somewhere/library.py"
+    with cli._warnings_as_sentences():
+        said = warnings.formatwarning("the branch moved", RuntimeWarning, ours, 1)
+        assert said == "videoopd: the branch moved\n"
+        assert f"{other}:1: " in warnings.formatwarning("overflow", RuntimeWarning, other, 1)
+    assert f"{ours}:1: " in warnings.formatwarning("overflow", RuntimeWarning, ours, 1)
 
 
 def test_off_a_terminal_progress_is_a_line_now_and_then(

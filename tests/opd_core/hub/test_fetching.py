@@ -149,6 +149,18 @@ def test_offline_what_is_cached_is_taken_and_what_is_not_is_a_sentence(
     assert not hub.asked
 
 
+@pytest.mark.parametrize("said", [b"\x00\xff", b"../../..", b"", FIRST.encode()[:39]])
+def test_a_damaged_branch_of_the_cache_is_one_that_was_never_seen(
+    bring: Bring, tmp_path: Path, said: bytes
+) -> None:
+    snapshot = fill(tmp_path / "cache", STUDENT)
+    branch = snapshot.parents[1] / "refs" / "main"
+    branch.write_bytes(said)
+    assert f"does not have {REPO}" in refused(bring(REPO, HF_HUB_OFFLINE="1"))
+    branch.write_text(FIRST)
+    assert bring(REPO, HF_HUB_OFFLINE="1").stdout.split() == [str(snapshot)]
+
+
 def test_without_a_network_it_is_a_sentence_at_once(bring: Bring) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen

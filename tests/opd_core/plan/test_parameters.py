@@ -112,6 +112,9 @@ def test_what_no_shape_can_be_told_of_is_one_sentence(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(VideoOPDError, match="config.json cannot be read"):
         shape_in(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(VideoOPDError, match="config.json cannot be read .RecursionError"):
+        shape_in(folder)
     content = json.loads(json.dumps(PUBLISHED["Qwen3-VL-2B"]))
     del content["text_config"]["hidden_size"]
     (folder / "config.json").write_text(json.dumps(content))
@@ -120,3 +123,8 @@ def test_what_no_shape_can_be_told_of_is_one_sentence(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content | {"model_type": "gemma4"}))
     with pytest.raises(VideoOPDError, match="gemma4"):
         shape_in(folder)
+
+
+def test_a_name_on_the_hub_that_tells_no_shape_is_told_how_to_bring_its_config() -> None:
+    with pytest.raises(VideoOPDError, match="`hf download org/mine config.json --revision v1`"):
+        shape_in(Path("org/mine@v1"))
