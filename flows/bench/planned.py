@@ -210,9 +210,9 @@ def larger_student(source: Path, folder: Path) -> Path:
 
     config = json.loads((source / "config.json").read_text())
     family = architecture_in(source)
-    config[family.text_config] |= LARGER
-    config[family.text_config]["rope_parameters"] |= {"mrope_section": [12, 10, 10]}
-    config[family.vision_config]["out_hidden_size"] = LARGER["hidden_size"]
+    config[family.text_key] |= LARGER
+    config[family.text_key]["rope_parameters"] |= {"mrope_section": [12, 10, 10]}
+    config[family.vision_key]["out_hidden_size"] = LARGER["hidden_size"]
     torch.manual_seed(0)
     model = family.load_class()(family.load_class().config_class.from_dict(config))
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -89,7 +89,7 @@ class Work:
     def answering(self, version: int | None) -> Policy:
         """The policy whose answers are wanted. While it is only asked whether any is missing, its
         weights may have been let go."""
-        if self.looking and version is not None:
+        if self.looking and version is not None and version <= self.run.current_policy().version:
             policy = self.run.committed(version)
             if self.run.let_go_of(policy) is not None:
                 return policy

@@ -96,9 +96,9 @@ class Architecture:
     mergers: tuple[str, ...]
     """What turns its features into vision tokens; frozen with it (`update.freeze_vision`). In the
     tower, or beside it."""
-    text_config: str
+    text_key: str
     """Part of the config that describes the language model."""
-    vision_config: str
+    vision_key: str
     made_of: Layers
     experts: Experts | None
     """None: dense."""
@@ -155,15 +155,15 @@ class Architecture:
 
     def text_settings(self, config: Any) -> Any:
         """The language model's part of a transformers config."""
-        return getattr(config, self.text_config)
+        return getattr(config, self.text_key)
 
     def vision_settings(self, config: Any) -> Any:
-        return getattr(config, self.vision_config)
+        return getattr(config, self.vision_key)
 
     def vllm_overrides(self) -> dict[str, object]:
         """Settings of config.json for vLLM, so that it computes what transformers does."""
         settings = {} if self.experts is None else dict(self.experts.vllm_settings)
-        return {self.text_config: settings} if settings else {}
+        return {self.text_key: settings} if settings else {}
 
     def load_class(self) -> Any:
         """The family's class in transformers, whose `config_class` is that of its config."""
@@ -217,8 +217,8 @@ QWEN3_VL = Architecture(
     lm_head="lm_head",
     vision="model.visual",
     mergers=("model.visual.merger", "model.visual.deepstack_merger_list"),
-    text_config="text_config",
-    vision_config="vision_config",
+    text_key="text_config",
+    vision_key="vision_config",
     made_of=Layers(head_size=128, normed_heads=True, qkv_bias=False, gated_tower=False),
     experts=None,
     lora_modules=(*_ATTENTION, "gate_proj", "up_proj", "down_proj"),

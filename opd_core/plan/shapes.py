@@ -139,8 +139,8 @@ def shape_of(content: object, where: object) -> ModelShape:
     """The shape that a config.json describes; `where` names it in errors."""
     whole = _Keys(content, str(where))
     family = named_architecture(whole.content.get("model_type"), where)
-    text = whole.under(family.text_config)
-    tower = whole.under(family.vision_config)
+    text = whole.under(family.text_key)
+    tower = whole.under(family.vision_key)
     tied = whole.content.get("tie_word_embeddings", text.content.get("tie_word_embeddings", False))
     return ModelShape(family, _text(text, family), _tower(tower, family), bool(tied))
 

@@ -34,6 +34,7 @@ from opd_core.types import (
 )
 from opd_core.update.step_record import FirstStep
 from opd_core.update.trained_model import TrainedModel
+from opd_core.update.trainer_state import save_whole
 
 DONE_FILE = "done.pt"
 FORMAT = 1
@@ -108,7 +109,7 @@ class Saving:
                 "trained": [asdict(rollout) for rollout in done.trained.values()],
                 "first_step": None if done.first_step is None else asdict(done.first_step),
             }
-            torch.save(content, folder / DONE_FILE)
+            save_whole(content, folder / DONE_FILE)
 
         self._store.publish(len(done.steps), write)
         self._last = time.monotonic()

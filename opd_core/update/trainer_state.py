@@ -40,7 +40,18 @@ def write_state(
         whole = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(whole, folder / WEIGHTS_FILE, metadata={_SERVED: str(served)})
     state = {"optimizer": optimizer.state_dict(), "steps_done": steps_done}
-    torch.save(state, folder / OPTIMIZER_FILE)
+    save_whole(state, folder / OPTIMIZER_FILE)
+
+
+def save_whole(content: object, path: Path) -> None:
+    """`torch.save`, which says of a full disk only that a stream failed: the disk is asked again,
+    and its own `OSError` raised."""
+    try:
+        torch.save(content, path)
+    except RuntimeError:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 20))
+        raise
 
 
 def read_weights(folder: Path, served: torch.dtype) -> dict[str, Tensor] | None:
@@ -97,7 +108,7 @@ def write_random(folder: Path, device: torch.device, logprobs: Mapping[str, Tens
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    torch.save({"states": states, "logprobs": dict(logprobs)}, folder / RANDOM_FILE)
+    save_whole({"states": states, "logprobs": dict(logprobs)}, folder / RANDOM_FILE)
 
 
 def read_random(folder: Path, device: torch.device) -> dict[str, Tensor]:

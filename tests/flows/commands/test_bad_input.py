@@ -179,7 +179,7 @@ def test_a_nan_of_the_teachers_scores_is_set_aside_while_the_rest_goes_on(
             for keys, token_ids, hidden in whole(self, *args):
                 if spoil in keys:
                     before = keys[: keys.index(spoil)]
-                    hidden[sum(len(args[0].completions[k]) for k in before)] = float("nan")
+                    hidden[sum(len(args[0].pack.completions[k]) for k in before)] = float("nan")
                 yield keys, token_ids, hidden
 
         with monkeypatch.context() as patch:

@@ -89,7 +89,7 @@ def test_the_numbers_hold_every_point(evidence: Evidence, tmp_path: Path) -> Non
         (r.arm, r.seed, len(r.points)) for r in evidence.results
     ]
     assert numbers["runs"][3]["points"][1]["miou"] == 0.5
-    assert numbers["study"]["base"] == "tiny.toml"
+    assert numbers["study"]["base"] == "study_base.toml"
     assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
 
 

@@ -224,7 +224,9 @@ OF_A_FAMILY = {
 }  # fmt: skip
 MAKES_ONE = {
     "opd_core/tinyworld/models.py",
+    "opd_core/plan/published.py",
     "flows/bench/drawn.py",
+    "flows/bench/shapes.py",
     "flows/bench/trees.py",
 }
 """Write a config, or hand a model its inputs: of a family that they choose."""
