@@ -193,16 +193,15 @@ def opened(
     with (
         no_run_if_refused(loaded.run.path),
         damage.told([loaded.run.path]),
-        _writing(loaded, looking) as work,
+        _writing(written, loaded, looking) as work,
     ):
-        remember_commits(written, loaded)
         if goes_on or config_source(work.run.path) is None:
             remember_config(work.run.path, Path(config), overrides or ())
         yield work
 
 
 @contextmanager
-def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
+def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
@@ -218,6 +217,7 @@ def _writing(loaded: Config, looking: bool) -> Iterator[Work]:
     run = Run.create(
         loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
     )
+    remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)
     with run.exclusive("round"):
         import_annotations(run, loaded)

@@ -111,6 +111,15 @@ class Lengths:
         return sum(each) / len(each)
 
     @cached_property
+    def drawn(self) -> int:
+        """Examples of a round: as many as the config says, and no more than there are."""
+        wanted = self.config.rollout.examples_per_round
+        if self.annotations is None:
+            return wanted
+        most = self.config.rollout.max_queries_per_video
+        return min(wanted, sum(min(s, most) for s in self.annotations.sentences))
+
+    @cached_property
     def question(self) -> tuple[float, float]:
         """Tokens of the question before the sentence, which all sentences of a video share, and
         from there on."""

@@ -148,7 +148,7 @@ def stage_memory(setting: Setting, stage: str) -> StageMemory:
     """The memory of a stage, of one of `setting.devices` processes."""
     config = setting.config
     rollout, evaluate, teacher = config.rollout, config.evaluate, config.teacher
-    prompts = min(rollout.prompts_per_batch, rollout.examples_per_round)
+    prompts = min(rollout.prompts_per_batch, setting.lengths.drawn)
     match stage:
         case "validate":
             asked = Asked(teacher.engine, teacher.predictions, prompts, rollout.max_new_tokens)
@@ -268,7 +268,7 @@ def update_memory(setting: Setting) -> StageMemory:
     update, numbers = config.update, parameters_of(shape)
     training, this = training_of(config, shape), update_pass(setting)
     text, over = shape.text, setting.devices
-    step = min(update.examples_per_step, config.rollout.examples_per_round)
+    step = min(update.examples_per_step, lengths.drawn)
     together = max(1.0, step / over)
     sentences = min(lengths.sentences, together)
     videos = max(1.0, together / sentences)

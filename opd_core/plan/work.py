@@ -50,7 +50,7 @@ def stage_work(setting: Setting, stage: str) -> StageWork | None:
     """None where the stage has nothing to do, or nobody knows how much."""
     config = setting.config
     rollout = config.rollout
-    drawn = rollout.examples_per_round
+    drawn = setting.lengths.drawn
     match stage:
         case "validate":
             if not needs_predictions(config.focus):
@@ -188,14 +188,14 @@ def disk(setting: Setting) -> Disk:
     state = training.state + (4.0 * training.parameters if rounded else 0.0)
     rollout, score = config.rollout, config.score
     prompt = sum(lengths.question) + lengths.mean.tokens
-    rows = rollout.examples_per_round * rollout.rollouts_per_example
+    rows = lengths.drawn * rollout.rollouts_per_example
     of_token = 16.0 + 8 * score.teacher_topk + 4 * score.teacher_entropy
     of_token += 4 * setting.teacher.text.hidden * score.hidden_states
     tables = float(rows * (4 * prompt + 8 * lengths.answer))
     if scores(setting):
         tables += rows * lengths.answer * of_token
     known = lengths.annotations
-    seen = float(len(known.seconds)) if known else rollout.examples_per_round / lengths.sentences
+    seen = float(len(known.seconds)) if known else lengths.drawn / lengths.sentences
     store = 0.0
     if config.frames.enabled:
         bytes_each = float(lengths.mean.vision * shape.tower.frame_bytes)

@@ -45,6 +45,8 @@ def tag(run: Run, version: int, name: str) -> None:
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise VideoOPDError(f"{name!r} is no name of a policy; use letters, digits, . _ and -")
+    if name in ("tagged", "best"):
+        raise VideoOPDError(f"{name} is a word of policies.keep; choose another name")
     if version == 0:
         raise VideoOPDError("policy 0, the base student, always stays; tag a later policy")
     with _marking(run):

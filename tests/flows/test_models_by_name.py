@@ -199,3 +199,17 @@ def test_status_and_queries_ask_for_no_model(
 def test_evaluation_of_a_typo_names_both(config: Path) -> None:
     with pytest.raises(VideoOPDError, match="give --model the folder .* or its name on the hub"):
         evaluate_command(str(config), lambda name: Run.open(name), model=Path("nothing"))
+
+
+def test_a_run_knows_its_commits_before_it_imports_anything(
+    cache: Path, write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.stage.prepare.import_annotations", killed)
+    config = write_config(tmp_path, QUICK)
+    with pytest.raises(KeyboardInterrupt), opened(str(config)):
+        pass
+    commits = run_folder.hub_commits(tmp_path / "run")
+    assert commits == {"Tiny/Student": FIRST, "Tiny/Teacher@v1": SECOND}

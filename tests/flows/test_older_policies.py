@@ -182,6 +182,7 @@ def test_names_are_given_once_and_taken_off(five_rounds: Path, told: Told, tmp_p
     )
     assert "is no name" in told("tag", f"{run}@1", "two words", code=2)
     assert "always stays" in told("tag", f"{run}@0", "base", code=2)
+    assert "is a word of policies.keep" in told("tag", f"{run}@1", "best", code=2)
     assert "has no policy 9" in told("tag", f"{run}@9", "x", code=2)
     told("tag", f"{run}@1", "paper", "--remove")
     assert told("tag", run, "paper") == f"policy 5 of {run} is tagged paper\n"
