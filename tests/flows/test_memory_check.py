@@ -80,34 +80,22 @@ def test_annotated_videos_that_are_short_are_not_refused_for_the_budget(
     refuse_what_cannot_fit(load_config(path), ["rollout"])
 
 
-def test_a_batch_larger_than_the_eval_split_is_not_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("stage", "split", "large"), [
+    ("evaluate", "eval", ("evaluate.prompts_per_batch",)),
+    ("rollout", "train", ("rollout.prompts_per_batch", "rollout.examples_per_round")),
+])  # fmt: skip
+def test_no_more_is_counted_than_is_annotated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, split: str, large: tuple[str, ...]
 ) -> None:
-    path = write_config(tmp_path, "Qwen3-VL-2B", **{"evaluate.prompts_per_batch": 100_000})
+    path = write_config(tmp_path, "Qwen3-VL-2B", **dict.fromkeys(large, 100_000))
     on_card = Machine(card("H100"), None)
     monkeypatch.setattr("opd_core.plan.plan_of_config.this_machine", lambda _: on_card)
-    with pytest.raises(VideoOPDError, match="^evaluate needs"):
-        refuse_what_cannot_fit(load_config(path), ["evaluate"])
+    with pytest.raises(VideoOPDError, match=f"^{stage} needs"):
+        refuse_what_cannot_fit(load_config(path), [stage])
     line = {"source": "x", "video_path": "a.mp4", "duration": 8.0,
             "events": [{"query": "one", "span": [[0.0, 1.0]]}]}  # fmt: skip
-    (tmp_path / "eval.jsonl").write_text(json.dumps(line) + "\n")
-    refuse_what_cannot_fit(load_config(path), ["evaluate"])
-
-
-def test_a_round_larger_than_its_annotations_is_not_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_config(tmp_path, "Qwen3-VL-2B", **{"rollout.prompts_per_batch": 100_000,
-                                                    "rollout.examples_per_round": 100_000,
-                                                    "update.examples_per_step": 100_000})  # fmt: skip
-    on_card = Machine(card("H100"), None)
-    monkeypatch.setattr("opd_core.plan.plan_of_config.this_machine", lambda _: on_card)
-    with pytest.raises(VideoOPDError, match="^rollout needs"):
-        refuse_what_cannot_fit(load_config(path), ["rollout"])
-    line = {"source": "x", "video_path": "a.mp4", "duration": 8.0,
-            "events": [{"query": "one", "span": [[0.0, 1.0]]}]}  # fmt: skip
-    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
-    refuse_what_cannot_fit(load_config(path), ["rollout"])
+    (tmp_path / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    refuse_what_cannot_fit(load_config(path), [stage])
 
 
 def test_a_device_that_is_not_known_and_a_folder_without_a_model_are_left_to_others(
