@@ -18,7 +18,7 @@ from opd_core.types import GroundingExample, Span
 CHAT_TOKENS = 8
 """Of the chat around a question, in Qwen's template."""
 MARKS = 2
-"""Around the vision tokens of a frame pair, or of a video."""
+"""Around the vision tokens of a frame pair, and around a video."""
 SENTENCE = "the person opens the door and walks into the room"
 """Stands for a sentence where no annotations are at hand."""
 _PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
@@ -159,7 +159,8 @@ class Lengths:
         if self.shape.family.grids == "one a video":
             return Video(frames, vision, MARKS)
         middle = frames / settings.fps / 2
-        return Video(frames, vision, pairs * (self.count(f"<{middle:.1f} seconds>") + MARKS))
+        each = self.count(f"<{middle:.1f} seconds>") + MARKS
+        return Video(frames, vision, pairs * each + MARKS)
 
 
 def _mean(values: Sequence[int]) -> int:

@@ -11,16 +11,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opd_core.annotations.control_tokens import control_fault, control_tokens
+from opd_core.config.load import load_config
 from opd_core.extensions import TEMPLATES
 from opd_core.model.architectures import QWEN3_VL
 from opd_core.model.token_text import token_texts
 from opd_core.model.vocabulary import end_token_ids, excluded_token_ids
+from opd_core.plan.lengths import Annotations, Lengths
+from opd_core.plan.shapes import shape_in
+from opd_core.plan.tokens import counter
 from opd_core.prompts.encoder import PromptEncoder
 from opd_core.prompts.faults import CheckedPrompts, UnusableExample
 from opd_core.types import Span
 from opd_core.video.clip import VideoClip
 from tests import qwen_vocabulary
 from tests.qwen_vocabulary import CONTROL, RANKS, ROWS, SPECIAL, SPLIT
+from tests.tiny_config import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +139,24 @@ def test_a_prompt_is_what_its_text_says_token_by_token(
     )
     asks = len(reference.encode(question))
     assert len(prompt.token_ids) == 3 * each + 2 + chat + asks, "nothing else costs a token"
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_plan_counts_the_tokens_that_a_prompt_has(encoder: PromptEncoder, name: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (6, 64, 64, 3), dtype=np.uint8)
+    clip = VideoClip.of(frames, range(6), 2.0, 6, "pyav")
+    query = "a person opens a door"  # its ends do not melt into the signs around it
+    asked = PromptEncoder(encoder.folder, TEMPLATES[name].text)
+    (prompt,) = asked.encode(clip, [query])
+    config = load_config(
+        ROOT / "configs" / "video_opd_qwen3vl.toml",
+        ["video.max_video_tokens=12", "video.max_frame_tokens=4", f"prompt.template={name!r}"],
+    )
+    shape = shape_in(config.student.path)[0]
+    count = counter(encoder.folder)
+    annotated = Annotations((3.0,), (1,), count(query))
+    planned = Lengths(config, shape, annotated, count)
+    assert planned.longest.tokens + sum(planned.question) == len(prompt.token_ids)
 
 
 def test_rows_that_are_no_token_and_placeholders_are_said_by_nobody(encoder: PromptEncoder) -> None:

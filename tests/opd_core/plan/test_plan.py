@@ -164,8 +164,8 @@ def test_lengths_follow_the_annotated_videos() -> None:
     assert told.mean.vision == (10 * 100 + 8192) / 2
     assert told.sentences == 1.5
     assert told.annotations is not None and told.annotations.words == 2
-    # `<5.0 seconds>` is six tokens, and two marks.
-    assert lengths_of(config, [example("a", 10.0, "x")]).longest.stamps == 10 * 8
+    # `<5.0 seconds>` is six tokens, and two marks; two more are around the video.
+    assert lengths_of(config, [example("a", 10.0, "x")]).longest.stamps == 10 * 8 + 2
 
 
 def test_a_tree_counts_its_video_once() -> None:
