@@ -144,7 +144,7 @@ def test_a_prompt_is_what_its_text_says_token_by_token(
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_plan_counts_the_tokens_that_a_prompt_has(encoder: PromptEncoder, name: str) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (6, 64, 64, 3), dtype=np.uint8)
-    clip = VideoClip.of(frames, range(6), 2.0, 6, "pyav")
+    clip = VideoClip.of(frames, tuple(range(6)), 2.0, 6, "pyav")
     query = "a person opens a door"  # its ends do not melt into the signs around it
     asked = PromptEncoder(encoder.folder, TEMPLATES[name].text)
     (prompt,) = asked.encode(clip, [query])
