@@ -111,6 +111,7 @@ class Run(RunPolicies):
         """
         path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
         run_folder.refuse_foreign(path)
+        run_folder.refuse_file_system(path)
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
             run_folder.build(path, config_hash, student, teacher)
             run = cls(path, config_hash, student)

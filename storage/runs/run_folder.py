@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from typing import Any
 from opd_core.hub.name import cached_model
 from opd_core.types import VideoOPDError
 from storage import locks
-from storage.files import disk_troubles, short, told_by_disk, write_json
+from storage.file_system import PROBE, refuse_lacking
+from storage.files import disk_troubles, make_folder, short, told_by_disk, write_json
 from storage.hashes import WeightsCache
 from storage.runs.policies import published_hash
 from storage.tables.provenance import git_commit
@@ -39,6 +39,14 @@ _LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
 
 def lock_file(path: Path, stage: str) -> Path:
     return path / ".locks" / f"{stage}.lock"
+
+
+def refuse_file_system(path: Path) -> None:
+    """Makes the folder of the run's locks, and raises `VideoOPDError` where its file system does
+    not give what a run needs."""
+    locks_folder = lock_file(path, "").parent
+    make_folder(locks_folder)
+    refuse_lacking(locks_folder)
 
 
 def weights_cache(path: Path) -> WeightsCache:
@@ -76,8 +84,9 @@ def refuse_foreign(path: Path) -> None:
     """Raises `VideoOPDError` when `path` holds anything that is no run, finished or begun."""
     if not path.exists() or (path / RUN_FILE).exists():
         return
+    ours = (*_LEFTOVERS, PROBE)
     if path.is_dir() and all(
-        p.name in _OWN_NAMES or p.name.startswith(_LEFTOVERS) for p in path.iterdir()
+        p.name in _OWN_NAMES or p.name.startswith(ours) for p in path.iterdir()
     ):
         return
     raise VideoOPDError(f"{path} is not empty and no run; set run.path to a new or empty folder")
@@ -164,7 +173,7 @@ def check_place(path: Path) -> None:
         raise VideoOPDError(f"{there} is a file, and run.path = {path}; set run.path to a folder")
     with disk_troubles(there):
         try:  # the answer of the disk itself: /proc lets root in and takes nothing
-            Path(tempfile.mkdtemp(prefix=".videoopd-", dir=there)).rmdir()
+            refuse_lacking(there)
         except OSError as error:
             if told_by_disk(error):
                 raise
