@@ -215,7 +215,12 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
 
         set_threads(loaded.machine.threads)
     run = Run.create(
-        loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
+        loaded.run.path,
+        loaded.to_json(),
+        loaded.hash,
+        loaded.student.path,
+        loaded.teacher.path,
+        loaded.storage.tables,
     )
     remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)

@@ -5,6 +5,7 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NewType, Self
@@ -31,6 +32,16 @@ class RunSection(Section):
     path: Path
     """Folder of the run: tables, checkpoints, logs."""
     seed: int = 0
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_a_folder(cls, path: object) -> object:
+        if "://" in str(path):
+            raise ValueError(
+                f"run.path = {str(path)!r} is an object store, which has neither the locks nor the "
+                "renames of a run; set run.path to a folder, and storage.tables to the store"
+            )
+        return path
 
 
 class DataSection(Section):
@@ -403,6 +414,19 @@ class StorageSection(Section):
     """Finished rollouts, scores and answers are appended once so much time has passed since the
     last append, and when a stage ends or fails. A process that is killed outright loses at most
     what was finished since, and the batch it was working on. 0: each batch by itself."""
+    tables: Annotated[str | None, LATER] = None
+    """`s3://bucket/prefix`: where a new run puts its tables, and nothing else. Keys and address are
+    the environment's. None: in run.path."""
+
+    @field_validator("tables")
+    @classmethod
+    def _is_a_store(cls, tables: str | None) -> str | None:
+        if tables is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", tables):
+            raise ValueError(
+                f"storage.tables = {tables!r} is no object store that tables can be in; set it to "
+                "s3://BUCKET/PREFIX, or leave it out and set run.path"
+            )
+        return tables
 
 
 class MachineSection(Section):

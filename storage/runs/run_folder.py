@@ -24,6 +24,7 @@ from storage.file_system import PROBE, refuse_lacking
 from storage.files import disk_troubles, make_folder, short, told_by_disk, write_json
 from storage.hashes import WeightsCache
 from storage.runs.policies import published_hash
+from storage.tables import place
 from storage.tables.provenance import git_commit
 from storage.tables.schemas import SCHEMA_VERSION, TABLES
 from storage.tables.lance_tables import Tables
@@ -53,8 +54,11 @@ def weights_cache(path: Path) -> WeightsCache:
     return WeightsCache(path / ".cache" / "weights.json")
 
 
-def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
-    """Tables, folders and `run.json`, where there is none; the caller holds the run's lock."""
+def build(
+    path: Path, config_hash: str, student: Path, teacher: Path, store: str | None = None
+) -> None:
+    """Tables (below `store`, where one is given), folders and `run.json`, where there is none; the
+    caller holds the run's lock."""
     if (path / RUN_FILE).exists():
         return
     cache = weights_cache(path)
@@ -75,7 +79,7 @@ def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-    Tables.create(path / "tables")
+    Tables.create(path / "tables", store)
     (path / "policies").mkdir(exist_ok=True)
     write_json(path / RUN_FILE, content)
 
@@ -166,6 +170,20 @@ def remember_hub_commits(path: Path, commits: Mapping[str, str]) -> None:
         write_json(path / HUB_FILE, {**commits, **known})
 
 
+def refuse_other_store(path: Path, store: str | None) -> None:
+    """Raises `VideoOPDError` where the tables of a run are elsewhere than in the `store` that its
+    config asks for; one that asks for none takes them where they are."""
+    if store is None or not (path / "tables").exists():
+        return
+    here = place.store_of(path / "tables")
+    if here is None or not here.startswith(f"{store.rstrip('/')}/"):
+        raise VideoOPDError(
+            f"the tables of {path} are in {here or 'its folder'}, and storage.tables = {store}; take"
+            " that key out of the config (tables stay where their run began), or set run.path to"
+            " another folder"
+        )
+
+
 def check_place(path: Path) -> None:
     """Raises `VideoOPDError` where a run cannot be made or written at `path`."""
     there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
@@ -233,6 +251,7 @@ def _remove(path: Path, missing: Sequence[Path]) -> None:
             locks.held(lock_file(path, "create"), "remove", timeout=0.0),
             locks.held(lock_file(path, "round"), "remove", timeout=0.0),
         ):
+            place.drop(path / "tables")
             for content in path.iterdir():
                 if content.name in _MADE_FIRST or content.name.startswith(_LEFTOVERS):
                     shutil.rmtree(content) if content.is_dir() else content.unlink()
