@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import cast
 
 from opd_core.cluster.resources import cluster_of, of_worker, refuse_too_few
 from opd_core.config.load import Config
@@ -71,7 +71,9 @@ def _installed() -> ModuleType:
             "[cluster] needs Ray, which is not installed here; install it with "
             '`pip install "videoopd[cluster]"`, or remove the section'
         )
-    return import_module("ray")
+    import ray
+
+    return cast(ModuleType, ray)
 
 
 def _connect(config: Config) -> None:
@@ -82,14 +84,14 @@ def _connect(config: Config) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
         cores = section.workers * of_worker(config, cards_there=0).cores
-        ray.init(
-            "local",  # RAY_ADDRESS does not count
-            num_cpus=max(cores, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        with _on_loopback():
+            ray.init(
+                "local",  # RAY_ADDRESS does not count
+                num_cpus=max(cores, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
         return
     fix = "start it there (`ray start --head`), or correct or remove cluster.address"
     if section.address != "auto":
@@ -101,6 +103,19 @@ def _connect(config: Config) -> None:
         raise VideoOPDError(
             f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}"
         ) from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts meanwhile listens on 127.0.0.1 alone, as by default on macOS and Windows
+    (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which it reads when it is imported)."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _refuse_silent(address: str, fix: str) -> None:
