@@ -149,6 +149,12 @@ def _store() -> Iterator[Row]:
     return store_rows()
 
 
+def _decoding() -> Iterator[Row]:
+    from flows.bench.decoding import decoding_rows
+
+    return decoding_rows()
+
+
 def _kills() -> Iterator[Row]:
     from flows.bench.kills import kills_rows
 
@@ -335,6 +341,7 @@ BENCHES = {
     "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
     ACCELERATOR: Bench("Qwen3-VL-2B and -8B shapes on CUDA (10 minutes)", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
+    "decoding": Bench("frames of a video file that one core decodes a second", _decoding),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),
     "quantised-teacher": Bench(
