@@ -415,6 +415,20 @@ class MachineSection(Section):
     loaded. false: try all the same."""
 
 
+class ClusterSection(Section):
+    """Workers on Ray for validate, rollout, score, evaluate and update, on this machine or on many;
+    without the section a stage computes in its own process. How many there are changes no row."""
+
+    workers: Positive
+    """Processes that compute side by side, each with an engine of its own."""
+    devices_per_worker: Positive = 1
+    """Cards of one worker; several for vllm.tensor_parallel_size. On a CPU it has none, and
+    machine.threads cores (one where that is 0)."""
+    address: str | None = None
+    """`auto` or `host:port`: a Ray cluster that is there already. None: Ray is started on this
+    machine, and ends with the command."""
+
+
 class VLLMSection(Section):
     """Settings of every stage whose engine is vLLM."""
 
