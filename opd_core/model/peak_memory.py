@@ -1,7 +1,8 @@
-"""The most memory that this process has held since a moment.
+"""The most memory that this process, or one that worked for it, has held since a moment.
 
 Of an accelerator what torch has allocated there, where this process uses one; else what of the
-process was resident. Other processes (an engine's, decoders) are not counted.
+process was resident. Other processes (an engine's, decoders) are not counted, unless they say
+themselves what they held.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from typing import Literal
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
+Kind = Literal["cuda", "process"]
+_elsewhere: tuple[int, Kind] | None = None
+
 
 def begin() -> None:
     """From now on. Where the system cannot forget its own record, that goes on."""
+    global _elsewhere
+    _elsewhere = None
     if (cuda := _cuda()) is not None:
         cuda.reset_peak_memory_stats()
     try:
@@ -26,8 +32,21 @@ def begin() -> None:
         pass
 
 
-def peak() -> tuple[int, Literal["cuda", "process"]]:
+def held_elsewhere(size: int, of: Kind) -> None:
+    """A process that worked for this one held `size` bytes at most: the largest counts."""
+    global _elsewhere
+    _elsewhere = max((size, of), _elsewhere or (size, of))
+
+
+def peak() -> tuple[int, Kind]:
     """Bytes since `begin`, and of what."""
+    here = _here()
+    if _elsewhere is None:
+        return here
+    return _elsewhere if _elsewhere[1] != here[1] else max(_elsewhere, here)
+
+
+def _here() -> tuple[int, Kind]:
     if (cuda := _cuda()) is not None:
         return int(cuda.max_memory_allocated()), "cuda"
     if _STATUS.exists():
