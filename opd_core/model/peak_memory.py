@@ -1,8 +1,8 @@
-"""The most memory that this process, or one that worked for it, has held since a moment.
+"""The most memory that this process has held since a moment.
 
 Of an accelerator what torch has allocated there, where this process uses one; else what of the
-process was resident. Other processes (an engine's, decoders) are not counted, unless they say
-themselves what they held.
+process was resident. Other processes (an engine's, decoders) are not counted, but for workers,
+which report theirs: where there are any, the one that has held most.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def begin() -> None:
         pass
 
 
-def held_elsewhere(size: int, of: Kind) -> None:
-    """A process that worked for this one held `size` bytes at most: the largest counts."""
+def held_elsewhere(peak: int, of: Kind) -> None:
+    """A worker has held so many bytes."""
     global _elsewhere
-    _elsewhere = max((size, of), _elsewhere or (size, of))
+    _elsewhere = max(_elsewhere or (0, of), (peak, of))
 
 
 def peak() -> tuple[int, Kind]:
     """Bytes since `begin`, and of what."""
-    here = _here()
+    own = _own()
     if _elsewhere is None:
-        return here
-    return _elsewhere if _elsewhere[1] != here[1] else max(_elsewhere, here)
+        return own
+    return max(own, _elsewhere) if own[1] == _elsewhere[1] else _elsewhere
 
 
-def _here() -> tuple[int, Kind]:
+def _own() -> tuple[int, Kind]:
     if (cuda := _cuda()) is not None:
         return int(cuda.max_memory_allocated()), "cuda"
     if _STATUS.exists():

@@ -64,6 +64,15 @@ class Ranks:
                 raise of_rank if fault is None else fault
         return done
 
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What `work` gives here. One after the other does it, so that what it takes for a moment
+        is taken once on a machine."""
+        for rank in range(self.size):
+            if rank == self.rank:
+                done = work()
+            self.gathered(None)
+        return done
+
     def of_first(self, one: T) -> T:
         """What the first rank has."""
         return self.gathered(one)[0]

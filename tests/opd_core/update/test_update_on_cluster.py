@@ -88,7 +88,7 @@ def test_an_update_whose_rank_is_killed_ends_as_one_process_does(
 def test_an_update_whose_driver_is_killed_goes_on(played: Round, tmp_path: Path) -> None:
     from contextlib import nullcontext
 
-    import cloudpickle  # type: ignore[import-not-found]
+    import cloudpickle
 
     config = played.with_settings(*CLUSTER)
     work = asked(played, config, tmp_path / "killed", nullcontext)
