@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -22,7 +23,7 @@ from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
 from flows.stage.given_up import given_up
-from flows.stage.prepare import Work
+from flows.stage.prepare import Work, decoding_once
 from flows.stage.read_data import changes_of_round
 from flows.stage.task import StageFunction as stage
 from flows.stage.typed_config import config_words
@@ -294,7 +295,8 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if policy.version < run.current_policy().version and not begun.again:
         return Done()
     work.about_to_work()
-    from opd_core.update.student import Trained, TrainerFolders, plan_steps, update_student
+    from opd_core.update.on_cluster import Asked, update_asked
+    from opd_core.update.student import Trained, TrainerFolders, plan_steps
 
     restart = work.continuation(policy)
     selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
@@ -342,17 +344,17 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             mention(f"update: goes on at step {done} of {steps}")
             advance(done)
 
-        result = update_student(
+        asked = Asked(
             work.config,
             policy,
             trained,
             staging,
-            lambda _: advance(1),
             run.policy(0).path,
             trainer,
             restart is not None,
-            going_on,
+            partial(decoding_once, work.config),
         )
+        result = update_asked(asked, lambda _: advance(1), going_on)
     new = run.publish_policy(staging, policy, trainer.new)
     first = result.first_step
     row = Update(

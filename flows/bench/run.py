@@ -118,6 +118,12 @@ def _trees() -> Iterator[Row]:
     return tree_rows(REPETITIONS)
 
 
+def _sharded_update() -> Iterator[Row]:
+    from flows.bench.sharded_update import sharded_update_rows
+
+    return sharded_update_rows(REPETITIONS)
+
+
 def _sampling() -> Iterator[Row]:
     from flows.bench.trees import rollout_count_rows, sampling_row
 
@@ -334,6 +340,7 @@ class Bench:
 
 BENCHES = {
     "trees": Bench("prefix trees against separate sequences: score and update", _trees),
+    "sharded-update": Bench("an update by two ranks against one process", _sharded_update),
     "sampling": Bench("HF sampling from one prefill; whole rounds by rollouts", _sampling),
     "claims-cost": Bench(
         "a step of OPD-1 against GRPO-8, prompts repeated and shared", _claims_cost

@@ -39,7 +39,7 @@ from opd_core.config.sections import (
     VideoSection,
     VLLMSection,
 )
-from opd_core.extensions import ENGINES, OBJECTIVES
+from opd_core.extensions import ENGINES, OBJECTIVES, TRAINER
 from opd_core.hub.name import hub_model
 from opd_core.types import VideoOPDError
 
@@ -127,6 +127,12 @@ class Config(ChoosingSection):
             raise ValueError(
                 f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
                 f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
+            )
+        shards = 1 if self.cluster is None else self.cluster.teacher_shards
+        if shards > 1 and (self.teacher.engine, quantise) != (TRAINER, "none"):
+            raise ValueError(
+                "cluster.teacher_shards is of teacher.engine = 'hf' and teacher.quantise = 'none'; "
+                "set them so, or cluster.teacher_shards = 1"
             )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and not scorer.whole_distribution:

@@ -448,9 +448,22 @@ class ClusterSection(Section):
     devices_per_worker: Positive = 1
     """Cards of one worker; several for vllm.tensor_parallel_size. On a CPU it has none, and
     machine.threads cores (one where that is 0)."""
+    teacher_shards: Positive = 1
+    """Processes of a worker, a card each, that hold the teacher together (FSDP2), where it is
+    larger than a card and its engine is `hf`; at most devices_per_worker."""
     address: str | None = None
     """`auto` or `host:port`: a Ray cluster that is there already. None: Ray is started on this
     machine, and ends with the command."""
+
+    @model_validator(mode="after")
+    def _shards_have_cards(self) -> Self:
+        if self.teacher_shards > self.devices_per_worker:
+            raise ValueError(
+                f"cluster.teacher_shards = {self.teacher_shards} needs as many cards, and "
+                f"cluster.devices_per_worker is {self.devices_per_worker}; raise that, or lower "
+                "cluster.teacher_shards"
+            )
+        return self
 
 
 class VLLMSection(Section):
