@@ -16,6 +16,7 @@ from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from flows.stage.shared_folders import refuse_unshared
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.cluster.connection import staying_connected
 from opd_core.config.load import Config, load_config
@@ -228,6 +229,8 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     with run.exclusive("round"):
         import_annotations(run, loaded)
         with frames, staying_connected():
+            if not looking:
+                refuse_unshared(loaded)
             yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 

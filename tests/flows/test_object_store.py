@@ -33,7 +33,7 @@ def test_a_killed_round_in_a_store_ends_as_one_in_a_folder(
 ) -> None:
     in_folder = write_config(tmp_path / "folder")
     in_store = write_config(tmp_path / "store", {"storage.tables": store})
-    assert launch(in_store, "before write:append", 9) == -9
+    assert launch(in_store, "before write:append", 4) == -9
     for config in (in_folder, in_store):
         assert launch(config) == 0, config.with_name("log.txt").read_text()
     run = in_store.with_name("run")

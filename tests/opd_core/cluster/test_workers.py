@@ -69,5 +69,7 @@ def test_two_workers_give_the_rows_of_one_process(config: Config, clustered: Con
     tokens, engine = token_count.total(), idle_time.total()
     peak_memory.begin()
     there = sampled(clustered, examples)
-    print(token_count.total()-tokens, idle_time.total().working-engine.working, peak_memory.peak())
+    print(
+        token_count.total() - tokens, idle_time.total().working - engine.working, peak_memory.peak()
+    )
     assert there == here
