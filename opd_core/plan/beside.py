@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from opd_core.plan.memory import BYTES, Setting, answers_of_teacher, weights_bytes
 from opd_core.plan.parameters import parameters_of
-from opd_core.plan.work import StageWork, disk
+from opd_core.plan.work import StageWork, disk, stored_video
 
-DECODED = 550.0
-"""Frames a second of one core, 1280x720; measured (`bench decoding`)."""
+DECODED = 390.0
+"""Frames a second of one core, 1280x720 at 2.8 Mbit/s; measured (`bench decoding`)."""
 FILMED = 30.0
 """Frames a second of a video file; taken. All are decoded, few are seen."""
 APPENDED = 25_000.0
@@ -57,13 +57,11 @@ def beside(
 
 
 def _decoding(setting: Setting, work: Mapping[str, StageWork]) -> Beside:
-    lengths, tower = setting.lengths, setting.student.tower
+    lengths = setting.lengths
     passes = {stage: w.videos for stage, w in work.items()}
     first = passes.pop("evaluate", 0.0) + max(passes.values(), default=0.0)
     seen = sum(w.videos for w in work.values())
-    kept = min(
-        1.0, disk(setting).frames / max(1.0, first * lengths.mean.vision * tower.frame_bytes)
-    )
+    kept = min(1.0, disk(setting).frames / max(1.0, first * stored_video(setting)))
     decoded = first + (seen - first) * (1 - kept)
     seconds = lengths.mean.frames / setting.config.video.fps
     cores = setting.devices * CORES
