@@ -200,8 +200,11 @@ def _told(
     """What ranks tell, and meanwhile it is handed on here. A step that is made again, because its
     ranks died before it was saved, is told once."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    steps = ray.remote(num_cpus=0)(_Steps).remote()
+    # On this machine: it has to outlive that of any rank.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    steps = ray.remote(num_cpus=0, scheduling_strategy=here)(_Steps).remote()
     ended = threading.Event()
     known = 0
 
