@@ -36,7 +36,6 @@ def two_machines(cores: int = 1) -> Iterator[Any]:
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
-        "RAY_AUTH_MODE": "token",
     }
     with (
         patch.dict(os.environ, environment),
