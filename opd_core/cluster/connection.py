@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -84,7 +85,9 @@ def _connect(config: Config) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
         cores = section.workers * of_worker(config, cards_there=0).cores
-        with _on_loopback():
+        with _on_loopback(), warnings.catch_warnings():
+            # Lance warns of any fork, also of one that another program follows.
+            warnings.filterwarnings("ignore", "lance is not fork-safe")
             ray.init(
                 "local",  # RAY_ADDRESS does not count
                 num_cpus=max(cores, os.cpu_count() or 1),

@@ -38,15 +38,6 @@ def test_an_address_that_is_none(address: str, told: str) -> None:
         joined(address)
 
 
-def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-    if ray.is_initialized():
-        pytest.skip("another test of this process has joined one")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(VideoOPDError, match="Could not find any running Ray.*ray start --head"):
-        joined("auto")
-
-
 def test_a_stage_without_the_section_imports_no_ray() -> None:
     code = (
         "import sys, flows.stages, opd_core.rollout.answers, opd_core.scoring.trees\n"
