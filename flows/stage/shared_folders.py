@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from opd_core.cluster.connection import connected
@@ -21,7 +20,7 @@ def refuse_unshared(config: Config) -> None:
         return
     folders = [config.run.path, config.student.path, config.teacher.path, config.data.videos]
     with connected(config), shown(lock_file(config.run.path, "").parent) as here:
-        for host, (missing, lacking) in on_other_machines(partial(_seen, here, folders)).items():
+        for host, (missing, lacking) in on_other_machines(_seen, here, folders).items():
             if missing is not None:
                 raise VideoOPDError(
                     f"machine {host} of the cluster has no folder {missing}; put it on a file "

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from opd_core.types import VideoOPDError
 
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 PATIENCE_SECONDS = 120.0
 """For all of them to answer; a machine imports the program first."""
 
 
-def on_other_machines(ask: Callable[[], Answer]) -> dict[str, Answer]:
-    """Host -> what `ask` returns there; this process is connected, and its machine is left out.
+def on_other_machines(
+    ask: Callable[P, Answer], *given: P.args, **named: P.kwargs
+) -> dict[str, Answer]:
+    """Host -> what the function `ask` returns there, for all machines but that of this process.
 
     Raises `VideoOPDError` naming a machine that cannot run it, or does not answer.
     """
@@ -27,7 +30,9 @@ def on_other_machines(ask: Callable[[], Answer]) -> dict[str, Answer]:
         if node["Alive"] and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(ask)
-            asked[remote.remote()] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            asked[remote.remote(*given, **named)] = (
+                f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            )
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE_SECONDS) \
         if asked else ([], [])  # fmt: skip
     if silent:
