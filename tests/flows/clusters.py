@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS = 1500.0
 STAGES = ("validate", "rollout", "score", "update", "evaluate")
 
 

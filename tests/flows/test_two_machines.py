@@ -26,7 +26,7 @@ from tests.flows.clusters import (
 from tests.flows.conftest import WriteConfig
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.kill, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.kill, pytest.mark.timeout(2400)]
 
 ROUND = {
     "cluster.workers": 2,
