@@ -32,7 +32,7 @@ from opd_core.scoring.trees import Scoring
 from opd_core.types import GroundingExample, Policy, Rollout
 
 WORKERS = 2
-EXAMPLES, ROLLOUTS, PROMPTS = 96, 8, 4
+EXAMPLES, ROLLOUTS, PROMPTS = 96, 8, 12
 SMALL, LARGE = 100, 10_000
 SPEED, MEMORY_MIB = 1.7, 100
 

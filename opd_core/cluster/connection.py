@@ -30,6 +30,8 @@ PATIENCE_SECONDS = 5.0
 
 _guard = threading.RLock()
 _users = 0
+_is_ours = False
+"""Whether the connection was made here, and is to be ended here."""
 
 
 @contextmanager
@@ -39,10 +41,12 @@ def connected(config: Config) -> Iterator[None]:
     Raises `VideoOPDError` where Ray is not installed, the address does not answer, or the cluster
     has less than the workers need.
     """
+    global _is_ours
     with staying_connected():
         with _guard:
             ray = _installed()
             if not ray.is_initialized():
+                _is_ours = True
                 _connect(config)
             refuse_too_few(config, ray.cluster_resources())
         yield
@@ -148,5 +152,7 @@ def _refuse_silent(address: str, fix: str) -> None:
 
 
 def _disconnect() -> None:
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+    global _is_ours
+    if _is_ours and (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()
+    _is_ours = False
