@@ -13,19 +13,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 PATIENCE_SECONDS = 1500.0
 STAGES = ("validate", "rollout", "score", "update", "evaluate")
 
 
 @contextmanager
-def two_machines(cores: int = 1) -> Iterator[Any]:
+def two_machines(cores: int = 1) -> Iterator[Cluster]:
     """A head without cores for work, and two machines with some; all are gone at the end.
 
     They and those who join them listen on 127.0.0.1 alone.
@@ -52,12 +55,12 @@ def two_machines(cores: int = 1) -> Iterator[Any]:
             cluster.shutdown()
 
 
-def machine(cores: int) -> dict[str, Any]:
+def machine(cores: int) -> dict[str, object]:
     """As `Cluster.add_node` takes it."""
     return {"num_cpus": cores, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
 
 
-def replace_machine(cluster: Any, node_id: str | None) -> None:
+def replace_machine(cluster: Cluster, node_id: str | None) -> None:
     """Kill that machine with all that runs there, or any that works; another one joins."""
     nodes = [node for node in cluster.worker_nodes if node_id in (None, node.node_id)]
     cluster.remove_node(nodes[0], allow_graceful=False)
@@ -86,14 +89,16 @@ def _wait_for_a_death(folder: Path, stage: str, node_id: str = "") -> None:
 
 
 def _arm(folder: Path) -> None:
+    from opd_core.cluster.dealing import Dealing
+    from opd_core.cluster.work import Loaded
     from opd_core.cluster.workers import Workers
     from opd_core.update import on_cluster
     from opd_core.update.student import UpdateResult
 
     hand_out = Workers._hand_out
 
-    def waiting(self: Workers[Any], *arguments: Any) -> None:
-        hand_out(self, *arguments)
+    def waiting(self: Workers[object], dealing: Dealing, loaded: Loaded) -> None:
+        hand_out(self, dealing, loaded)
         begun = any(member.hand for member in self._members)
         stage = self._work.stage
         made = self._work.policy
@@ -104,7 +109,7 @@ def _arm(folder: Path) -> None:
     setattr(Workers, "_hand_out", waiting)  # noqa: B010
     update_asked = on_cluster.update_asked
 
-    def dying(asked: on_cluster.Asked, *told: Any) -> UpdateResult:
+    def dying(asked: on_cluster.Asked, *told: Callable[..., None]) -> UpdateResult:
         within = partial(_dying_rank, folder, asked.within)
         return update_asked(replace(asked, within=within), *told)
 
@@ -112,7 +117,7 @@ def _arm(folder: Path) -> None:
 
 
 @contextmanager
-def _dying_rank(folder: Path, within: Callable[[], Any]) -> Iterator[None]:
+def _dying_rank(folder: Path, within: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """In a rank: before the second step the second one waits for its machine's death."""
     import ray
     from torch import distributed

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_a_machine_that_does_not_see_the_folders_is_named(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with two_machines() as cluster:
-        settings: dict[str, Any] = ROUND | {"cluster.address": cluster.address}
+        settings = ROUND | {"cluster.address": cluster.address}
         config = load_config(write_config(tmp_path, settings))
         locks = config.run.path / ".locks"
         locks.mkdir(parents=True)
@@ -83,22 +83,11 @@ def test_a_machine_that_does_not_see_the_folders_is_named(
         with pytest.raises(VideoOPDError, match=r"machine .* has no folder .*elsewhere; put it on"):
             refuse_unshared(gone)
 
-        def of_another_folder(folder: Path) -> Any:
+        def of_another_folder(folder: Path) -> AbstractContextManager[Shown]:
             with shown(folder) as here:
                 pass  # gone again: what a machine sees that has another folder there
-            return _entered(here)
+            return nullcontext(here)
 
         monkeypatch.setattr("flows.stage.shared_folders.shown", of_another_folder)
         with pytest.raises(VideoOPDError, match="seen from machine .* not the same folder there"):
             refuse_unshared(config)
-
-
-class _entered:
-    def __init__(self, here: Shown) -> None:
-        self.here = here
-
-    def __enter__(self) -> Shown:
-        return self.here
-
-    def __exit__(self, *_: object) -> None:
-        pass

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import pytest
 
@@ -92,7 +92,7 @@ def _moved_over(old: Path, new: Path) -> None:
     os.system(f"rm -rf {new} && mv {old} {new}")
 
 
-def _no_device(*_: object, **__: object) -> Any:
+def _no_device(*_: object, **__: object) -> NoReturn:
     raise OSError(errno.ENODEV, "No such device")
 
 
