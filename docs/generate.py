@@ -86,7 +86,11 @@ def config_page() -> str:
         "file with all of this in it."
     )
     fields = Config.model_fields.items()
-    sections_text = (b for name, field in fields for b in _section(name, section_of(field)))
+    sections_text = (
+        b
+        for name, field in fields
+        for b in _section(name, section_of(field), field.default is None)
+    )
     return _page("Config keys", head, *sections_text)
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
+from storage.file_system import NO_LOCKS, lacks
 from storage.files import disk_troubles, make_folder
 
 _POLL_SECONDS = 0.02
@@ -111,10 +112,7 @@ def _try(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        raise VideoOPDError(
-            f"the file system of {path.parent} has no file locks, which keep two writers apart;"
-            " put the run on one that has (a local disk, or NFS or Lustre mounted with flock)"
-        ) from None
+        raise lacks(path.parent, NO_LOCKS) from None
     return True
 
 

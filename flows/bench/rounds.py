@@ -97,6 +97,16 @@ def _drain(batches: Iterable[Batch[Any]]) -> list[Any]:
     return [record for batch in batches for record in batch.records]
 
 
+def trained_on(
+    config: Config, examples: Sequence[GroundingExample], rollouts: dict[str, list[Rollout]]
+) -> list[Trained]:
+    """What an update is given of these rollouts: all of them, with the teacher's scores."""
+    teacher = Policy(0, config.teacher.path, "teacher")
+    work = [(e, rollouts[e.example_id]) for e in examples]
+    scores = {s.rollout_id: s for s in _drain(score_rollouts(config, teacher, work))}
+    return _trained(examples, rollouts, scores)
+
+
 def _trained(
     examples: Sequence[GroundingExample],
     rollouts: dict[str, list[Rollout]],

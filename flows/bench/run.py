@@ -118,6 +118,12 @@ def _trees() -> Iterator[Row]:
     return tree_rows(REPETITIONS)
 
 
+def _sharded_update() -> Iterator[Row]:
+    from flows.bench.sharded_update import sharded_update_rows
+
+    return sharded_update_rows(REPETITIONS)
+
+
 def _sampling() -> Iterator[Row]:
     from flows.bench.trees import rollout_count_rows, sampling_row
 
@@ -147,6 +153,12 @@ def _store() -> Iterator[Row]:
     from flows.bench.store import store_rows
 
     return store_rows()
+
+
+def _decoding() -> Iterator[Row]:
+    from flows.bench.decoding import decoding_rows
+
+    return decoding_rows()
 
 
 def _kills() -> Iterator[Row]:
@@ -196,6 +208,13 @@ def _vllm() -> Iterator[Row]:
         config = world_config(Path(folder), seed=0)
         yield vllm_scoring_row(config, REPETITIONS)
         yield from engine_idle_rows(config, REPETITIONS)
+
+
+def _cluster() -> Iterator[Row]:
+    from flows.bench.cluster import cluster_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield from cluster_rows(world_config(Path(folder), seed=0), REPETITIONS)
 
 
 def _planned() -> Iterator[Row]:
@@ -328,6 +347,7 @@ class Bench:
 
 BENCHES = {
     "trees": Bench("prefix trees against separate sequences: score and update", _trees),
+    "sharded-update": Bench("an update by two ranks against one process", _sharded_update),
     "sampling": Bench("HF sampling from one prefill; whole rounds by rollouts", _sampling),
     "claims-cost": Bench(
         "a step of OPD-1 against GRPO-8, prompts repeated and shared", _claims_cost
@@ -335,8 +355,10 @@ BENCHES = {
     "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
     ACCELERATOR: Bench("Qwen3-VL-2B and -8B shapes on CUDA (10 minutes)", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
+    "decoding": Bench("frames of a video file that one core decodes a second", _decoding),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),
+    "cluster": Bench("two workers against one process; memory of who deals, tiny world", _cluster),
     "quantised-teacher": Bench(
         "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
     ),

@@ -15,6 +15,7 @@ from opd_core.config.sections import FRAMES_FOLDER
 from opd_core.hub.name import cached_model
 from storage.frames.store import usage
 from storage.stages import round_number
+from storage.tables import place
 from storage.tables.schemas import TABLES
 from storage.tables.takes import take_of
 
@@ -130,6 +131,8 @@ def status_of(run: Run, config: str | None = None) -> Status:
     state = round_state(run)
     hint = config or config_words(run)
     first = run.takes().in_the_way("draw", state.policy_version)
+    tables = tuple(_tables(run))
+    in_store = place.store_of(run.tables.folder) is not None
     go_on = first.command(hint) if first else f"videoopd run {hint}"
     stale = run.takes().stale()
     current = state.policy_version
@@ -138,7 +141,7 @@ def status_of(run: Run, config: str | None = None) -> Status:
         run=str(run.path),
         run_id=run.run_id,
         created_at=run.created_at,
-        bytes=_size(run.path),
+        bytes=_size(run.path) + (sum(table.bytes for table in tables) if in_store else 0),
         as_of_round=run.round,
         round=current + 1,
         missing=state.missing(),
@@ -153,7 +156,7 @@ def status_of(run: Run, config: str | None = None) -> Status:
         stale_rounds=tuple(range(later + 2, current + 2)),
         takes=tuple(_takes(run)),
         policies=tuple(_policies(run)),
-        tables=tuple(_tables(run)),
+        tables=tables,
         left_out=tuple(left_out(run)),
     )
 
@@ -194,7 +197,7 @@ def _policies(run: Run) -> Iterator[PolicyState]:
 
 def _tables(run: Run) -> Iterator[TableState]:
     for name, spec in TABLES.items():
-        size = _size(run.path / "tables" / f"{name}.lance")
+        size = place.size(run.tables.folder, name)
         yield TableState(name, count(run.scan(name)), size, spec.description)
 
 

@@ -12,6 +12,8 @@ from opd_core.config.toml_text import toml_value
 from opd_core.plan.plan import Machine, Model, Plan, StagePlan
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from opd_core.plan.memory import Part
     from opd_core.plan.remedies import Change
 
@@ -38,6 +40,8 @@ def print_plan(plan: Plan) -> None:
         hours = None if None in known else sum(h for h in known if h is not None)
         made.add_row("a round", "", "", "", "", "", "", number(hours, ".2f"))
         console().print(made)
+        if plan.beside:
+            console().print(_beside(plan))
         print("\n".join(_parts(plan)))
         print(_disk(plan))
     for stage in plan.stages:
@@ -45,6 +49,16 @@ def print_plan(plan: Plan) -> None:
             print(misfit(stage, plan.machine))
     if plan.fits:
         print(f"all stages fit {_place(plan.machine)}")
+
+
+def _beside(plan: Plan) -> Table:
+    """What many cards wait for."""
+    from flows.console.report import table
+
+    made = table("beside what the cards compute", "of", numbers=("hours",))
+    for line in plan.beside:
+        made.add_row(line.what, line.counted, f"{line.hours:.2f}")
+    return made
 
 
 def print_plan_as_json(plan: Plan) -> None:

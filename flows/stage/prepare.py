@@ -16,7 +16,9 @@ from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from flows.stage.shared_folders import refuse_unshared
 from opd_core.adapter_folder import base_folder, is_adapter
+from opd_core.cluster.connection import staying_connected
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
@@ -215,13 +217,20 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
 
         set_threads(loaded.machine.threads)
     run = Run.create(
-        loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
+        loaded.run.path,
+        loaded.to_json(),
+        loaded.hash,
+        loaded.student.path,
+        loaded.teacher.path,
+        loaded.storage.tables,
     )
     remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)
     with run.exclusive("round"):
         import_annotations(run, loaded)
-        with frames:
+        with frames, staying_connected():
+            if not looking:
+                refuse_unshared(loaded)
             yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 

@@ -12,14 +12,15 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from opd_core import registry
-from opd_core.config.section import ChoosingSection
+from opd_core.config.section import LATER, ChoosingSection
 from opd_core.config.sections import (
     FRAMES_FOLDER,
+    ClusterSection,
     DataSection,
     EvaluateSection,
     FocusSection,
@@ -38,7 +39,7 @@ from opd_core.config.sections import (
     VideoSection,
     VLLMSection,
 )
-from opd_core.extensions import ENGINES, OBJECTIVES
+from opd_core.extensions import ENGINES, OBJECTIVES, TRAINER
 from opd_core.hub.name import hub_model
 from opd_core.types import VideoOPDError
 
@@ -51,6 +52,7 @@ _CHANGES_NO_NUMBER = {
     ("update", "save_minutes"),  # it goes on as if it had not been killed
     "storage",  # how often rows are appended
     "policies",  # whose weights are kept
+    "cluster",  # how many compute it, and where
 }
 """What is not in the hash of a config: keys, and whole sections."""
 
@@ -73,6 +75,7 @@ class Config(ChoosingSection):
     vllm: VLLMSection = VLLMSection()
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
+    cluster: Annotated[ClusterSection | None, LATER] = None
 
     def chosen(self) -> Sequence[str]:
         return [self.rollout.engine, self.teacher.engine, self.evaluate.engine]
@@ -125,6 +128,12 @@ class Config(ChoosingSection):
                 f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
                 f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
             )
+        shards = 1 if self.cluster is None else self.cluster.teacher_shards
+        if shards > 1 and (self.teacher.engine, quantise) != (TRAINER, "none"):
+            raise ValueError(
+                "cluster.teacher_shards is of teacher.engine = 'hf' and teacher.quantise = 'none'; "
+                "set them so, or cluster.teacher_shards = 1"
+            )
         for name in ("teacher_entropy", "hidden_states"):
             if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
@@ -145,6 +154,24 @@ class Config(ChoosingSection):
             raise ValueError(
                 "update.offload = true keeps gradients in student.dtype, and float16 has no "
                 "numbers as small as they are; set student.dtype = 'bfloat16'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_have_their_cards(self) -> Self:
+        cluster, device = self.cluster, self.machine.device
+        if cluster is None or device == "cpu":
+            return self
+        if ":" in device:
+            raise ValueError(
+                f"machine.device = {device!r} is one card, and [cluster] gives each worker its "
+                "own; set machine.device = 'auto'"
+            )
+        cards = self.vllm.tensor_parallel_size
+        if "vllm" in self.chosen() and cards > cluster.devices_per_worker:
+            raise ValueError(
+                f"vllm.tensor_parallel_size = {cards} needs as many cards of a worker; set "
+                f"cluster.devices_per_worker = {cards}"
             )
         return self
 

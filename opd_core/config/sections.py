@@ -5,6 +5,7 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NewType, Self
@@ -31,6 +32,16 @@ class RunSection(Section):
     path: Path
     """Folder of the run: tables, checkpoints, logs."""
     seed: int = 0
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_a_folder(cls, path: object) -> object:
+        if "://" in str(path):
+            raise ValueError(
+                f"run.path = {str(path)!r} is an object store, which has neither the locks nor the "
+                "renames of a run; set run.path to a folder, and storage.tables to the store"
+            )
+        return path
 
 
 class DataSection(Section):
@@ -170,6 +181,9 @@ class ScoreSection(Section):
     `videoopd rescore` computes exact divergences without the teacher."""
     cache: Path | None = None
     """Folder of another run, whose scores of the same content are copied instead of computed."""
+    prompts_per_batch: Annotated[Positive, LATER] = 32
+    """Prompts whose rollouts are scored together, and appended together. Workers of [cluster] get a
+    batch at a time: with many of them, fewer balance better."""
 
 
 class FocusSection(ChoosingSection):
@@ -403,6 +417,19 @@ class StorageSection(Section):
     """Finished rollouts, scores and answers are appended once so much time has passed since the
     last append, and when a stage ends or fails. A process that is killed outright loses at most
     what was finished since, and the batch it was working on. 0: each batch by itself."""
+    tables: Annotated[str | None, LATER] = None
+    """`s3://bucket/prefix`: where a new run puts its tables, and nothing else. Keys and address are
+    the environment's. None: in run.path."""
+
+    @field_validator("tables")
+    @classmethod
+    def _is_a_store(cls, tables: str | None) -> str | None:
+        if tables is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", tables):
+            raise ValueError(
+                f"storage.tables = {tables!r} is no object store that tables can be in; set it to "
+                "s3://BUCKET/PREFIX, or leave it out and set run.path"
+            )
+        return tables
 
 
 class MachineSection(Section):
@@ -413,6 +440,33 @@ class MachineSection(Section):
     check_memory: bool = True
     """Refuse what by `videoopd plan` cannot fit into the memory that is there, before anything is
     loaded. false: try all the same."""
+
+
+class ClusterSection(Section):
+    """Workers on Ray for validate, rollout, score, evaluate and update, on this machine or on many;
+    without the section a stage computes in its own process. How many there are changes no row."""
+
+    workers: Positive
+    """Processes that compute side by side, each with an engine of its own."""
+    devices_per_worker: Positive = 1
+    """Cards of one worker; several for vllm.tensor_parallel_size. On a CPU it has none, and
+    machine.threads cores (one where that is 0)."""
+    teacher_shards: Positive = 1
+    """Processes of a worker, a card each, that hold the teacher together (FSDP2), where it is
+    larger than a card and its engine is `hf`; at most devices_per_worker."""
+    address: str | None = None
+    """`auto` or `host:port`: a Ray cluster that is there already. None: Ray is started on this
+    machine, and ends with the command."""
+
+    @model_validator(mode="after")
+    def _shards_have_cards(self) -> Self:
+        if self.teacher_shards > self.devices_per_worker:
+            raise ValueError(
+                f"cluster.teacher_shards = {self.teacher_shards} needs as many cards, and "
+                f"cluster.devices_per_worker is {self.devices_per_worker}; raise that, or lower "
+                "cluster.teacher_shards"
+            )
+        return self
 
 
 class VLLMSection(Section):

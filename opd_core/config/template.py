@@ -45,7 +45,7 @@ def config_template() -> str:
     """The text of the file."""
     lines = [f"# {line}".rstrip() for line in _HEAD.splitlines()]
     for name, field in Config.model_fields.items():
-        lines += ["", *_section((name,), section_of(field))]
+        lines += ["", *_section_in((name,), field)]
     lines += _of_parts((), Config)
     return "\n".join(lines) + "\n"
 
@@ -67,11 +67,13 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
                 yield from _comment(f"{part}: {known[part].about}", indent="      ")
     for name, field in inside:
         yield ""
-        if field.default is None:
-            yield from _optional_section((*place, name), section_of(field))
-        else:
-            yield from _section((*place, name), section_of(field))
+        yield from _section_in((*place, name), field)
     yield from _of_parts(place, model)
+
+
+def _section_in(place: tuple[str, ...], field: FieldInfo) -> Iterator[str]:
+    written = _optional_section if field.default is None else _section
+    yield from written(place, section_of(field))
 
 
 def _of_parts(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:

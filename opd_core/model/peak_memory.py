@@ -1,7 +1,8 @@
 """The most memory that this process has held since a moment.
 
 Of an accelerator what torch has allocated there, where this process uses one; else what of the
-process was resident. Other processes (an engine's, decoders) are not counted.
+process was resident. Other processes (an engine's, decoders) are not counted, but for workers,
+which report theirs: where there are any, the one that has held most.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from typing import Literal
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
+Kind = Literal["cuda", "process"]
+_elsewhere: tuple[int, Kind] | None = None
+
 
 def begin() -> None:
     """From now on. Where the system cannot forget its own record, that goes on."""
+    global _elsewhere
+    _elsewhere = None
     if (cuda := _cuda()) is not None:
         cuda.reset_peak_memory_stats()
     try:
@@ -26,8 +32,22 @@ def begin() -> None:
         pass
 
 
-def peak() -> tuple[int, Literal["cuda", "process"]]:
+def held_elsewhere(peak: int, of: Kind) -> None:
+    """A worker has held so many bytes."""
+    global _elsewhere
+    _elsewhere = max(_elsewhere or (0, of), (peak, of))
+
+
+def peak() -> tuple[int, Kind]:
     """Bytes since `begin`, and of what."""
+    own = of_this_process()
+    if _elsewhere is None:
+        return own
+    return max(own, _elsewhere) if own[1] == _elsewhere[1] else _elsewhere
+
+
+def of_this_process() -> tuple[int, Kind]:
+    """As `peak`, of no worker."""
     if (cuda := _cuda()) is not None:
         return int(cuda.max_memory_allocated()), "cuda"
     if _STATUS.exists():

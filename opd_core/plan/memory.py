@@ -24,8 +24,6 @@ from opd_core.plan.shapes import ModelShape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PREFILL_TOKENS = 16_384
 """Of a pack of prompts that are to be answered, in the engine `hf` (a test compares)."""
-SCORED_TOGETHER = 32
-"""Videos that are scored together (a test compares)."""
 DRAW_BYTES = 32
 """A token that could be said, while one is drawn in float64."""
 QUANTISED = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
@@ -244,8 +242,9 @@ def _score(setting: Setting) -> StageMemory:
     config, lengths = setting.config, setting.lengths
     weights, this = _frozen(setting, teacher=True)
     rollouts = config.rollout.rollouts_per_example
-    sentences = min(lengths.sentences, SCORED_TOGETHER)
-    videos = SCORED_TOGETHER / sentences
+    together = config.score.prompts_per_batch
+    sentences = min(lengths.sentences, together)
+    videos = together / sentences
     tree = lengths.tree(lengths.longest, sentences, rollouts)
     host = _on_host(setting, setting.teacher, weights, videos)
     if config.teacher.engine != TRAINER:
@@ -289,14 +288,14 @@ def update_memory(setting: Setting) -> StageMemory:
     trained = float(training.parameters * training.trained_bytes)
     frozen = float(training.frozen * training.served_bytes)
     gathered = 0.0
-    if over > 1:  # two layers at a time, or the embedding, are there as a whole
-        gathered = training.served_bytes * max(2 * numbers.layers / text.layers, numbers.embedding)
+    if over > 1:
+        gathered = _gathered(shape, training.served_bytes)
     parts = [
         Part("weights", (trained + frozen) / over),
         Part("gradients", trained / over),
         Part("optimiser's state", 0.0 if training.offload else training.state / over),
         Part("weights gathered", gathered),
-        Part("reference", _reference(setting)),
+        Part("reference", _reference(setting) / over),
         Part("saved activations", activations),
         Part("logits", kept),
         Part("weights as they are cast", cast),
@@ -326,6 +325,13 @@ def update_pass(setting: Setting) -> Pass:
         float(update.gradient_checkpointing),
         setting.on_cpu,
     )
+
+
+def _gathered(shape: ModelShape, size: int) -> float:
+    """Bytes of a sharded model that are there as a whole: the embedding always, two layers at a
+    time."""
+    numbers = parameters_of(shape)
+    return size * (numbers.embedding + 2 * numbers.layers / shape.text.layers)
 
 
 def _reference(setting: Setting) -> float:
@@ -358,11 +364,15 @@ def cache_bytes(shape: ModelShape, size: int) -> int:
 
 
 def _frozen(setting: Setting, teacher: bool) -> tuple[float, Pass]:
-    """Bytes of a model that is not trained, and its pass."""
+    """Bytes of a model that is not trained, on one device, and its pass."""
     config, shape = setting.config, setting.teacher if teacher else setting.student
     size = BYTES[(config.teacher if teacher else config.student).dtype]
     this = Pass(shape, Precision(size, size), "nothing", False, setting.on_cpu)
-    return weights_bytes(config, shape, teacher), this
+    held = weights_bytes(config, shape, teacher)
+    shards = 1 if config.cluster is None else config.cluster.teacher_shards
+    if teacher and shards > 1 and not setting.on_cpu:
+        held = held / shards + _gathered(shape, size)
+    return held, this
 
 
 def weights_bytes(config: Config, shape: ModelShape, teacher: bool) -> float:

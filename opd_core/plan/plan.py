@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from opd_core.config.load import Config
 from opd_core.focus.select import needs_predictions
 from opd_core.hub.cache import known_folder
+from opd_core.plan.beside import Beside, beside
 from opd_core.plan.cards import Card
 from opd_core.plan.lengths import Annotations, Lengths, words_of
 from opd_core.plan.memory import STAGES, Setting, StageMemory, stage_memory
@@ -73,6 +74,8 @@ class Plan:
     """of an answer that is only its span."""
     stages: tuple[StagePlan, ...]
     disk: Disk
+    beside: tuple[Beside, ...]
+    """What many cards wait for; none of one card, or where hours are not known."""
 
     @property
     def fits(self) -> bool:
@@ -109,6 +112,7 @@ def plan(
     )
     done = [s for s in STAGES if s in set(stages) and takes_part(setting, s)]
     lengths = setting.lengths
+    planned = tuple(_stage(setting, machine, mfu, stage, remedies) for stage in done)
     return Plan(
         student=student,
         teacher=teacher,
@@ -118,9 +122,19 @@ def plan(
         vision_tokens=lengths.mean.vision,
         prompt_tokens=lengths.mean.tokens + sum(lengths.question),
         answer_tokens=lengths.answer,
-        stages=tuple(_stage(setting, machine, mfu, stage, remedies) for stage in done),
+        stages=planned,
         disk=disk(setting),
+        beside=_beside(setting, planned),
     )
+
+
+def _beside(setting: Setting, stages: Iterable[StagePlan]) -> tuple[Beside, ...]:
+    known = {s.stage: (s.work, s.hours) for s in stages}
+    work = {stage: w for stage, (w, h) in known.items() if w is not None and h is not None}
+    hours = {stage: h for stage, (w, h) in known.items() if w is not None and h is not None}
+    if setting.devices == 1 or not work:
+        return ()
+    return tuple(beside(setting, work, hours))
 
 
 def takes_part(setting: Setting, stage: str) -> bool:

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 
 def this_machine(config: Config, devices: int = 1) -> Machine | None:
-    """Where the config runs here; None where it names a device whose memory is not known."""
+    """Where the config runs here; None where it names a device whose memory is not known. The
+    workers of `[cluster]` have cards like this one; on a CPU all share its memory."""
     card = present_card(config.machine.device)
     if card is None and not is_cpu(config.machine.device):
         return None
+    if card is not None and config.cluster is not None:
+        devices = max(devices, config.cluster.workers * config.cluster.devices_per_worker)
     return Machine(card, ram(), devices)
 
 

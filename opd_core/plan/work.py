@@ -198,7 +198,11 @@ def disk(setting: Setting) -> Disk:
     seen = float(len(known.seconds)) if known else lengths.drawn / lengths.sentences
     store = 0.0
     if config.frames.enabled:
-        bytes_each = float(lengths.mean.vision * shape.tower.frame_bytes)
-        bytes_each /= 10 if config.frames.codec == "jpeg" else 1
-        store = min(config.frames.max_gib * 2**30, seen * bytes_each)
+        store = min(config.frames.max_gib * 2**30, seen * stored_video(setting))
     return Disk(float(numbers * training.served_bytes), state, tables, store)
+
+
+def stored_video(setting: Setting) -> float:
+    """Bytes of a mean video in the frame store."""
+    size = float(setting.lengths.mean.vision * setting.student.tower.frame_bytes)
+    return size / 10 if setting.config.frames.codec == "jpeg" else size

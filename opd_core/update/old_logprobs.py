@@ -15,10 +15,13 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from opd_core.model.prefix_tree import Pack, PrefixTree, fill, pack
+from opd_core.model.prefix_tree import Pack, PrefixTree, pack
+from opd_core.model.ranks import Ranks
+from opd_core.model.sharding import whole_pass
 from opd_core.model.tree_model import TreeModel
 from opd_core.types import GroundingExample, Rollout
 from opd_core.update.importance import Importance
+from opd_core.update.shares import even_packs
 
 
 class OldLogprobs:
@@ -33,8 +36,9 @@ class OldLogprobs:
         importance: Importance,
         precision: Callable[[], AbstractContextManager[object]],
         max_tokens_per_pack: int,
+        ranks: Ranks,
     ) -> None:
-        self._model, self._importance = model, importance
+        self._model, self._importance, self._ranks = model, importance, ranks
         self._precision, self._max_tokens = precision, max_tokens_per_pack
         self._own: dict[Hashable, Tensor] = {}
 
@@ -47,14 +51,25 @@ class OldLogprobs:
         needs = self._importance.needs_old_logprobs
         return [e for e in later.values() if any(map(needs, rollouts[e.example_id]))]
 
-    def remember(self, trees: Sequence[PrefixTree]) -> None:
-        """Run these trees, whose completions are the keys' rollouts, without dropout."""
+    def remember(self, trees: Sequence[PrefixTree], counted: bool) -> None:
+        """Run these trees, whose completions are the keys' rollouts, without dropout.
+
+        Of ranks each is given its own; trees that are not `counted` are another's."""
         assert not self.moved
         self._model.model.eval()
-        for group in fill(trees, self._max_tokens):
+        for group, of_ours in even_packs(trees, counted, self._max_tokens, self._ranks):
             with self._precision():
-                self._own |= completion_logprobs(self._model, pack(group))
+                known = completion_logprobs(self._model, pack(group))
+            self._own |= known if of_ours else {}
         self._model.model.train()
+
+    def move(self) -> None:
+        """The first step is being made: what was known before it is all there is, on all ranks."""
+        if not self.moved:
+            own = {key: logprobs_T.cpu() for key, logprobs_T in self._own.items()}
+            for known in self._ranks.gathered(own):
+                self._own |= known
+        self.moved = True
 
     def known(self) -> dict[str, Tensor]:
         """Rollout id -> [T], of those whose log-probs were computed here."""
@@ -77,15 +92,19 @@ class OldLogprobs:
             return torch.tensor(rollout.sampling_logprobs).to(chosen_T)
         if not self.moved:
             return self._own.setdefault(rollout.rollout_id, chosen_T)
-        return self._own[rollout.rollout_id]
+        return self._own[rollout.rollout_id].to(chosen_T)
 
 
 @torch.no_grad()
 def completion_logprobs(model: TreeModel, packed: Pack) -> dict[Hashable, Tensor]:
     """A model's log-probs of each completion of a pack, by its key."""
-    by_key: dict[Hashable, Tensor] = {}
-    for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
-        chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
-        lengths = [len(packed.completions[key]) for key in keys]
-        by_key.update(zip(keys, chosen_C.split(lengths), strict=True))
-    return by_key
+
+    def run() -> dict[Hashable, Tensor]:
+        by_key: dict[Hashable, Tensor] = {}
+        for keys, token_ids_C, logprobs_CV in model.completion_distributions(packed):
+            chosen_C = logprobs_CV.gather(1, token_ids_C[:, None])[:, 0]
+            lengths = [len(packed.completions[key]) for key in keys]
+            by_key.update(zip(keys, chosen_C.split(lengths), strict=True))
+        return by_key
+
+    return whole_pass(model.model, run)

@@ -1,7 +1,8 @@
 """A step that a killed update goes on from: all that the steps to come depend on.
 
     weights.safetensors, optimizer.pt    as `trainer_state.py` has them, of the middle of an update
-    random.pt                            random states, and log pi_v of what was run before a step
+    random.pt                            each rank's random states, and log pi_v of what was run
+                                         before a step
     done.pt                              what the steps so far said, and of which update they are
 
 Weights are in the type in which they are trained, so that what follows is what would have followed,
@@ -16,13 +17,15 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from opd_core.config.load import Config
+from opd_core.model.ranks import Ranks
 from opd_core.types import (
     GroundingExample,
     Policy,
@@ -37,7 +40,7 @@ from opd_core.update.trained_model import TrainedModel
 from opd_core.update.trainer_state import save_whole
 
 DONE_FILE = "done.pt"
-FORMAT = 1
+FORMAT = 2
 """Of the folder; one of another format is not used."""
 
 
@@ -65,30 +68,27 @@ class Saving:
     """Saves a step of one update every so many `minutes`, counted from the end of the last save."""
 
     def __init__(
-        self, store: StepStore, update_key: str, minutes: float | Literal["never"]
+        self,
+        store: StepStore,
+        update_key: str,
+        minutes: float | Literal["never"],
+        ranks: Ranks,
     ) -> None:
-        self._store, self._key = store, update_key
+        self._store, self._key, self._ranks = store, update_key, ranks
         self._seconds = None if minutes == "never" else 60 * minutes
         self._last = time.monotonic()
 
     def taken_over(self, student: TrainedModel) -> StepsDone:
         """What is saved of this very update, in which `student` then is; else nothing is done yet,
         and what is saved of another is removed."""
-        folder = self._store.newest()
+        folder = self._ranks.together(self._store.newest)
         if folder is None:
             return StepsDone()
-        try:
-            saved = torch.load(folder / DONE_FILE, weights_only=True)
-            if saved["update"] != self._key:
+        saved = self._ranks.together(partial(self._read, folder, student))
+        if saved is None:
+            if self._ranks.first:
                 self._store.clear()
-                return StepsDone()
-            student.read_step(folder)
-        except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError,
-                VideoOPDError) as error:  # fmt: skip
-            raise VideoOPDError(
-                f"the step saved in {folder} cannot be gone on from ({type(error).__name__}); "
-                "remove that folder, and the update begins at its first step"
-            ) from error
+            return StepsDone()
         first = saved["first_step"]
         return StepsDone(
             [UpdateStep(**step) for step in saved["steps"]],
@@ -96,13 +96,30 @@ class Saving:
             None if first is None else FirstStep(**first),
         )
 
+    def _read(self, folder: Path, student: TrainedModel) -> dict[str, Any] | None:
+        try:
+            saved: dict[str, Any] = torch.load(folder / DONE_FILE, weights_only=True)
+            if saved["update"] != self._key:
+                return None
+            student.read_step(folder)
+        except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError,
+                VideoOPDError) as error:  # fmt: skip
+            raise VideoOPDError(
+                f"the step saved in {folder} cannot be gone on from ({type(error).__name__}); "
+                "remove that folder, and the update begins at its first step"
+            ) from error
+        return saved
+
     def step_made(self, done: StepsDone, student: TrainedModel) -> None:
         """Save this step where that is due."""
-        if self._seconds is None or time.monotonic() - self._last < self._seconds:
+        if self._seconds is None:
             return
+        if not self._ranks.of_first(time.monotonic() - self._last >= self._seconds):
+            return
+        write_student = student.step_writer()
 
         def write(folder: Path) -> None:
-            student.write_step(folder)
+            write_student(folder)
             content = {
                 "update": self._key,
                 "steps": [asdict(step) for step in done.steps],
@@ -111,7 +128,8 @@ class Saving:
             }
             save_whole(content, folder / DONE_FILE)
 
-        self._store.publish(len(done.steps), write)
+        if self._ranks.first:
+            self._store.publish(len(done.steps), write)
         self._last = time.monotonic()
 
 

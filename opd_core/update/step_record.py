@@ -9,7 +9,8 @@ numbers are None.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,41 @@ class StepRecord:
         self._weights: list[Tensor] = []
         self._truncated: list[Tensor] = []
         self._factors: list[Tensor] = []
+        self._not_finite: str | None = None
+
+    @classmethod
+    def joined(cls, records: Sequence[StepRecord]) -> StepRecord:
+        """That of a step whose packs were dealt over ranks, from each one's."""
+        whole = cls()
+        for one in records:
+            whole.keys += one.keys
+            whole.loss += one.loss
+            whole._lengths += one._lengths
+            whole._student += one._student
+            whole._sampling = _both(whole._sampling, one._sampling)
+            whole._teacher = _both(whole._teacher, one._teacher)
+            whole._owner += one._owner
+            whole._old += one._old
+            whole._in_loss += one._in_loss
+            whole._weighted |= one._weighted
+            whole._weights += one._weights
+            whole._truncated += one._truncated
+            whole._factors += one._factors
+            whole._not_finite = whole._not_finite or one._not_finite
+        return whole
+
+    def add_loss(self, loss: float) -> None:
+        """That of a pack whose chunks were added."""
+        self.loss += loss
+        if not math.isfinite(loss):
+            self._not_finite = self._not_finite or self.keys[-1]
+
+    def refuse_not_finite(self) -> None:
+        if self._not_finite is not None:
+            raise VideoOPDError(
+                f"the loss of the update is {self.loss} on rollouts such as {self._not_finite}; "
+                "lower update.learning_rate and rerun the stage"
+            )
 
     def add(self, chunk: Chunk, weights: Weights, in_loss_C: Tensor) -> None:
         """`in_loss_C`: which of the chunk's tokens are trained."""
@@ -153,6 +189,10 @@ class StepRecord:
 
     def _of_the_loss(self, values: list[Tensor]) -> Tensor:
         return torch.cat(values)[torch.cat(self._in_loss)]
+
+
+def _both(some: list[Tensor] | None, more: list[Tensor] | None) -> list[Tensor] | None:
+    return None if some is None or more is None else some + more
 
 
 def _double(values: object) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from opd_core.model.sharding import cut_as, gathered
 from opd_core.update.in_memory import InMemory
 from opd_core.update.optimizers import as_written, make_optimizer, set_rate
 from opd_core.update.pieces import Offloaded, Rounded
@@ -63,7 +64,7 @@ class InPlace:
         self.shapes = [weight.shape for weight in trained.values()]
 
     def clip(self, largest: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(self._trained.values(), largest)
+        return gathered(nn.utils.clip_grad_norm_(self._trained.values(), largest))
 
     def step(self, rate: float, seed: int) -> None:
         set_rate(self.optimizer, rate)
@@ -77,4 +78,4 @@ class InPlace:
     @torch.no_grad()
     def take_over(self, weights: Mapping[str, Tensor]) -> None:
         for name in self._trained.keys() & weights.keys():
-            self._trained[name].copy_(weights[name])
+            self._trained[name].copy_(cut_as(weights[name], self._trained[name]))

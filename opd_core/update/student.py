@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from opd_core.config.load import Config
 from opd_core.model.agreement import bound_for, served_dtype
 from opd_core.model.prefix_tree import PrefixTree
+from opd_core.model.ranks import ALONE, Ranks
 from opd_core.model.tree_model import choose_device
 from opd_core.prompts.batches import EncodedBatch, ExampleEncoder, cut_at_videos
 from opd_core.scoring.trees import rollout_tree
@@ -35,6 +36,7 @@ from opd_core.types import (
     make_seed,
 )
 from opd_core.update.saved_step import Saving, StepsDone, StepStore, update_key
+from opd_core.update.shares import share
 from opd_core.update.step_record import FirstStep
 from opd_core.update.trained_model import TrainedModel
 from opd_core.update.training_loss import facts_of
@@ -89,13 +91,16 @@ def update_student(
     trainer: TrainerFolders = TrainerFolders(),
     restart_optimizer: bool = False,
     on_going_on: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> UpdateResult:
     """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
 
     `work` has the sentences of one video next to each other; `base` is the folder of policy 0,
     which only `update.grpo.reference_kl` needs. The optimiser begins where the trainer has nothing
     of the parent, and where `restart_optimizer` (`continuation.py`) says so. `on_going_on` is told
-    how many steps were made, where a killed update has saved one (`saved_step.py`). Raises
+    how many steps were made, where a killed update has saved one (`saved_step.py`). `ranks`: those
+    that train it together and call this alike; the first one writes, and the others say the same.
+    Raises
     `VideoOPDError` on rows of another policy, on log-probs that the sampler and the trainer do not
     agree on, and on a loss that is no number; the run is then as it was before.
     """
@@ -103,7 +108,9 @@ def update_student(
     settings = config.update
     encoder = ExampleEncoder(config, parent.path)
     tokenizer = encoder.prompts.tokenizer
-    student = TrainedModel(config, parent, tokenizer, base, trainer.parent, restart_optimizer)
+    student = TrainedModel(
+        config, parent, tokenizer, base, trainer.parent, restart_optimizer, ranks
+    )
     plan = plan_steps([w.example for w in work], config, parent.version)
     facts = {
         fact.rollout.rollout_id: fact
@@ -111,7 +118,7 @@ def update_student(
         for fact in facts_of(config, w.rollouts, w.scores)
     }
     rollouts = {w.example.example_id: list(w.rollouts) for w in work}
-    saving = _saving(config, parent, plan, work, trainer, restart_optimizer)
+    saving = _saving(config, parent, plan, work, trainer, restart_optimizer, ranks)
     done = saving.taken_over(student) if saving else StepsDone()
     went_on_at = len(done.steps)
     if went_on_at:
@@ -124,15 +131,15 @@ def update_student(
     )
     stopped: str | None = None
     if not went_on_at and (later := student.old.wanted(plan, rollouts)):
-        parts = list(cut_at_videos(later, settings.examples_per_step))
-        for batch in encoder.encode_batches(parts, "update", parent.version):
-            student.old.remember(_trees(batch, rollouts))
-    batches = encoder.encode_batches(plan[went_on_at:], "update", parent.version)
-    for number, batch in enumerate(batches, start=went_on_at):
+        parts = cut_at_videos(later, settings.examples_per_step)
+        for trees, counted in _of_rank(encoder, list(parts), rollouts, parent.version, ranks):
+            student.old.remember(trees, counted)
+    steps = _of_rank(encoder, plan[went_on_at:], rollouts, parent.version, ranks)
+    for number, (trees, counted) in enumerate(steps, start=went_on_at):
         began = time.perf_counter()
-        trees = _trees(batch, rollouts)
-        tokens = sum(len(s.token_ids) for t in trees for s in t.segments if s.key is not None)
-        measured = student.accumulate(trees, facts)
+        answers = [r for example in plan[number] for r in rollouts[example.example_id]]
+        tokens = sum(len(r.completion_token_ids) for r in answers)
+        measured = student.accumulate(trees, counted, facts, [r.rollout_id for r in answers])
         if number == 0:
             done.first_step = measured.check_first_step(bound)
         policy_kl = measured.policy_kl()
@@ -144,8 +151,9 @@ def update_student(
             break
         rate, grad_norm = student.step(1 - number / len(plan))
         ratio_min, ratio_max = measured.ratio_range()
-        for rollout_id, logprobs in measured.by_rollout():
-            seen = TrainedRollout(rollout_id, parent.version, number, logprobs)
+        logprobs = dict(measured.by_rollout())
+        for rollout_id in (r.rollout_id for r in answers):
+            seen = TrainedRollout(rollout_id, parent.version, number, logprobs[rollout_id])
             done.trained.setdefault(rollout_id, seen)
         done.steps.append(
             UpdateStep(
@@ -189,13 +197,14 @@ def _saving(
     work: Sequence[Trained],
     trainer: TrainerFolders,
     restart_optimizer: bool,
+    ranks: Ranks,
 ) -> Saving | None:
     if trainer.steps is None:
         return None
     pairs = [pair for w in work for pair in zip(w.rollouts, w.scores, strict=True)]
     goes_on = trainer.parent is not None and not restart_optimizer
     key = update_key(config, parent, plan, pairs, "goes on" if goes_on else "begins")
-    return Saving(trainer.steps, key, config.update.save_minutes)
+    return Saving(trainer.steps, key, config.update.save_minutes, ranks)
 
 
 def plan_steps(
@@ -218,6 +227,20 @@ def plan_steps(
         if batch:
             steps.append(batch)
     return steps[: settings.max_steps]
+
+
+def _of_rank(
+    encoder: ExampleEncoder,
+    steps: Sequence[Sequence[GroundingExample]],
+    rollouts: dict[str, list[Rollout]],
+    version: int,
+    ranks: Ranks,
+) -> Iterator[tuple[list[PrefixTree], bool]]:
+    """The trees of each step that this rank computes, and whether they count."""
+    shares = [share(step, rollouts, ranks) for step in steps]
+    batches = encoder.encode_batches([own.examples for own in shares], "update", version)
+    for own in shares:
+        yield ranks.together(lambda: _trees(next(batches), rollouts)), own.counted
 
 
 def _trees(batch: EncodedBatch, rollouts: dict[str, list[Rollout]]) -> list[PrefixTree]:

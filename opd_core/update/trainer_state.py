@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from opd_core.model.sharding import cut_as
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import OPTIMIZER_FILE
 
@@ -26,21 +28,20 @@ _FIX = "restore it, or remove it and the optimiser begins anew"
 
 def write_state(
     folder: Path,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Any],
     steps_done: int,
     weights: Mapping[str, Tensor] | None,
     served: torch.dtype,
 ) -> None:
-    """Write it into a new folder. `steps_done`: since the optimiser began; `served`: the type to
-    which `weights` are rounded in the policy's folder."""
+    """Write it into a new folder. `optimizer`: its state, whole; `steps_done`: since it began;
+    `served`: the type to which `weights` are rounded in the policy's folder."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None:
         whole = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(whole, folder / WEIGHTS_FILE, metadata={_SERVED: str(served)})
-    state = {"optimizer": optimizer.state_dict(), "steps_done": steps_done}
-    save_whole(state, folder / OPTIMIZER_FILE)
+    save_whole({"optimizer": optimizer, "steps_done": steps_done}, folder / OPTIMIZER_FILE)
 
 
 def save_whole(content: object, path: Path) -> None:
@@ -98,23 +99,37 @@ def read_optimizer(
             f"{path} is the state of an optimiser of other weights than the config trains; put "
             "back the settings that it was saved with, or remove it and the optimiser begins anew"
         )
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for at, moments in state["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == shapes[at]:
+                moments[name] = cut_as(value, weights[at])
     optimizer.load_state_dict(state)
     return steps_done
 
 
-def write_random(folder: Path, device: torch.device, logprobs: Mapping[str, Tensor]) -> None:
-    """Write the states of torch's random numbers on the CPU and on `device`, and `logprobs`, which
-    cannot be computed again once a weight has moved."""
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's random numbers in this process, on the CPU and on `device`."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    save_whole({"states": states, "logprobs": dict(logprobs)}, folder / RANDOM_FILE)
+    return states
 
 
-def read_random(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """Go on with the random numbers that `write_random` wrote; its `logprobs`, on `device`."""
+def write_random(
+    folder: Path, states: Sequence[Mapping[str, Tensor]], logprobs: Mapping[str, Tensor]
+) -> None:
+    """Write the random states of each rank, and `logprobs`, which cannot be computed again once a
+    weight has moved."""
+    save_whole({"states": list(states), "logprobs": dict(logprobs)}, folder / RANDOM_FILE)
+
+
+def read_random(folder: Path, device: torch.device, rank: int) -> dict[str, Tensor]:
+    """Go on with the random numbers of this rank, as far as there was one; the `logprobs` that
+    `write_random` wrote, on `device`."""
     saved = torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
-    torch.set_rng_state(saved["states"]["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(saved["states"]["cuda"], device)
+    for states in saved["states"][rank : rank + 1]:
+        torch.set_rng_state(states["cpu"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], device)
     return {name: logprobs_T.to(device) for name, logprobs_T in saved["logprobs"].items()}

@@ -4,7 +4,7 @@
     configs/<hash>.json        every config the run was continued with
     config_source.json         the file, and its overrides, that it was continued with last
     hub.json                   the commits that names of models on the hub mean in this run
-    tables/<name>.lance        see `storage/tables/schemas.py`
+    tables/<name>.lance        see `storage/tables/schemas.py`; or in a store (`storage/tables/place.py`)
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     trainer/v<version>/        what training goes on from, of the newest policy
     trainer/steps/             the last saved step of the update in progress
@@ -103,16 +103,20 @@ class Run(RunPolicies):
         config_hash: str,
         student_path: str | Path,
         teacher_path: str | Path,
+        store: str | None = None,
     ) -> Self:
         """A new run, for writing. Completes one whose creation was killed; opens one that exists.
+        The tables of a new one are in its folder, or below `store` (`s3://bucket/prefix`).
 
         Raises `VideoOPDError` when the folder holds something else, or when the student's weights
         are not the ones the run began with.
         """
         path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
         run_folder.refuse_foreign(path)
+        run_folder.refuse_file_system(path)
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
-            run_folder.build(path, config_hash, student, teacher)
+            run_folder.refuse_other_store(path, store)
+            run_folder.build(path, config_hash, student, teacher, store)
             run = cls(path, config_hash, student)
             run.tables.refuse_to_write()
             run.check_base()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,11 @@ from typing import Any
 from opd_core.hub.name import cached_model
 from opd_core.types import VideoOPDError
 from storage import locks
-from storage.files import disk_troubles, short, told_by_disk, write_json
+from storage.file_system import PROBE, refuse_lacking
+from storage.files import disk_troubles, make_folder, short, told_by_disk, write_json
 from storage.hashes import WeightsCache
 from storage.runs.policies import published_hash
+from storage.tables import place
 from storage.tables.provenance import git_commit
 from storage.tables.schemas import SCHEMA_VERSION, TABLES
 from storage.tables.lance_tables import Tables
@@ -41,12 +42,23 @@ def lock_file(path: Path, stage: str) -> Path:
     return path / ".locks" / f"{stage}.lock"
 
 
+def refuse_file_system(path: Path) -> None:
+    """Makes the folder of the run's locks, and raises `VideoOPDError` where its file system does
+    not give what a run needs."""
+    locks_folder = lock_file(path, "").parent
+    make_folder(locks_folder)
+    refuse_lacking(locks_folder)
+
+
 def weights_cache(path: Path) -> WeightsCache:
     return WeightsCache(path / ".cache" / "weights.json")
 
 
-def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
-    """Tables, folders and `run.json`, where there is none; the caller holds the run's lock."""
+def build(
+    path: Path, config_hash: str, student: Path, teacher: Path, store: str | None = None
+) -> None:
+    """Tables (below `store`, where one is given), folders and `run.json`, where there is none; the
+    caller holds the run's lock."""
     if (path / RUN_FILE).exists():
         return
     cache = weights_cache(path)
@@ -67,7 +79,7 @@ def build(path: Path, config_hash: str, student: Path, teacher: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-    Tables.create(path / "tables")
+    Tables.create(path / "tables", store)
     (path / "policies").mkdir(exist_ok=True)
     write_json(path / RUN_FILE, content)
 
@@ -76,8 +88,9 @@ def refuse_foreign(path: Path) -> None:
     """Raises `VideoOPDError` when `path` holds anything that is no run, finished or begun."""
     if not path.exists() or (path / RUN_FILE).exists():
         return
+    ours = (*_LEFTOVERS, PROBE)
     if path.is_dir() and all(
-        p.name in _OWN_NAMES or p.name.startswith(_LEFTOVERS) for p in path.iterdir()
+        p.name in _OWN_NAMES or p.name.startswith(ours) for p in path.iterdir()
     ):
         return
     raise VideoOPDError(f"{path} is not empty and no run; set run.path to a new or empty folder")
@@ -157,6 +170,20 @@ def remember_hub_commits(path: Path, commits: Mapping[str, str]) -> None:
         write_json(path / HUB_FILE, {**commits, **known})
 
 
+def refuse_other_store(path: Path, store: str | None) -> None:
+    """Raises `VideoOPDError` where the tables of a run are elsewhere than in the `store` that its
+    config asks for; one that asks for none takes them where they are."""
+    if store is None or not (path / "tables").exists():
+        return
+    here = place.store_of(path / "tables")
+    if here is None or not here.startswith(f"{store.rstrip('/')}/"):
+        raise VideoOPDError(
+            f"the tables of {path} are in {here or 'its folder'}, and storage.tables = {store}; take"
+            " that key out of the config (tables stay where their run began), or set run.path to"
+            " another folder"
+        )
+
+
 def check_place(path: Path) -> None:
     """Raises `VideoOPDError` where a run cannot be made or written at `path`."""
     there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
@@ -164,7 +191,7 @@ def check_place(path: Path) -> None:
         raise VideoOPDError(f"{there} is a file, and run.path = {path}; set run.path to a folder")
     with disk_troubles(there):
         try:  # the answer of the disk itself: /proc lets root in and takes nothing
-            Path(tempfile.mkdtemp(prefix=".videoopd-", dir=there)).rmdir()
+            refuse_lacking(there)
         except OSError as error:
             if told_by_disk(error):
                 raise
@@ -224,6 +251,7 @@ def _remove(path: Path, missing: Sequence[Path]) -> None:
             locks.held(lock_file(path, "create"), "remove", timeout=0.0),
             locks.held(lock_file(path, "round"), "remove", timeout=0.0),
         ):
+            place.drop(path / "tables")
             for content in path.iterdir():
                 if content.name in _MADE_FIRST or content.name.startswith(_LEFTOVERS):
                     shutil.rmtree(content) if content.is_dir() else content.unlink()

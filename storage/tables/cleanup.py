@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from storage import locks
 from storage.files import disk_troubles
-from storage.tables import history
+from storage.tables import history, place
 
 if TYPE_CHECKING:
     import lance
@@ -36,11 +36,9 @@ def clean_up(
     tables: Tables, name: str, run_id: str, since_tag: str, timeout: float = 120.0
 ) -> list[int]:
     """Returns the versions that were removed; none before the tag `since_tag` exists."""
-    import lance
-
     path = tables.folder / ".locks" / f"{name}.lock"
     with disk_troubles(tables.folder), locks.held(path, "clean-up", timeout):
-        dataset = lance.dataset(tables.folder / f"{name}.lance")
+        dataset = place.opened(tables.folder, name)
         gone = _not_needed(dataset, run_id, since_tag)
         # Naming the newest version, which Lance never removes, clears files alone.
         dataset.cleanup_old_versions(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opd_core.types import VideoOPDError
+from storage.tables import place
 from storage.tables.schemas import TABLES
 
 _MAGIC = b"LANC"
@@ -39,10 +40,9 @@ def told(folders: Sequence[Path]) -> Iterator[None]:
 def first_damage(tables: Path) -> str | None:
     """The first table that cannot be read, with its first bad file; None where all can."""
     for name in TABLES:
-        folder = tables / f"{name}.lance"
-        if bad := _bad_file(folder):
+        if bad := _bad_file(tables / f"{name}.lance"):
             return f"{bad} is damaged or cut off, a file of table {name}; {_MEND}"
-        if problem := _unreadable(folder):
+        if problem := _unreadable(tables, name):
             return f"table {name} in {tables} cannot be read ({problem}); {_MEND}"
     return None
 
@@ -57,16 +57,14 @@ def _bad_file(table: Path) -> Path | None:
     return None
 
 
-def _unreadable(table: Path) -> str | None:
-    import lance
-
+def _unreadable(tables: Path, name: str) -> str | None:
     try:
-        dataset = lance.dataset(table)
+        dataset = place.opened(tables, name)
         for batch in dataset.to_batches():
             del batch
         dataset.tags.list()
     except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, VideoOPDError)):
             raise
         return str(error).split(", /")[0].replace("\n", " ")[:200]
     return None

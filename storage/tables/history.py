@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
+from storage.tables import place
 from storage.tables.schemas import RETIRED
 
 if TYPE_CHECKING:
@@ -104,15 +105,13 @@ def orphans(folder: Path, name: str) -> list[str]:
         for fragment in dataset.checkout_version(int(entry["version"])).get_fragments()
         for file in fragment.data_files()
     }
-    data = folder / f"{name}.lance" / "data"
-    return sorted(p.name for p in data.glob("*.lance") if p.name not in in_use)
+    data = place.files(folder, name, "data")
+    return sorted(file for file in data if file.endswith(".lance") and file not in in_use)
 
 
 def _dataset(folder: Path, name: str) -> lance.LanceDataset:
-    import lance
-
     try:
-        return lance.dataset(folder / f"{name}.lance")
+        return place.opened(folder, name)
     except (ValueError, OSError) as error:
         raise VideoOPDError(
             f"table {name} of {folder} cannot be opened ({str(error).splitlines()[0][:200]});"

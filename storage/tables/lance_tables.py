@@ -22,8 +22,8 @@ import pyarrow as pa
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import disk_troubles, make_folder, sync_folder, write_json
-from storage.tables import older_formats
-from storage.tables.older_formats import FORMAT_FILE
+from storage.tables import older_formats, place
+from storage.tables.place import FORMAT_FILE, PLACE
 from storage.tables.provenance import Provenance, git_commit
 from storage.tables.records import from_rows, to_table
 from storage.tables.schemas import SCHEMA_VERSION, TABLES, TableSpec
@@ -51,13 +51,15 @@ class Tables:
         self.names = tuple(TABLES)
         """The tables that are on disk: all, but in a run of an older format."""
         if format < SCHEMA_VERSION:
-            self.names = tuple(n for n in TABLES if (folder / f"{n}.lance").exists())
+            self.names = tuple(n for n in TABLES if place.is_there(folder, n))
 
     @classmethod
-    def create(cls, folder: Path) -> Self:
-        """Every table, empty, in `folder`; a folder that has them already is opened.
+    def create(cls, folder: Path, store: str | None = None) -> Self:
+        """Every table, empty, in `folder`, or below `store` (`s3://bucket/prefix`), which the
+        folder then names; a folder that has them already is opened.
 
-        Built aside and renamed, so that a killed `create` leaves no folder.
+        Built aside and renamed, so that a killed `create` leaves no folder. In a store it may leave
+        empty tables, which no run names.
         """
         import lance
 
@@ -65,11 +67,12 @@ class Tables:
             return cls.open(folder)
         aside = folder.with_name(f".{folder.name}.creating-{uuid.uuid4().hex}")
         try:
-            with disk_troubles(folder.parent):
+            with disk_troubles(folder.parent), place.answering(str(store)):
                 make_folder(aside)
+                at = place.new_place(folder, store)
                 for spec in TABLES.values():
                     lance.write_dataset(
-                        spec.schema.empty_table(), aside / f"{spec.name}.lance", mode="create"
+                        spec.schema.empty_table(), f"{at or aside}/{spec.name}.lance", mode="create"
                     )
                 write_json(
                     aside / FORMAT_FILE,
@@ -78,6 +81,7 @@ class Tables:
                         "created_at": datetime.now(UTC).isoformat(),
                         "git_commit": git_commit(),
                         "lance": lance.__version__,
+                        **({PLACE: at} if at else {}),
                     },
                 )
                 try:
@@ -218,14 +222,11 @@ class Tables:
         return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
 
     def _dataset(self, name: str, version: int | str | None = None) -> lance.LanceDataset:
-        import lance
-
         spec = _spec(name)
         if name not in self.names:
             return older_formats.nothing(spec)
-        uri = self.folder / f"{name}.lance"
         try:
-            dataset = lance.dataset(uri, version=version)
+            dataset = place.opened(self.folder, name, version)
         except (ValueError, OSError) as error:
             if "not found" not in str(error).lower():
                 raise
@@ -236,8 +237,9 @@ class Tables:
         missing = older_formats.absent(spec, dataset.schema)
         if missing is None:
             raise VideoOPDError(
-                f"the columns of {uri} are not those of format {self.format}; use the program"
-                " that wrote them, or start a new run in another folder"
+                f"the columns of {place.uri(self.folder, name)} are not those of format"
+                f" {self.format}; use the program that wrote them, or start a new run in another"
+                " folder"
             )
         return dataset
 

@@ -21,14 +21,14 @@ import pyarrow as pa
 from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import disk_troubles, write_json
+from storage.tables import place
 from storage.tables.columns import Column
+from storage.tables.place import FORMAT_FILE
 from storage.tables.schemas import RETIRED, SCHEMA_VERSION, TABLES, TableSpec
 
 if TYPE_CHECKING:
     import lance
     import polars as pl
-
-FORMAT_FILE = "format.json"
 
 
 def format_of(folder: Path) -> int:
@@ -111,19 +111,20 @@ def migrate(folder: Path) -> dict[str, list[str]]:
     No row is written or moved. Killed at any moment, it goes on when it is called again. Call it as
     the run's only writer. Raises `VideoOPDError` for tables that are not of an older program.
     """
-    import lance
 
     version = format_of(folder)
     given: dict[str, list[str]] = {}
     for name, spec in TABLES.items():
         lock = locks.held(folder / ".locks" / f"{name}.lock", "migrate", 120.0)
         with disk_troubles(folder), lock:
-            if not (folder / f"{name}.lance").exists():
+            if not place.is_there(folder, name):
                 if version < SCHEMA_VERSION:  # else it is lost, and whoever reads it says so
                     _create(folder, spec)
                     given[name] = [column.name for column in spec.columns]
                 continue
-            dataset = lance.dataset(folder / f"{name}.lance")
+            dataset = place.opened(folder, name)
+            if dataset.version == 1 and version < SCHEMA_VERSION:
+                _tag_rounds(folder, dataset)
             missing = absent(spec, dataset.schema)
             if missing is None:
                 raise VideoOPDError(
@@ -135,10 +136,10 @@ def migrate(folder: Path) -> dict[str, list[str]]:
                 _tag(dataset, f"format-{version}")
             if retired:
                 dataset.drop_columns(retired)
-                dataset = lance.dataset(folder / f"{name}.lance")
+                dataset = place.opened(folder, name)
             if missing:
                 dataset.add_columns([column.field for column in missing])
-                dataset = lance.dataset(folder / f"{name}.lance")
+                dataset = place.opened(folder, name)
                 given[name] = [column.name for column in missing]
             if missing or retired or version < SCHEMA_VERSION:
                 _tag(dataset, f"format-{SCHEMA_VERSION}")
@@ -153,24 +154,27 @@ def migrate(folder: Path) -> dict[str, list[str]]:
 
 
 def _create(folder: Path, spec: TableSpec) -> None:
-    """An empty table, whole or not at all; it was as empty when each of the rounds was finished."""
+    """An empty table, whole or not at all; it was as empty when each of the rounds was finished.
+
+    A store has no rename: a table that was killed before its tags gets them from the next call.
+    """
     import lance
 
-    rounds = [tag for tag in _tags(folder / "updates.lance") if tag.startswith("round-")]
+    in_store = place.store_of(folder) is not None
     aside = folder / f".{spec.name}.creating-{uuid.uuid4().hex}"
+    where = place.uri(folder, spec.name) if in_store else str(aside)
     try:
-        dataset = lance.write_dataset(spec.schema.empty_table(), aside, mode="create")
-        for tag in rounds:
-            _tag(dataset, tag)
-        aside.rename(folder / f"{spec.name}.lance")
+        _tag_rounds(folder, lance.write_dataset(spec.schema.empty_table(), where, mode="create"))
+        if not in_store:
+            aside.rename(folder / f"{spec.name}.lance")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _tags(table: Path) -> list[str]:
-    import lance
-
-    return list(lance.dataset(table).tags.list())
+def _tag_rounds(folder: Path, empty: lance.LanceDataset) -> None:
+    for tag in place.opened(folder, "updates").tags.list():
+        if tag.startswith("round-"):
+            _tag(empty, tag)
 
 
 def _tag(dataset: lance.LanceDataset, tag: str) -> None:

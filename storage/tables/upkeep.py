@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from storage import locks
 from storage.files import disk_troubles
+from storage.tables import place
 
 if TYPE_CHECKING:
     import lance
@@ -35,11 +36,9 @@ whole of it each time would cost disk in the square of the rounds."""
 
 def upkeep(tables: Tables, name: str, timeout: float = 120.0) -> None:
     """Joins fragments and makes or extends the index, where there is enough of either."""
-    import lance
-
     path = tables.folder / ".locks" / f"{name}.lock"
     with disk_troubles(tables.folder), locks.held(path, "upkeep", timeout):
-        dataset = lance.dataset(tables.folder / f"{name}.lance")
+        dataset = place.opened(tables.folder, name)
         for smallest, target in pairwise(SIZES):
             sizes = [fragment.count_rows() for fragment in dataset.get_fragments()]
             if sum(smallest <= size < target for size in sizes) > JOIN_ABOVE:

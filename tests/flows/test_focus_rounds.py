@@ -199,13 +199,13 @@ def test_another_runs_answers_need_no_teacher(
     origin = Run.open(tmp_path / "first" / "run").run_id
     cached = {"teacher.cache": "../first/run"}
     with monkeypatch.context() as patched:
-        original = asking._answer
+        original = asking.computed
 
-        def answer(config: Any, work: Any, examples: Any, needed: set[str], record: Any) -> Any:
-            assert work.stage != "validate" or not needed, "the teacher was asked"
-            return original(config, work, examples, needed, record)
+        def computed(work: Any, plan: Any, among: Any) -> Any:
+            assert work.stage != "validate" or not plan, "the teacher was asked"
+            return original(work, plan, among)
 
-        patched.setattr(asking, "_answer", answer)
+        patched.setattr(asking, "computed", computed)
         summary = run_without_server(str(write_config(tmp_path / "second", FEW | cached)), 1)
     ours = predictions(tmp_path / "second" / "run")
     assert ours == [{**row, "reused_from": origin} for row in theirs] and len(ours) == 10

@@ -25,11 +25,19 @@ def opened(
     longest: int,
     quantise: Quantise = "none",
 ) -> Iterator[HFEngine]:
-    """The checkpoint in `folder` as a tree model."""
+    """The checkpoint in `folder` as a tree model; the teacher's over several processes, where
+    `cluster.teacher_shards` says so."""
     from opd_core.engines.hf.sampling import HFEngine
     from opd_core.model.tree_model import TreeModel, choose_device, load_model
 
     tokenizer, update = encoder.prompts.tokenizer, config.update
+    shards = 1 if config.cluster is None else config.cluster.teacher_shards
+    if shards > 1 and folder == config.teacher.path:
+        from opd_core.engines.hf.sharded import opened_sharded
+
+        with opened_sharded(config, folder, dtype, tokenizer, shards) as engine:
+            yield engine
+        return
     weights = load_model(folder, dtype, choose_device(config.machine.device), quantise)
     model = TreeModel(weights, tokenizer, update.completion_rows_per_chunk)
     yield HFEngine(model, tokenizer, max_scored_per_pack=update.max_tokens_per_pack)

@@ -10,13 +10,15 @@ import pytest
 
 from opd_core.config.load import Config, load_config
 from opd_core.config.toml_text import toml_value
-from opd_core.plan import lengths, memory, packs
+from opd_core.plan import beside, lengths, memory, packs
 from opd_core.plan.cards import CARDS, card, card_of_device
 from opd_core.plan.lengths import Annotations, words_of
 from opd_core.plan.plan import Machine, Plan, plan
 from opd_core.plan.present import ram
 from opd_core.plan.published import published
 from opd_core.types import GroundingExample, Span, VideoOPDError
+from opd_core.video import packets
+from tests.known import known
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 EIGHT = CONFIGS / "video_opd_qwen3vl.toml"
@@ -204,13 +206,11 @@ def test_the_flops_of_a_pass_are_two_a_weight_and_token() -> None:
 def test_numbers_are_those_of_the_modules_that_work_by_them() -> None:
     from opd_core.engines.hf.sampling import HFEngine
     from opd_core.model import tree_attention
-    from opd_core.scoring import trees
     from opd_core.update import pieces
     from opd_core.video import reader
 
     prefill = inspect.signature(HFEngine).parameters["max_tokens_per_pack"].default
     assert prefill == memory.PREFILL_TOKENS
-    assert trees.VIDEOS_PER_BATCH == memory.SCORED_TOGETHER
     assert pieces.PIECE == memory.STEPPED_TOGETHER
     assert reader.MAX_CACHE_BYTES == memory.CACHED_FRAMES
     assert tree_attention.DENSE_TREE_TOKENS == packs.DENSE_TREE_TOKENS
@@ -239,3 +239,33 @@ def test_a_plan_is_json() -> None:
     from dataclasses import asdict
 
     assert json.loads(json.dumps(asdict(planned(EIGHT)), default=str))["mfu"] == 0.4
+
+
+def test_what_many_cards_wait_for_is_counted() -> None:
+    overrides = [
+        "rollout.examples_per_round=6400", "focus.top_k=6400", "update.examples_per_step=128",
+        "evaluate.max_examples=640", "video.fps=2.0", "video.max_frames=768",
+    ]  # fmt: skip
+    path = CONFIGS / "qwen3vl_8b_8cards.toml"
+    lines = {line.what: line for line in planned(path, devices=64, overrides=overrides).beside}
+    frames = (4 * 6400 + 640) * 384 * 30  # validate, rollout, score, update; evaluate
+    kept = 20 * 2**30 / ((6400 + 640) * 8192 * 3072 * 2)
+    seconds = frames / beside.DECODED / (64 * packets.MAX_DECODER_THREADS)
+    assert (1 - kept) * seconds / 3600 < lines["decoding"].hours < seconds / 3600
+    read = (2 * 66.7e9 + 3 * 17.5e9) * 8 / beside.READ / 3600  # two stages of 32B, three of 8B
+    assert lines["loading weights"].hours == pytest.approx(read, rel=0.01)
+    passes = 2 * 50  # two videos a card and step, a pass each; 50 steps
+    moved = 8.77e9 * (passes * 2 * 2 + 50 * 4)
+    exchange = lines["exchange of the update"]
+    assert exchange.hours == pytest.approx(moved / beside.LINK / 3600, rel=0.01)
+    assert exchange.counted == "50 steps, 100 passes of a card"
+    assert lines["writing rows"].counted.startswith(f"{6400 * 5 + 640:,} answers")
+    assert planned(path, devices=1, overrides=overrides).beside == ()
+
+
+def test_cards_that_a_step_has_no_video_for_wait() -> None:
+    path = CONFIGS / "qwen3vl_8b_8cards.toml"
+    made = planned(path, devices=64)  # 32 examples a step
+    (waiting,) = (line for line in made.beside if line.what == "waiting for the last")
+    (update,) = (stage for stage in made.stages if stage.stage == "update")
+    assert waiting.hours > known(update.hours)

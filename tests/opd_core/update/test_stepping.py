@@ -137,7 +137,13 @@ def test_what_was_saved_goes_on_bit_for_bit(
     weights = layers(dtype)
     stepping = start(weights)
     steps(weights, stepping, 0, 2)
-    write_state(tmp_path / "v1", stepping.optimizer, 2, stepping.float32_weights(), torch.bfloat16)
+    write_state(
+        tmp_path / "v1",
+        stepping.optimizer.state_dict(),
+        2,
+        stepping.float32_weights(),
+        torch.bfloat16,
+    )
     published = {n: nn.Parameter(w.detach().bfloat16().to(dtype)) for n, w in weights.items()}
     steps(weights, stepping, 2, 4)
 
@@ -155,7 +161,13 @@ def test_what_was_saved_goes_on_bit_for_bit(
 def test_another_type_of_the_sampler_makes_the_folder_count(tmp_path: Path) -> None:
     weights = layers()
     stepping = InPlace(settings(), weights)
-    write_state(tmp_path / "v1", stepping.optimizer, 0, stepping.float32_weights(), torch.bfloat16)
+    write_state(
+        tmp_path / "v1",
+        stepping.optimizer.state_dict(),
+        0,
+        stepping.float32_weights(),
+        torch.bfloat16,
+    )
     assert read_weights(tmp_path / "v1", torch.bfloat16) is not None
     assert read_weights(tmp_path / "v1", torch.float32) is None
 
@@ -173,7 +185,13 @@ def test_a_damaged_state_is_named(
     weights = layers()
     stepping = InPlace(settings(), weights)
     steps(weights, stepping)
-    write_state(tmp_path / "v1", stepping.optimizer, 4, stepping.float32_weights(), torch.bfloat16)
+    write_state(
+        tmp_path / "v1",
+        stepping.optimizer.state_dict(),
+        4,
+        stepping.float32_weights(),
+        torch.bfloat16,
+    )
     damage(tmp_path / "v1" / file)
     with pytest.raises(VideoOPDError, match=f"{file} .*remove it and the optimiser begins anew"):
         read_weights(tmp_path / "v1", torch.bfloat16)

@@ -1,0 +1,1 @@
+"""Ray: the workers of a stage, on this machine or on many."""

@@ -1,0 +1,256 @@
+"""An update by ranks on a Ray cluster, started by Ray Train: one for each device of each worker.
+
+The process that asks trains nothing: it is told of each step, and gets what the first rank says.
+Where a rank dies, all begin again at the last saved step (`saved_step.py`), a few times.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from opd_core.cluster.connection import connected
+from opd_core.cluster.resources import cluster_of, of_worker
+from opd_core.config.load import Config
+from opd_core.model import peak_memory, token_count
+from opd_core.model.ranks import ALONE, Ranks
+from opd_core.model.tree_model import choose_device, set_threads
+from opd_core.types import Policy, UpdateStep, VideoOPDError
+from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
+
+ATTEMPTS = 4
+"""Of an update whose ranks die."""
+LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every rank is given, as `update_student` takes it."""
+
+    config: Config
+    parent: Policy
+    work: Sequence[Trained]
+    staging: Path
+    base: Path | None
+    trainer: TrainerFolders
+    restart_optimizer: bool
+    within: Callable[[], AbstractContextManager[None]]
+    """Opened around the work of a rank: where it reads frames from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the first rank says in the end."""
+
+    result: UpdateResult
+    tokens: int
+    """Through the models of all ranks."""
+    memory: tuple[int, peak_memory.Kind]
+    """The most that a rank held, and of what."""
+
+
+def update_asked(
+    asked: Asked,
+    on_step: Callable[[UpdateStep], None] = lambda _: None,
+    on_going_on: Callable[[int], None] = lambda _: None,
+) -> UpdateResult:
+    """By this process, or by the workers where the config has `[cluster]`."""
+    if asked.config.cluster is not None:
+        return update_on_cluster(asked, on_step, on_going_on)
+    return _updated(asked, on_step, on_going_on)
+
+
+def _updated(
+    asked: Asked,
+    on_step: Callable[[UpdateStep], None],
+    on_going_on: Callable[[int], None],
+    ranks: Ranks = ALONE,
+) -> UpdateResult:
+    return update_student(
+        asked.config,
+        asked.parent,
+        asked.work,
+        asked.staging,
+        on_step,
+        asked.base,
+        asked.trainer,
+        asked.restart_optimizer,
+        on_going_on,
+        ranks,
+    )
+
+
+def update_on_cluster(
+    asked: Asked,
+    on_step: Callable[[UpdateStep], None] = lambda _: None,
+    on_going_on: Callable[[int], None] = lambda _: None,
+) -> UpdateResult:
+    """Train as `update_student` does, on the workers of `[cluster]`; raises as it does, and where
+    the ranks have died too often."""
+    refuse_unsharded(asked.config)
+    with connected(asked.config):
+        import ray
+        from ray.train import TrainingFailedError
+
+        ranks = ray.put(asked)
+        with _told(on_step, on_going_on) as steps, _room_beside(asked.staging) as room:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    said: Said = _trainer(asked, ranks, steps, room, attempt).fit().return_value
+                except TrainingFailedError as error:
+                    _raise_ours(error)
+                    if attempt == ATTEMPTS:
+                        raise VideoOPDError(
+                            f"the ranks of the update have died {ATTEMPTS} times "
+                            f"({_last_line(error)}); see Ray's logs, and give the command again: "
+                            "it goes on at the last saved step"
+                        ) from error
+                    continue
+                break
+    token_count.passed(said.tokens)
+    peak_memory.held_elsewhere(*said.memory)
+    return said.result
+
+
+def refuse_unsharded(config: Config) -> None:
+    """Raise `VideoOPDError` for settings of `[update]` that several ranks cannot train with."""
+    update = config.update
+    for is_set, setting, fix in (
+        (update.offload, "update.offload = true", "update.offload = false"),
+        (update.weights != "float32", "update.weights = 'bfloat16'", "update.weights = 'float32'"),
+        (update.optimizer != "adamw", f"update.optimizer = {update.optimizer!r}",
+         "update.optimizer = 'adamw'"),
+    ):  # fmt: skip
+        if is_set:
+            raise VideoOPDError(
+                f"{setting} is of one process, and [cluster] trains with several, each of which "
+                f"holds a part of weights and moments anyway; set {fix}, or remove [cluster]"
+            )
+
+
+def _trainer(asked: Asked, work: Any, steps: Any, room: Path, attempt: int) -> Any:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    section = cluster_of(asked.config)
+    cores, cards = of_worker(asked.config, ray.cluster_resources().get("GPU", 0))
+    one = {"CPU": cores} | ({"GPU": 1} if cards else {})
+    return TorchTrainer(
+        _rank,
+        train_loop_config={"asked": work, "steps": steps},
+        torch_config=TorchConfig(backend="nccl" if cards else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=section.workers * max(cards, 1),
+            use_gpu=cards > 0,
+            resources_per_worker=one,
+        ),
+        run_config=RunConfig(
+            name=f"update-round-{asked.parent.version + 1}-{attempt}",
+            storage_path=str(room),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def _rank(given: dict[str, Any]) -> Said:
+    """What each rank runs."""
+    import ray
+
+    asked: Asked = ray.get(given["asked"])
+    steps = given["steps"]
+    set_threads(max(asked.config.machine.threads, 1))
+    ranks = Ranks.joined(choose_device(asked.config.machine.device))
+
+    def tell(kind: str, what: object) -> None:
+        if ranks.first:
+            steps.tell.remote(kind, what)
+
+    peak_memory.begin()
+    with asked.within():
+        result = _updated(asked, partial(tell, "step"), partial(tell, "going on"), ranks)
+    tokens = sum(ranks.gathered(token_count.total()))
+    return Said(result, tokens, max(ranks.gathered(peak_memory.peak())))
+
+
+class _Steps:
+    """An actor: what the first rank has told and nobody has fetched."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[str, Any]] = []
+
+    def tell(self, kind: str, what: Any) -> None:
+        self._told.append((kind, what))
+
+    def fetch(self) -> list[tuple[str, Any]]:
+        told, self._told = self._told, []
+        return told
+
+
+@contextmanager
+def _told(
+    on_step: Callable[[UpdateStep], None], on_going_on: Callable[[int], None]
+) -> Iterator[Any]:
+    """What ranks tell, and meanwhile it is handed on here. A step that is made again, because its
+    ranks died before it was saved, is told once."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # On this machine: it has to outlive that of any rank.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    steps = ray.remote(num_cpus=0, scheduling_strategy=here)(_Steps).remote()
+    ended = threading.Event()
+    known = 0
+
+    def hand_on() -> None:
+        nonlocal known
+        for kind, what in ray.get(steps.fetch.remote()):
+            if kind == "step" and what.step >= known:
+                known = what.step + 1
+                on_step(what)
+            elif kind == "going on" and not known:
+                known = what
+                on_going_on(what)
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            hand_on()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield steps
+    finally:
+        ended.set()
+        watcher.join()
+        hand_on()
+        ray.kill(steps)
+
+
+@contextmanager
+def _room_beside(staging: Path) -> Iterator[Path]:
+    """A folder for what Ray Train notes of its run, gone afterwards. What a kill leaves of it goes
+    with the other leftovers of this policy."""
+    room = staging.with_name(f"{staging.name}-ray")
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _raise_ours(error: Any) -> None:
+    """Raise what a rank has refused as it is, if that is what ended the update."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, VideoOPDError):
+            raise cause from None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
