@@ -12,8 +12,7 @@ Each is a Prefect task (`flows/stage/task.py`). Before it imports what it comput
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
@@ -23,17 +22,19 @@ from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
 from flows.stage.given_up import given_up
-from flows.stage.prepare import Work, decoding_once
+from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
 from flows.stage.task import StageFunction as stage
 from flows.stage.typed_config import config_words
 from flows.summaries import Done
+from opd_core.cluster import losses
 from opd_core.faults import NEXT_ROUND
 from opd_core.focus import select as curriculum
 from opd_core.hub.name import model_name
 from opd_core.rollout.by_example import by_example
 from opd_core.types import (
     Draw,
+    GroundingExample,
     Policy,
     Rollout,
     Selection,
@@ -175,34 +176,40 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     todo = wanted - done
     skipped = round_rows.quarantined(work, policy, "score")
     missing = [
-        r
-        for r in work.run.read("rollouts", Rollout, round_rows.of_round(policy))
-        if r.rollout_id in todo and not {r.rollout_id, r.example_id} & skipped
+        rollout_id
+        for rollout_id, example_id in round_rows.answered(work, policy)
+        if rollout_id in todo and not {rollout_id, example_id} & skipped
     ]
     total = round_rows.rollouts(work, policy).select(pl.len()).collect().item()
     saved = total - len(wanted)
     if not missing:
         return Done(notes={"teacher_passes_saved": saved})
     work.about_to_work()
-    from opd_core.scoring.trees import score_rollouts, teacher_scorer
+    from opd_core.scoring.trees import score_examples, teacher_scorer
 
     scorer, teacher = teacher_scorer(work.config), _teacher(work, policy)
-    plan = score_cache.plan(work, policy.version, scorer, missing)
+    unscored = round_rows.read_rollouts(work, missing)
+    plan = score_cache.plan(work, policy.version, scorer, unscored)
     copied = sum(
         work.run.append("teacher_scores", rows, policy_version=policy.version)
         for rows in score_cache.copies(work, plan)
     )
-    rollouts = by_example(plan.scored)
-    pairs = [
-        (example, rollouts[example.example_id])
-        for example in round_rows.drawn(work, policy)
-        if example.example_id in rollouts
-    ]
-    among = [e for e in round_rows.drawn(work, policy) if e.example_id not in skipped]
-    scored = score_rollouts(work.config, teacher, pairs, among)
+    ids: dict[str, list[str]] = {}
+    for one in plan.scored:
+        ids.setdefault(one.example_id, []).append(one.rollout_id)
+
+    def rollouts_of(some: Sequence[GroundingExample]) -> dict[str, list[Rollout]]:
+        asked = [rollout_id for e in some for rollout_id in ids[e.example_id]]
+        return by_example(round_rows.read_rollouts(work, asked))
+
+    drawn = round_rows.drawn(work, policy)
+    examples = [e for e in drawn if e.example_id in ids]
+    among = [e for e in drawn if e.example_id not in skipped]
+    longest = max((one.tokens for one in plan.scored), default=0)
+    scored = score_examples(work.config, teacher, examples, longest, rollouts_of, among)
     batches = score_cache.with_twins(work, plan, scored)
     return _append_batches(
-        work, policy, "teacher_scores", batches, len(pairs), copied,
+        work, policy, "teacher_scores", batches, len(examples), copied,
         teacher_passes_saved=saved, scores_reused=plan.reused,
         hit_rate=plan.reused / len(missing),
     )  # fmt: skip
@@ -344,7 +351,6 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             run.policy(0).path,
             trainer,
             restart is not None,
-            partial(decoding_once, work.config),
         )
         result = update_asked(asked, lambda _: advance(1), going_on)
     new = run.publish_policy(staging, policy, trainer.new)
@@ -416,6 +422,7 @@ def _append_batches(
     """What is computed of so many examples goes to the table, where `copied` rows are already."""
     name = str(TABLES[table].writer)
     flush_seconds = work.config.storage.flush_seconds
+    before = losses.total()
     with (
         progress(name, examples) as advance,
         appending(work.run, table, name, policy.version, flush_seconds) as rows,
@@ -423,7 +430,13 @@ def _append_batches(
         for batch in batches:
             rows.add(batch)
             advance(batch.examples)
-    return Done(copied + rows.added, examples, {"quarantined": rows.quarantined or None, **notes})
+    lost = losses.total().since(before)
+    trouble: dict[str, float | None] = {
+        "quarantined": rows.quarantined or None,
+        "workers_lost": lost.workers or None,
+        "done_again": lost.again or None,
+    }
+    return Done(copied + rows.added, examples, trouble | notes)
 
 
 def _teacher(work: Work, policy: Policy) -> Policy:

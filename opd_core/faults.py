@@ -26,10 +26,13 @@ ENGINE = "engine"
 """The engine's answer is not one to the question."""
 SCORE = "score"
 """The teacher's log-probs are no numbers."""
+WORKER_LOST = "worker lost"
+"""The process that computed it ended, time and again."""
 
 NEXT_ROUND = frozenset({NO_FILE})
 """Tried again in any later round that draws it."""
-ONE_MORE_ROUND = frozenset({DECODER_LOST})
-"""Tried again, and given up when it happens in a second round: each try costs its timeout."""
+ONE_MORE_ROUND = frozenset({DECODER_LOST, WORKER_LOST})
+"""Tried again, and given up when it happens in a second round: each try costs its timeout, or a
+worker."""
 OF_THE_SETTINGS = frozenset({TOO_LONG, PROCESSOR})
 """Tried again under another config."""

@@ -100,8 +100,8 @@ class QuarantinedItem:
     policy_version: Annotated[int | None, "Round; null: found in none."]
     kind: Annotated[
         str | None,
-        "What is at fault: `no file` and `decoder lost` are tried again in later "
-        "rounds. Null: rows of older programs.",
+        "What is at fault: `no file`, `decoder lost` and `worker lost` are tried again in "
+        "later rounds. Null: rows of older programs.",
     ] = None
 
 

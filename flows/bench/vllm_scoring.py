@@ -23,12 +23,13 @@ def vllm_scoring_row(config_file: str, repetitions: int) -> Row:
     teacher = Policy(0, config.teacher.path, "teacher")
     encoder = ExampleEncoder(config, teacher.path)
     (encoded,) = encoder.encode_batches([drawn], "score", 0)
+    longest = 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
     with ExitStack() as stack:
         work = {}
         for engine in ("hf", "vllm"):
             chosen = load_config(config_file, [*overrides, f"teacher.engine='{engine}'"])
-            score = stack.enter_context(opened_scorer(chosen, teacher, encoder, rollouts))
-            work[engine] = lambda score=score: list(score(encoded.videos))
+            score = stack.enter_context(opened_scorer(chosen, teacher, encoder, longest))
+            work[engine] = lambda score=score: list(score(encoded.videos, rollouts))
         seconds = medians(work, repetitions)
     return Row(
         "teacher scoring, 8 rollouts a prompt: vLLM prompt_logprobs / HF prefix trees",

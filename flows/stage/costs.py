@@ -179,7 +179,7 @@ class _Reading:
     def now(cls) -> _Reading:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = time.process_time() + ended.ru_utime + ended.ru_stime
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             try:
                 cpu += sum(child.cpu_times()[:4])  # its own, and of those it has waited for
             except psutil.Error:

@@ -16,6 +16,8 @@ from flows.summaries import RoundSummary, StageSummary
 from opd_core.spans.metrics import grounding_metrics
 
 REASONS_TOLD = 3
+TOLD = ("stopped_early", "optimizer_restarted", "went_on_at_step", "workers_lost", "done_again")
+"""Notes of stages that a round's summary repeats."""
 
 
 def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> RoundSummary:
@@ -37,7 +39,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         notes=tuple(
             f"{s.stage}: {key.replace('_', ' ')}: {s.notes[key]}"
             for s in stages
-            for key in ("stopped_early", "optimizer_restarted", "went_on_at_step")
+            for key in TOLD
             if key in s.notes
         )
         + tuple(_unanswered(work, version, asked - metrics["examples"]))

@@ -17,6 +17,7 @@ from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
 from opd_core.adapter_folder import base_folder, is_adapter
+from opd_core.cluster.connection import staying_connected
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
@@ -221,7 +222,7 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     frames = nullcontext() if looking else decoding_once(loaded)
     with run.exclusive("round"):
         import_annotations(run, loaded)
-        with frames:
+        with frames, staying_connected():
             yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
 
 

@@ -6,7 +6,7 @@ the rows in force.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 import polars as pl
 
@@ -19,12 +19,15 @@ from opd_core.types import (
     GroundingExample,
     Policy,
     QuarantinedItem,
+    Rollout,
     TeacherScore,
     VideoOPDError,
     make_rollout_id,
     make_seed,
 )
 from storage.stages import stage_command
+
+ROLLOUTS_AT_ONCE = 256
 
 
 def of_round(policy: Policy) -> pl.Expr:
@@ -90,6 +93,19 @@ def rollouts(work: Work, policy: Policy) -> pl.LazyFrame:
     columns = ("rollout_id", "example_id", "policy_version", "student_iou")
     mine = work.run.rollouts().filter(of_round(policy)).select(columns)
     return mine.filter(~pl.col("example_id").is_in(list(gone(work, policy))))
+
+
+def answered(work: Work, policy: Policy) -> list[tuple[str, str]]:
+    """(rollout id, example id) of all rollouts of the round, in the order they were written."""
+    rows = work.run.rollouts().filter(of_round(policy)).select("rollout_id", "example_id")
+    return list(rows.collect().iter_rows())
+
+
+def read_rollouts(work: Work, rollout_ids: Sequence[str]) -> Iterator[Rollout]:
+    """Those rollouts, read in parts: each has thousands of prompt tokens."""
+    for start in range(0, len(rollout_ids), ROLLOUTS_AT_ONCE):
+        part = pl.col("rollout_id").is_in(rollout_ids[start : start + ROLLOUTS_AT_ONCE])
+        yield from work.run.read("rollouts", Rollout, part)
 
 
 def scores(work: Work, policy: Policy) -> pl.LazyFrame:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -31,15 +31,25 @@ ROWS_WITH_HIDDEN_STATES = 16
 """Scores copied in one append; a hidden state is thousands of numbers a token."""
 
 
+class Unscored(NamedTuple):
+    """A rollout without its tokens."""
+
+    rollout_id: str
+    example_id: str
+    tokens: int
+    """Of its answer."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A round's unscored rollouts: those that are copied, and those that are scored."""
 
-    known: dict[Run, dict[str, list[Rollout]]]
+    policy_version: int
+    known: dict[Run, dict[str, list[Unscored]]]
     """run -> id of a rollout that is scored there -> rollouts that get a copy of its row."""
-    scored: list[Rollout]
+    scored: list[Unscored]
     """By the teacher, in order."""
-    twins: dict[str, list[Rollout]]
+    twins: dict[str, list[Unscored]]
     """id of one of `scored` -> rollouts that get a copy of its score."""
 
     @property
@@ -48,30 +58,32 @@ class Plan:
         return sum(len(rows) for group in groups for rows in group.values())
 
 
-def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollout]) -> Plan:
+def plan(work: Work, policy_version: int, scorer: str, rollouts: Iterable[Rollout]) -> Plan:
     """Find what was scored before, of unscored `rollouts` of the round `policy_version`."""
     run, teacher_hash = work.run, work.teacher_hash
-    hashes = {r.rollout_id: content_hash(scorer, teacher_hash, r) for r in rollouts}
+    hashes: dict[Unscored, str] = {}
+    for rollout in rollouts:
+        light = Unscored(rollout.rollout_id, rollout.example_id, len(rollout.completion_token_ids))
+        hashes[light] = content_hash(scorer, teacher_hash, rollout)
     sources: dict[str, tuple[str, Run]] = {}
     for source, rows in _sources(run, policy_version, work.config.score.cache):
         for digest, rollout_id in _computed(rows, teacher_hash, set(hashes.values())):
             sources.setdefault(digest, (rollout_id, source))
-    known: dict[Run, dict[str, list[Rollout]]] = {}
-    scored: list[Rollout] = []
-    twins: dict[str, list[Rollout]] = {}
+    known: dict[Run, dict[str, list[Unscored]]] = {}
+    scored: list[Unscored] = []
+    twins: dict[str, list[Unscored]] = {}
     first: dict[tuple[str, str], str] = {}
-    for rollout in rollouts:
-        digest = hashes[rollout.rollout_id]
+    for one, digest in hashes.items():
         if digest in sources:
             origin, source = sources[digest]
-            known.setdefault(source, {}).setdefault(origin, []).append(rollout)
+            known.setdefault(source, {}).setdefault(origin, []).append(one)
             continue
-        mine = first.setdefault((rollout.example_id, digest), rollout.rollout_id)
-        if mine == rollout.rollout_id:
-            scored.append(rollout)
+        mine = first.setdefault((one.example_id, digest), one.rollout_id)
+        if mine == one.rollout_id:
+            scored.append(one)
         else:
-            twins.setdefault(mine, []).append(rollout)
-    return Plan(known, scored, twins)
+            twins.setdefault(mine, []).append(one)
+    return Plan(policy_version, known, scored, twins)
 
 
 def _sources(
@@ -112,9 +124,9 @@ def copies(work: Work, plan: Plan) -> Iterator[list[TeacherScore]]:
         for start in range(0, len(ids), rows_at_once):
             rows = _read(source, ids[start : start + rows_at_once], work.teacher_hash)
             yield [
-                _copy(row, rollout, source, work)
+                _copy(row, one, plan, source, work)
                 for row in rows
-                for rollout in groups[row.rollout_id]
+                for one in groups[row.rollout_id]
             ]
 
 
@@ -132,7 +144,7 @@ def with_twins(
     """
     for batch in batches:
         again = [
-            _copy(score, twin, work.run, work)
+            _copy(score, twin, plan, work.run, work)
             for score in batch.records
             for twin in plan.twins.get(score.rollout_id, ())
         ]
@@ -148,11 +160,11 @@ def with_twins(
         )
 
 
-def _copy(score: TeacherScore, rollout: Rollout, source: Run, work: Work) -> TeacherScore:
+def _copy(score: TeacherScore, one: Unscored, plan: Plan, source: Run, work: Work) -> TeacherScore:
     return replace(
         score,
-        rollout_id=rollout.rollout_id,
-        policy_version=rollout.policy_version,
+        rollout_id=one.rollout_id,
+        policy_version=plan.policy_version,
         teacher_id=model_name(work.config.teacher.path),
         reused_from=score.reused_from or f"{source.run_id}/{score.rollout_id}",
         seconds=0.0,

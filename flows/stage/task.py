@@ -10,6 +10,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flows.stage.costs import measured
 from flows.stage.prepare import Work
@@ -18,6 +19,10 @@ from flows.stage.uses import measuring
 from flows.summaries import Done, StageSummary
 from opd_core.types import Policy
 from storage.runs.begun import Begun
+from storage.stages import round_number
+
+if TYPE_CHECKING:
+    from prefect import Task
 
 
 class StageFunction:
@@ -34,11 +39,14 @@ class StageFunction:
         self.fn = measured(whole)
 
     def __call__(self, work: Work, policy: Policy, force: bool = False) -> StageSummary:
-        run = self._task if _in_flow() else self.fn
-        return run(work, policy, force)
+        if not _in_flow():
+            return self.fn(work, policy, force)
+        number = round_number(self.__name__, policy.version)
+        named = self._task.with_options(task_run_name=f"{self.__name__}-round-{number}")
+        return named(work, policy, force)
 
     @functools.cached_property
-    def _task(self) -> Callable[..., StageSummary]:
+    def _task(self) -> Task[..., StageSummary]:
         from prefect import task
         from prefect.cache_policies import NO_CACHE
 

@@ -10,26 +10,25 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from opd_core import faults
-from opd_core.annotations.timelens import read_timelens
 from opd_core.config.load import Config
 from opd_core.config.sections import VideoSection
 from opd_core.model.vision_input import VisionInput
 from opd_core.prompts.encoder import EncodedPrompt, PromptEncoder, processor_hash
 from opd_core.prompts.faults import CheckedPrompts, Room, UnusableExample, first_line
 from opd_core.prompts.in_background import InBackground
+from opd_core.prompts.upcoming import Listed, Upcoming
+from opd_core.prompts.videos_there import VideosThere
 from opd_core.templates.own_prompt import template_of
 from opd_core.types import GroundingExample, QuarantinedItem, VideoOPDError
 from opd_core.video.clip import ClipStore, Codec, VideoClip
 from opd_core.video.durations import duration_fault
 from opd_core.video.frame_size import SizeRule
-from opd_core.video.presence import refuse_missing
 from opd_core.video.reader import DecoderLostError, NoFileError, VideoError, VideoReader
 
 
@@ -65,6 +64,11 @@ def reading_through(store: ClipStore | None) -> Iterator[None]:
         _use(before)
 
 
+def store_in_use() -> ClipStore | None:
+    """What `reading_through` was given."""
+    return _store
+
+
 def _use(store: ClipStore | None) -> None:
     global _store
     _store = store
@@ -97,7 +101,7 @@ class ExampleEncoder:
     """Encodes with the processor of one checkpoint folder."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        self._videos, self._train = config.data.videos, config.data.train
+        self._config, self._videos = config, config.data.videos
         self.prompts = PromptEncoder(folder, template_of(config.prompt).text)
         family = self.prompts.architecture
         rule = SizeRule.of(self.prompts.processor.video_processor, family.size_rule)
@@ -107,63 +111,53 @@ class ExampleEncoder:
 
     def encode_batches(
         self,
-        batches: Sequence[Sequence[GroundingExample]],
+        batches: Sequence[Sequence[GroundingExample]] | Upcoming,
         stage: str,
         policy_version: int | None,
         *,
         asks: bool = False,
         room: Room | None = None,
-        among: Sequence[GroundingExample] = (),
         ahead: bool = True,
     ) -> Iterator[EncodedBatch]:
         """Encode one batch after the other, decoding the next one meanwhile, and encoding it, in a
         thread, while the caller works with the last (`ahead`; it keeps two batches in memory).
 
         `asks`: the prompts are to be answered, so sentences and annotated lengths are checked; what
-        was answered before is encoded as it was. `room`: what does not fit is set aside. `among`:
-        all examples of the stage, of which the batches may be what is left; raises `VideoOPDError`
-        where most of their videos are missing, at the start or later, and not only those of a small
-        draw (an evaluation's have to be there in any case).
+        was answered before is encoded as it was. `room`: what does not fit is set aside. Of a
+        list, which is all of a stage, raises `VideoOPDError` where most videos are missing, at the
+        start or later; of what is dealt out bit by bit whoever deals looks (`VideosThere`).
         """
-        company = among or [example for batch in batches for example in batch]
-        unreadable: set[str | None] = set()
+        there: VideosThere | None = None
+        if isinstance(batches, Sequence):
+            upcoming: Upcoming = Listed(batches)
+            there = VideosThere(self._config, stage, [e for batch in batches for e in batch])
+            there.check()
+        else:
+            upcoming = batches
 
-        def refuse() -> None:
-            every = None if stage == "evaluate" else self._annotated
-            refuse_missing(self._videos, (e.video_path for e in company), unreadable, every)
+        def encode(stop: threading.Event | None = None) -> EncodedBatch | None:
+            batch = next(upcoming, None)
+            if batch is None:
+                return None
+            known = (*batch, *upcoming.following())
+            self._reader.prefetch(dict.fromkeys(self._videos / e.video_path for e in known))
+            return self._encode(batch, stage, policy_version, asks, room, stop)
 
-        if batches:
-            refuse()
-
-        def encode(number: int, stop: threading.Event | None = None) -> EncodedBatch:
-            both = batches[number : number + 2]
-            self._reader.prefetch(
-                dict.fromkeys(self._videos / e.video_path for batch in both for e in batch)
-            )
-            return self._encode(batches[number], stage, policy_version, asks, room, stop)
-
-        following: InBackground[EncodedBatch] | None = None
+        following: InBackground[EncodedBatch | None] | None = None
         try:
-            for number in range(len(batches)):
-                encoded = encode(number) if following is None else following.result()
+            while True:
+                encoded = encode() if following is None else following.result()
                 following = None
-                lost = {q.video_path for q in encoded.quarantined if q.kind == faults.NO_FILE}
-                if lost:
-                    unreadable |= lost
-                    refuse()
-                if ahead and number + 1 < len(batches):
-                    following = InBackground(partial(encode, number + 1))
+                if encoded is None:
+                    return
+                if there is not None:
+                    there.check(encoded.quarantined)
+                if ahead:
+                    following = InBackground(encode)
                 yield encoded
         finally:
             if following is not None:
                 following.give_up()
-
-    def _annotated(self) -> Iterator[str]:
-        """Videos of the training annotations, as far as these can be read."""
-        with suppress(VideoOPDError):
-            for item in read_timelens(self._train, "train"):
-                if isinstance(item, GroundingExample):
-                    yield item.video_path
 
     def _encode(
         self,

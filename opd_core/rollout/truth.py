@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+from opd_core.cluster.computing import computed
+from opd_core.cluster.work import Compute, Examples, Feed, cut
 from opd_core.config.load import Config
 from opd_core.engines.choice import room_for
 from opd_core.extensions import TRAINER
-from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.spans.answer_reader import THOUGHT_ENDS
 from opd_core.spans.grounding import answer_iou
 from opd_core.templates.own_prompt import template_of
@@ -28,29 +32,54 @@ def truth_rollouts(
     `policy` is the one that is trained on it; `done` are rollout ids that exist.
     """
 
-    def wanted(example: GroundingExample) -> bool:
-        return make_rollout_id(policy.version, example.example_id, 0) not in done
-
-    plan = [
-        batch
-        for batch in cut_at_videos(examples, config.rollout.prompts_per_batch)
-        if any(wanted(e) for e in batch)
-    ]
-    encoder = ExampleEncoder(config, policy.path)
-    room = room_for(config, TRAINER, encoder, config.rollout.max_new_tokens)
-    batches = encoder.encode_batches(
-        plan, "rollout", policy.version, asks=True, room=room, among=examples
+    per_batch = config.rollout.prompts_per_batch
+    plan = cut(
+        examples,
+        per_batch,
+        lambda e: make_rollout_id(policy.version, e.example_id, 0) not in done,
     )
-    for batch, encoded in zip(plan, batches, strict=True):
-        began = time.perf_counter()
-        items = [i for video in encoded.videos for i in video if wanted(i.example)]
-        answers = [_answer_ids(config, encoder, item.example) for item in items]
-        seconds = (time.perf_counter() - began) / max(len(items), 1)
-        records = [
-            _record(config, policy, encoder, item, token_ids, seconds)
-            for item, token_ids in zip(items, answers, strict=True)
-        ]
-        yield Batch(tuple(records), encoded.quarantined, sum(wanted(e) for e in batch))
+    return computed(WritingTruth(config, policy), plan, examples)
+
+
+@dataclass(frozen=True)
+class WritingTruth:
+    """A `StageWork`: prompts, and the annotations as answers to them."""
+
+    config: Config
+    policy: Policy
+
+    stage = "rollout"
+
+    @contextmanager
+    def opened(self) -> Iterator[Compute[Rollout]]:
+        """An encoder."""
+        config, policy = self.config, self.policy
+        encoder = ExampleEncoder(config, policy.path)
+        room = room_for(config, TRAINER, encoder, config.rollout.max_new_tokens)
+
+        def compute(feed: Feed) -> Iterator[Batch[Rollout]]:
+            taken = Examples(feed)
+            batches = encoder.encode_batches(
+                taken, self.stage, policy.version, asks=True, room=room
+            )
+            for encoded in batches:
+                piece = taken.taken.popleft()
+                began = time.perf_counter()
+                items = [
+                    item
+                    for video in encoded.videos
+                    for item in video
+                    if item.example.example_id in piece.needed
+                ]
+                answers = [_answer_ids(config, encoder, item.example) for item in items]
+                seconds = (time.perf_counter() - began) / max(len(items), 1)
+                records = [
+                    _record(config, policy, encoder, item, token_ids, seconds)
+                    for item, token_ids in zip(items, answers, strict=True)
+                ]
+                yield Batch(tuple(records), encoded.quarantined, len(piece.needed))
+
+        yield compute
 
 
 def _answer_ids(

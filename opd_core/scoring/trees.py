@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
 from opd_core import faults
+from opd_core.cluster.computing import computed
+from opd_core.cluster.work import Compute, Examples, Feed, Piece, cut
 from opd_core.config.load import Config
 from opd_core.engines.base import (
     OpenedEngine,
@@ -32,7 +36,7 @@ from opd_core.hub.name import model_name
 from opd_core.model.agreement import served_dtype
 from opd_core.model.prefix_tree import PrefixTree, grow
 from opd_core.model.tree_model import choose_device
-from opd_core.prompts.batches import EncodedExample, ExampleEncoder, cut_at_videos
+from opd_core.prompts.batches import EncodedBatch, EncodedExample, ExampleEncoder
 from opd_core.prompts.encoder import load_processor, processor_hash, shared_vision
 from opd_core.scoring.same_prompt import check_same_prompt
 from opd_core.scoring.score_key import content_hash, quantised_text
@@ -62,78 +66,138 @@ def score_rollouts(
     Raises `VideoOPDError` when a rollout was made from another prompt or other pixels than the
     teacher would see.
     """
-    if not work:
-        return
-    encoder = ExampleEncoder(config, teacher.path)
-    rollouts = {example.example_id: list(answers) for example, answers in work}
-    batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
-    with opened_scorer(config, teacher, encoder, rollouts) as score:
-        longest = _longest(rollouts)
-        room = room_for(config, config.teacher.engine, encoder, longest, longest)
-        encoded_batches = encoder.encode_batches(
-            batches,
-            "score",
-            teacher.version,
-            room=room,
-            among=among,
-            ahead=not isinstance(score.engine, WorksElsewhere),
-        )
-        for turn in in_turn(score.engine, encoded_batches, lambda e: score.ask(e.videos)):
-            encoded = turn.encoded
-            scores: list[TeacherScore] = []
-            quarantined = list(encoded.quarantined)
-            for one in turn.answers():
-                if isinstance(one, QuarantinedItem):
-                    quarantined.append(one)
-                elif fault := _fault(one):
-                    version = one.policy_version
-                    quarantined.append(
-                        QuarantinedItem(one.rollout_id, "score", None, fault, version, faults.SCORE)
-                    )
-                else:
-                    scores.append(one)
-            dealt = sum(len(v) for v in encoded.videos) + len(encoded.quarantined)
-            yield Batch(tuple(scores), tuple(quarantined), dealt)
+    rollouts = {example.example_id: tuple(answers) for example, answers in work}
+    lengths = (len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
+    return score_examples(
+        config,
+        teacher,
+        [example for example, _ in work],
+        max(lengths, default=0),
+        lambda examples: {e.example_id: rollouts[e.example_id] for e in examples},
+        among,
+    )
+
+
+def score_examples(
+    config: Config,
+    teacher: Policy,
+    examples: Sequence[GroundingExample],
+    longest: int,
+    rollouts_of: Callable[[Sequence[GroundingExample]], Mapping[str, Sequence[Rollout]]],
+    among: Sequence[GroundingExample] = (),
+) -> Iterator[Batch[TeacherScore]]:
+    """As `score_rollouts`, of rollouts that are read batch by batch: `rollouts_of` gives those of
+    some examples by example id, each of at most `longest` tokens."""
+
+    def loaded(piece: Piece) -> Piece:
+        return replace(piece, answers=rollouts_of(piece.examples))
+
+    plan = cut(examples, VIDEOS_PER_BATCH, lambda _: True)
+    return computed(Scoring(config, teacher, longest + 1), plan, among, loaded)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A `StageWork`: scores of the rollouts that a piece brings along."""
+
+    config: Config
+    policy: Policy
+    """The teacher."""
+    longest: int
+    """Tokens of the longest answer, and the one that vLLM has to generate after it."""
+
+    stage = "score"
+
+    @contextmanager
+    def opened(self) -> Iterator[Compute[TeacherScore]]:
+        """Encoder and engine."""
+        config, teacher, longest = self.config, self.policy, self.longest
+        encoder = ExampleEncoder(config, teacher.path)
+        with opened_scorer(config, teacher, encoder, longest) as score:
+            room = room_for(config, config.teacher.engine, encoder, longest, longest)
+
+            def compute(feed: Feed) -> Iterator[Batch[TeacherScore]]:
+                examples = Examples(feed)
+                batches = encoder.encode_batches(
+                    examples,
+                    self.stage,
+                    teacher.version,
+                    room=room,
+                    ahead=not isinstance(score.engine, WorksElsewhere),
+                )
+                asked: deque[Piece] = deque()
+
+                def ask(encoded: EncodedBatch) -> Callable[[], Iterator[_Score]]:
+                    asked.append(examples.taken.popleft())
+                    return score.ask(encoded.videos, asked[-1].answers)
+
+                for turn in in_turn(score.engine, batches, ask):
+                    yield _batch(turn.encoded, turn.answers(), asked.popleft())
+
+            yield compute
+
+
+_Score: TypeAlias = TeacherScore | QuarantinedItem
+
+
+def _batch(encoded: EncodedBatch, answers: Iterator[_Score], piece: Piece) -> Batch[TeacherScore]:
+    scores: list[TeacherScore] = []
+    quarantined = list(encoded.quarantined)
+    for one in answers:
+        if isinstance(one, QuarantinedItem):
+            quarantined.append(one)
+        elif fault := _fault(one):
+            version = one.policy_version
+            quarantined.append(
+                QuarantinedItem(one.rollout_id, "score", None, fault, version, faults.SCORE)
+            )
+        else:
+            scores.append(one)
+    return Batch(tuple(scores), tuple(quarantined), len(piece.needed))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenScorer:
-    """The teacher's engine, open, and the rollouts that it scores."""
+    """The teacher's engine, open."""
 
     engine: OpenedEngine
     config: Config
     teacher: Policy
     encoder: ExampleEncoder
-    rollouts: Mapping[str, Sequence[Rollout]]
-    """By example id."""
     scorer: str
 
     def __call__(
-        self, videos: Sequence[Sequence[EncodedExample]]
+        self,
+        videos: Sequence[Sequence[EncodedExample]],
+        rollouts: Mapping[str, Sequence[Rollout]],
     ) -> Iterator[TeacherScore | QuarantinedItem]:
-        """Scores of the rollouts of each example, then what the engine would not take.
+        """Scores of the `rollouts` (by example id) of each example, then what the engine would not
+        take.
 
         Raises `VideoOPDError` when the engine's prompt is not the one that was answered, or its
         scores are not all that were asked for.
         """
-        return self.ask(videos)()
+        return self.ask(videos, rollouts)()
 
     def ask(
-        self, videos: Sequence[Sequence[EncodedExample]]
+        self,
+        videos: Sequence[Sequence[EncodedExample]],
+        rollouts: Mapping[str, Sequence[Rollout]],
     ) -> Callable[[], Iterator[TeacherScore | QuarantinedItem]]:
         """Hand over, and give what waits for the scores."""
         items = {item.example.example_id: item for video in videos for item in video}
-        requests = [[_request(item, self.rollouts) for item in video] for video in videos]
+        requests = [[_request(item, rollouts) for item in video] for video in videos]
         answers = scoring(self.engine, requests, self.config.score)
-        return lambda: self._checked(items, answers())
+        return lambda: self._checked(items, rollouts, answers())
 
     def _checked(
         self,
         items: Mapping[str, EncodedExample],
+        rollouts: Mapping[str, Sequence[Rollout]],
         answers: Iterator[tuple[Hashable, Scored | Refused]],
     ) -> Iterator[TeacherScore | QuarantinedItem]:
         engine, config, encoder = self.engine, self.config, self.encoder
-        by_id = {r.rollout_id: r for name in items for r in self.rollouts[name]}
+        by_id = {r.rollout_id: r for name in items for r in rollouts[name]}
         reasons: dict[str, str] = {}
         check: Gate | None = None
         for key, one in answers:
@@ -171,15 +235,15 @@ def opened_scorer(
     config: Config,
     teacher: Policy,
     encoder: ExampleEncoder,
-    rollouts: dict[str, list[Rollout]],
+    longest: int,
 ) -> Iterator[OpenScorer]:
-    """What scores all rollouts of some videos, by the teacher's engine."""
+    """What scores answers of at most `longest` tokens, by the teacher's engine."""
     scorer = describe_scorer(config, encoder.processor_hash)
-    settings, longest = config.teacher, _longest(rollouts)
+    settings = config.teacher
     with opened_engine(
         config, settings.engine, teacher.path, settings.dtype, encoder, longest, settings.quantise
     ) as engine:
-        yield OpenScorer(engine, config, teacher, encoder, rollouts, scorer)
+        yield OpenScorer(engine, config, teacher, encoder, scorer)
 
 
 def _request(item: EncodedExample, rollouts: Mapping[str, Sequence[Rollout]]) -> ScoreRequest:
@@ -216,11 +280,6 @@ def _score(teacher: Policy, rollout: Rollout, one: Scored, scorer: str) -> Teach
         reused_from=None,
         seconds=one.seconds,
     )
-
-
-def _longest(rollouts: dict[str, list[Rollout]]) -> int:
-    """Tokens of the longest answer, and the one that vLLM has to generate after it."""
-    return 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
 
 
 def describe_scorer(config: Config, processor: str) -> str:

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -78,6 +78,10 @@ class FrameStore:
         """Bytes written since the last look at how much there is; the first put looks."""
         self._guard = threading.Lock()
         self._writable = True
+
+    def __reduce__(self) -> tuple[Callable[[Path, int], FrameStore], tuple[Path, int]]:
+        """In another process it is opened anew."""
+        return FrameStore, (self.folder, self._max_bytes)
 
     @classmethod
     def open(cls, folder: Path, max_bytes: int) -> Self:

@@ -256,8 +256,10 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     by_example = {e.example_id: [r for r in rows if r.example_id == e.example_id] for e in examples}
     work = [(e, by_example[e.example_id]) for e in examples]
     (batch,) = score_rollouts(config, policy, work)
-    score_videos = OpenScorer(engine, config, policy, encoder, by_example, "vllm")
-    theirs = {s.rollout_id: s for s in score_videos(videos) if isinstance(s, TeacherScore)}
+    score_videos = OpenScorer(engine, config, policy, encoder, "vllm")
+    theirs = {
+        s.rollout_id: s for s in score_videos(videos, by_example) if isinstance(s, TeacherScore)
+    }
     assert len(batch.records) == len(theirs) == len(rows)
     for score in batch.records:
         other = theirs[score.rollout_id]
@@ -271,7 +273,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     moved = replace(item, prompt=replace(item.prompt, token_ids=rest))
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
-        list(replace(score_videos, rollouts={item.example.example_id: rows})([[moved]]))
+        list(score_videos([[moved]], {item.example.example_id: rows}))
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
