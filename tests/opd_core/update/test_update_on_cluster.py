@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from opd_core.types import VideoOPDError
 from opd_core.update.on_cluster import Asked, update_asked
 from opd_core.update.student import TrainerFolders
 from storage.runs.saved_steps import SavedSteps
+from tests.opd_core.update.dying_once import DyingOnce
 from tests.opd_core.update.played_round import Round, assert_same_policy, assert_same_result
 
 pytest.importorskip("ray")
@@ -30,20 +29,6 @@ CLUSTER = ["cluster.workers=2", "update.save_minutes=0"]
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory, tiny_world: World) -> Round:
     return Round(tmp_path_factory.mktemp("played"), tiny_world, "qwen3_vl")
-
-
-class DyingOnce(SavedSteps):
-    """The rank that saves a step is killed after it, once."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(run)
-        self._marker, self._step = run / "killed", step
-
-    def publish(self, step: int, write: Callable[[Path], None]) -> None:
-        super().publish(step, write)
-        if step == self._step and not self._marker.exists():
-            self._marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def asked(
