@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import polars as pl
@@ -23,7 +22,7 @@ from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
 from flows.stage.given_up import given_up
-from flows.stage.prepare import Work, decoding_once
+from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
 from flows.stage.task import StageFunction as stage
 from flows.stage.typed_config import config_words
@@ -352,7 +351,6 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             run.policy(0).path,
             trainer,
             restart is not None,
-            partial(decoding_once, work.config),
         )
         result = update_asked(asked, lambda _: advance(1), going_on)
     new = run.publish_policy(staging, policy, trainer.new)

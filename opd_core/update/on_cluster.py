@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 
 from opd_core.cluster.connection import connected
 from opd_core.cluster.resources import cluster_of, of_worker
+from opd_core.cluster.use import Meter, Use, add
 from opd_core.config.load import Config
-from opd_core.model import peak_memory, token_count
 from opd_core.model.ranks import ALONE, Ranks
 from opd_core.model.tree_model import choose_device, set_threads
+from opd_core.prompts.batches import reading_through, store_in_use
 from opd_core.types import Policy, UpdateStep, VideoOPDError
 from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
 
@@ -40,19 +41,6 @@ class Asked:
     base: Path | None
     trainer: TrainerFolders
     restart_optimizer: bool
-    within: Callable[[], AbstractContextManager[None]]
-    """Opened around the work of a rank: where it reads frames from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What the first rank says in the end."""
-
-    result: UpdateResult
-    tokens: int
-    """Through the models of all ranks."""
-    memory: tuple[int, peak_memory.Kind]
-    """The most that a rank held, and of what."""
 
 
 def update_asked(
@@ -98,11 +86,11 @@ def update_on_cluster(
         import ray
         from ray.train import TrainingFailedError
 
-        ranks = ray.put(asked)
+        given = ray.put(asked), ray.put(store_in_use())
         with _told(on_step, on_going_on) as steps, _room_beside(asked.staging) as room:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    said: Said = _trainer(asked, ranks, steps, room, attempt).fit().return_value
+                    trained = _trainer(asked, given, steps, room, attempt).fit()
                 except TrainingFailedError as error:
                     _raise_ours(error)
                     if attempt == ATTEMPTS:
@@ -113,9 +101,11 @@ def update_on_cluster(
                         ) from error
                     continue
                 break
-    token_count.passed(said.tokens)
-    peak_memory.held_elsewhere(*said.memory)
-    return said.result
+    result: UpdateResult
+    result, uses = trained.return_value
+    for use in uses:
+        add(use)
+    return result
 
 
 def refuse_unsharded(config: Config) -> None:
@@ -134,7 +124,7 @@ def refuse_unsharded(config: Config) -> None:
             )
 
 
-def _trainer(asked: Asked, work: Any, steps: Any, room: Path, attempt: int) -> Any:
+def _trainer(asked: Asked, given: tuple[Any, Any], steps: Any, room: Path, attempt: int) -> Any:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -144,7 +134,7 @@ def _trainer(asked: Asked, work: Any, steps: Any, room: Path, attempt: int) -> A
     one = {"CPU": cores} | ({"GPU": 1} if cards else {})
     return TorchTrainer(
         _rank,
-        train_loop_config={"asked": work, "steps": steps},
+        train_loop_config={"given": given, "steps": steps},
         torch_config=TorchConfig(backend="nccl" if cards else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=section.workers * max(cards, 1),
@@ -159,12 +149,12 @@ def _trainer(asked: Asked, work: Any, steps: Any, room: Path, attempt: int) -> A
     )
 
 
-def _rank(given: dict[str, Any]) -> Said:
-    """What each rank runs."""
+def _rank(told: dict[str, Any]) -> tuple[UpdateResult, list[Use]]:
+    """What each rank runs; what all of them have used beside the result."""
     import ray
 
-    asked: Asked = ray.get(given["asked"])
-    steps = given["steps"]
+    meter, steps = Meter(), told["steps"]
+    asked, store = ray.get(list(told["given"]))
     set_threads(max(asked.config.machine.threads, 1))
     ranks = Ranks.joined(choose_device(asked.config.machine.device))
 
@@ -172,11 +162,9 @@ def _rank(given: dict[str, Any]) -> Said:
         if ranks.first:
             steps.tell.remote(kind, what)
 
-    peak_memory.begin()
-    with asked.within():
+    with reading_through(store):
         result = _updated(asked, partial(tell, "step"), partial(tell, "going on"), ranks)
-    tokens = sum(ranks.gathered(token_count.total()))
-    return Said(result, tokens, max(ranks.gathered(peak_memory.peak())))
+    return result, ranks.gathered(meter.report())
 
 
 class _Steps:

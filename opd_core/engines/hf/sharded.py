@@ -9,6 +9,7 @@ one's answers are read.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,8 +108,10 @@ class ShardedEngine(HFEngine):
             ) from None
 
     def _tell(self, message: object) -> None:
+        # Pickled here: multiprocessing would hand over a tensor's memory, which is this process's.
+        content = pickle.dumps(message)
         for child in self._others:
-            child.send(message)
+            child.send(content)
 
 
 def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
@@ -143,7 +146,7 @@ def main() -> None:
         opening: Opening = connection.recv()
         set_threads(max(opening.config.machine.threads, 1))
         engine = ShardedEngine(*_joined(opening), [])
-        while (asked := connection.recv()) is not None:
+        while (asked := pickle.loads(connection.recv())) is not None:
             what, videos, how = asked
             getattr(engine, what)(videos, how)
 
