@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -16,11 +16,13 @@ from flows.stage.memory_check import refuse_what_cannot_fit
 from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
+from flows.teachers import Teacher, Teachers, check_shares, shares
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.config.load import Config, load_config
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
-from opd_core.types import Policy, VideoOPDError
+from opd_core.rollout.sampler import sampler_of
+from opd_core.types import GroundingExample, Policy, VideoOPDError
 from opd_core.update.continuation import continuation
 from opd_core.video.presence import refuse_missing_folder
 from storage import locks
@@ -44,11 +46,11 @@ class WorkLeft(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What every stage needs: the run, its config, and the frozen teacher."""
+    """What every stage needs: the run, its config, and the frozen teachers."""
 
     config: Config
     run: Run
-    teacher_hash: str
+    teachers: Teachers
     looking: bool = False
     """Nothing is to be computed: it is asked whether there is anything."""
 
@@ -58,21 +60,23 @@ class Work:
         if self.looking:
             raise WorkLeft
 
-    @cached_property
-    def question_hash(self) -> str:
-        """How the config asks the teacher for its own answers."""
-        processor = processor_hash_of(self.config.teacher.path, self.run.path)
-        return prediction_question(self.config, processor)
-
     def predictions(self) -> pl.LazyFrame:
-        """The teacher's own answers to that question; none where the curriculum needs none."""
+        """The own answers of each example's teacher, to what it is asked; none where the curriculum
+        needs none."""
         rows = self.run.teacher_predictions()
-        if not needs_predictions(self.config.focus):
-            return rows.filter(pl.lit(False))
-        return rows.filter(
-            (pl.col("teacher_hash") == self.teacher_hash)
-            & (pl.col("question_hash") == self.question_hash)
-        )
+        needed = needs_predictions(self.config.focus)
+        return rows.filter(self.teachers.predictions() if needed else pl.lit(False))
+
+    def samplers(
+        self, version: int, examples: Sequence[GroundingExample]
+    ) -> Iterator[tuple[Config, Policy, Sequence[GroundingExample]]]:
+        """Whose weights answer which examples in the round of policy `version`, and the config to
+        ask them with: each teacher its own, where `rollout.source` is the teacher."""
+        if self.config.rollout.source != "teacher":
+            yield self.config, sampler_of(self.config, version, self.run.policy), examples
+            return
+        for teacher in self.teachers:
+            yield teacher.config, teacher.policy(version), teacher.own(examples)
 
     def policy(self, version: int | None = None) -> Policy:
         """The current policy, or an earlier one."""
@@ -137,7 +141,7 @@ class Work:
 def check_folders(config: Config, name: str) -> None:
     """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
     no place for its run. Names on the hub are `with_folders`'s."""
-    for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
+    for role, folder in config.model_paths().items():
         if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
@@ -205,24 +209,39 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
-    check_same_vocabulary(loaded.student.path, loaded.teacher.path)
-    check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
-    teacher = loaded.teacher.path
-    full = base_folder(teacher) if is_adapter(teacher) else teacher
-    architecture_in(full).refuse_quantise(loaded.teacher.quantise)
+    teachers = [teacher.path for teacher in loaded.all_teachers]
+    for teacher in loaded.all_teachers:
+        check_same_vocabulary(loaded.student.path, teacher.path)
+    check_weights(loaded.run.path, loaded.student.path, *teachers)
+    for teacher in loaded.all_teachers:
+        full = base_folder(teacher.path) if is_adapter(teacher.path) else teacher.path
+        architecture_in(full).refuse_quantise(teacher.quantise)
     if not looking:
         from opd_core.model.tree_model import set_threads
 
         set_threads(loaded.machine.threads)
-    run = Run.create(
-        loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, loaded.teacher.path
-    )
+    run = Run.create(loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, *teachers)
     remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)
     with run.exclusive("round"):
         import_annotations(run, loaded)
         with frames:
-            yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
+            yield Work(loaded, run, _teachers(loaded, run), looking)
+
+
+def _teachers(config: Config, run: Run) -> Teachers:
+    """Raises `VideoOPDError` where a training example is no teacher's."""
+
+    def question(alone: Config) -> str:
+        return prediction_question(alone, processor_hash_of(alone.teacher.path, run.path))
+
+    own = shares(config, run)
+    if config.teachers:
+        check_shares(config, run, own)
+    return Teachers(
+        Teacher(alone, run.weights_hash(alone.teacher.path), ids, partial(question, alone))
+        for alone, ids in zip(config.of_each_teacher(), own, strict=True)
+    )
 
 
 @contextmanager

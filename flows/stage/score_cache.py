@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from opd_core.hub.name import model_name
 from opd_core.scoring.score_key import content_hash
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 from storage.runs.run import Run
 
 if TYPE_CHECKING:
     from flows.stage.prepare import Work
+    from flows.teachers import Teacher
     from opd_core.types import Batch
 
 ROWS_AT_ONCE = 512
@@ -33,8 +33,10 @@ ROWS_WITH_HIDDEN_STATES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """A round's unscored rollouts: those that are copied, and those that are scored."""
+    """A round's unscored rollouts of one teacher: those that are copied, and those that are
+    scored."""
 
+    teacher: Teacher
     known: dict[Run, dict[str, list[Rollout]]]
     """run -> id of a rollout that is scored there -> rollouts that get a copy of its row."""
     scored: list[Rollout]
@@ -48,9 +50,12 @@ class Plan:
         return sum(len(rows) for group in groups for rows in group.values())
 
 
-def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollout]) -> Plan:
-    """Find what was scored before, of unscored `rollouts` of the round `policy_version`."""
-    run, teacher_hash = work.run, work.teacher_hash
+def plan(
+    work: Work, teacher: Teacher, policy_version: int, scorer: str, rollouts: Sequence[Rollout]
+) -> Plan:
+    """Find what was scored before, of the teacher's unscored `rollouts` of the round
+    `policy_version`."""
+    run, teacher_hash = work.run, teacher.weights_hash
     hashes = {r.rollout_id: content_hash(scorer, teacher_hash, r) for r in rollouts}
     sources: dict[str, tuple[str, Run]] = {}
     for source, rows in _sources(run, policy_version, work.config.score.cache):
@@ -71,7 +76,7 @@ def plan(work: Work, policy_version: int, scorer: str, rollouts: Sequence[Rollou
             scored.append(rollout)
         else:
             twins.setdefault(mine, []).append(rollout)
-    return Plan(known, scored, twins)
+    return Plan(teacher, known, scored, twins)
 
 
 def _sources(
@@ -110,9 +115,9 @@ def copies(work: Work, plan: Plan) -> Iterator[list[TeacherScore]]:
     for source, groups in plan.known.items():
         ids = sorted(groups)
         for start in range(0, len(ids), rows_at_once):
-            rows = _read(source, ids[start : start + rows_at_once], work.teacher_hash)
+            rows = _read(source, ids[start : start + rows_at_once], plan.teacher.weights_hash)
             yield [
-                _copy(row, rollout, source, work)
+                _copy(row, rollout, source, plan.teacher)
                 for row in rows
                 for rollout in groups[row.rollout_id]
             ]
@@ -132,7 +137,7 @@ def with_twins(
     """
     for batch in batches:
         again = [
-            _copy(score, twin, work.run, work)
+            _copy(score, twin, work.run, plan.teacher)
             for score in batch.records
             for twin in plan.twins.get(score.rollout_id, ())
         ]
@@ -148,12 +153,12 @@ def with_twins(
         )
 
 
-def _copy(score: TeacherScore, rollout: Rollout, source: Run, work: Work) -> TeacherScore:
+def _copy(score: TeacherScore, rollout: Rollout, source: Run, teacher: Teacher) -> TeacherScore:
     return replace(
         score,
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
-        teacher_id=model_name(work.config.teacher.path),
+        teacher_id=teacher.name,
         reused_from=score.reused_from or f"{source.run_id}/{score.rollout_id}",
         seconds=0.0,
     )

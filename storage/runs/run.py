@@ -102,17 +102,18 @@ class Run(RunPolicies):
         config_json: str,
         config_hash: str,
         student_path: str | Path,
-        teacher_path: str | Path,
+        *teacher_paths: str | Path,
     ) -> Self:
         """A new run, for writing. Completes one whose creation was killed; opens one that exists.
 
         Raises `VideoOPDError` when the folder holds something else, or when the student's weights
         are not the ones the run began with.
         """
-        path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
+        path, student = Path(path).resolve(), Path(student_path).resolve()
+        teachers = [Path(teacher).resolve() for teacher in teacher_paths]
         run_folder.refuse_foreign(path)
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
-            run_folder.build(path, config_hash, student, teacher)
+            run_folder.build(path, config_hash, student, teachers)
             run = cls(path, config_hash, student)
             run.tables.refuse_to_write()
             run.check_base()

@@ -10,10 +10,11 @@ import pytest
 
 from opd_core.config.load import Config, load_config
 from opd_core.config.paths import from_folder
-from opd_core.config.template import config_template
+from opd_core.config.template import config_template, section_of
 from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
 from tests.known import known
+from tests.opd_core.config.several_teachers import SEVERAL
 from tests.tiny_config import ROOT
 
 PATHS = [
@@ -58,10 +59,20 @@ def test_no_path_key_is_forgotten() -> None:
     found = [
         f"{section}.{key}"
         for section, field in Config.model_fields.items()
-        for key, kind in known(field.annotation).model_fields.items()
+        for key, kind in section_of(field).model_fields.items()
         if "Path" in str(kind.annotation)
     ]
-    assert sorted(found) == sorted(PATHS)
+    of_several = ["teachers.path", "teachers.cache"]
+    assert sorted(found) == sorted([*PATHS, *of_several])
+
+
+def test_a_path_of_one_of_several_teachers_begins_in_the_shells_folder(tmp_path: Path) -> None:
+    file, shell = tmp_path / "several.toml", tmp_path / "shell"
+    file.write_text(SEVERAL)
+    overrides = from_folder(["teachers.large.cache=a/b", "teachers.small.dtype=float32"], shell)
+    large, small = load_config(file, overrides).teachers
+    assert large.cache == shell / "a" / "b"
+    assert (large.dtype, small.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,7 @@ def test_it_names_every_key_with_its_meaning() -> None:
     text = config_template()
     for section, field in Config.model_fields.items():
         part = text[text.index(f"[{section}]") :]
-        for key in known(field.annotation).model_fields:
+        for key in section_of(field).model_fields:
             assert re.search(rf"^#?(\[{section}\.{key}\]|{key} = )", part, re.MULTILINE), key
     assert (
         "Nats a token that the update has moved away from the policy it began with; beyond it the"
