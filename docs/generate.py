@@ -94,7 +94,12 @@ def config_page() -> str:
             f"[{name}]" if holds_several(field) else name, section_of(field), holds_several(field)
         )
     )
-    return _page("Config keys", head, *sections_text)
+    of_engines = (
+        block
+        for name, section in sections_of_parts(Config)
+        for block in _section(name, section, optional=True)
+    )
+    return _page("Config keys", head, *sections_text, *of_engines)
 
 
 def _section(place: str, section: type[BaseModel], optional: bool = False) -> Iterator[str]:

@@ -14,7 +14,8 @@ import polars as pl
 
 from flows.audit.named import config_of, teachers_of
 from flows.teachers import Teachers
-from opd_core.extensions import PromptTemplate
+from opd_core.config.load import Config
+from opd_core.extensions import ENGINES, PromptTemplate
 from opd_core.hub.name import cached_model
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
@@ -59,7 +60,12 @@ def scores(run: Run) -> Checked:
         for teacher in teachers:
             folder = teacher.config.teacher.path
             if str(folder) not in hashes:
-                if not folder.is_dir():
+                if teacher.weights_hash == identity_of(teacher.config):
+                    notes.append(
+                        f"{teacher.weights_hash} is elsewhere, its weights were never here"
+                    )
+                    hashes[str(folder)] = teacher.weights_hash
+                elif not folder.is_dir():
                     notes.append(
                         f"the teacher's folder {folder} is not here, its weights were not read"
                     )
@@ -91,6 +97,12 @@ def _by_own_teacher(run: Run, version: int, teachers: Teachers) -> None:
     for rollout_id, example_id, digest in rows.iter_rows():
         if digest != (own := teachers.hash_of(example_id)):
             raise BrokenLink.at(f"rollouts, {rollout_id}", "policy_hash", digest, own)
+
+
+def identity_of(config: Config) -> str | None:
+    """What stands for the hash of a teacher that is elsewhere, by the config."""
+    identity = ENGINES[config.teacher.engine].identity
+    return None if identity is None else identity(config)
 
 
 def _contents(run: Run) -> None:

@@ -19,6 +19,7 @@ from flows.stage.read_data import import_annotations
 from flows.teachers import Teacher, Teachers, check_shares, shares
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.config.load import Config, load_config
+from opd_core.extensions import ENGINES
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
 from opd_core.rollout.sampler import sampler_of
@@ -210,9 +211,10 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.model.vocabulary import check_same_vocabulary
 
     teachers = [teacher.path for teacher in loaded.all_teachers]
+    elsewhere = _elsewhere(loaded)
     for teacher in loaded.all_teachers:
         check_same_vocabulary(loaded.student.path, teacher.path)
-    check_weights(loaded.run.path, loaded.student.path, *teachers)
+    check_weights(loaded.run.path, *({loaded.student.path, *teachers} - elsewhere.keys()))
     for teacher in loaded.all_teachers:
         full = base_folder(teacher.path) if is_adapter(teacher.path) else teacher.path
         architecture_in(full).refuse_quantise(teacher.quantise)
@@ -220,7 +222,14 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
         from opd_core.model.tree_model import set_threads
 
         set_threads(loaded.machine.threads)
-    run = Run.create(loaded.run.path, loaded.to_json(), loaded.hash, loaded.student.path, *teachers)
+    run = Run.create(
+        loaded.run.path,
+        loaded.to_json(),
+        loaded.hash,
+        loaded.student.path,
+        *teachers,
+        known_hashes=elsewhere,
+    )
     remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)
     with run.exclusive("round"):
@@ -235,13 +244,27 @@ def _teachers(config: Config, run: Run) -> Teachers:
     def question(alone: Config) -> str:
         return prediction_question(alone, processor_hash_of(alone.teacher.path, run.path))
 
-    own = shares(config, run)
+    own, elsewhere = shares(config, run), _elsewhere(config)
     if config.teachers:
         check_shares(config, run, own)
-    return Teachers(
-        Teacher(alone, run.weights_hash(alone.teacher.path), ids, partial(question, alone))
-        for alone, ids in zip(config.of_each_teacher(), own, strict=True)
-    )
+
+    def of_one(alone: Config, ids: frozenset[str] | None) -> Teacher:
+        folder = alone.teacher.path
+        digest = elsewhere.get(folder) or run.weights_hash(folder)
+        return Teacher(alone, digest, ids, partial(question, alone))
+
+    return Teachers(map(of_one, config.of_each_teacher(), own))
+
+
+def _elsewhere(config: Config) -> dict[Path, str]:
+    """Folder of a teacher whose weights are not here but with the server that its engine asks ->
+    what stands for their hash."""
+    known: dict[Path, str] = {}
+    for alone in config.of_each_teacher():
+        identity, folder = ENGINES[alone.teacher.engine].identity, alone.teacher.path
+        if identity is not None and not any(folder.glob("*.safetensors")):
+            known[folder] = identity(alone)
+    return known
 
 
 @contextmanager

@@ -49,6 +49,7 @@ Content = dict[str, dict[str, object]]
 _CHANGES_NO_NUMBER = {
     ("run", "path"),  # a copy of a run is the same
     *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    *(("vllm_server", key) for key in ("address", "together", "seconds")),
     ("machine", "check_memory"),
     ("update", "save_minutes"),  # it goes on as if it had not been killed
     "storage",  # how often rows are appended
@@ -184,6 +185,15 @@ class Config(ChoosingSection):
             self._answers_are_readable()
         for teacher in self.all_teachers:
             self._does_what_is_asked(teacher)
+        students = {"evaluate.engine": self.evaluate.engine}
+        if self.rollout.source != "teacher":
+            students["rollout.engine"] = self.rollout.engine
+        for key, engine in students.items():
+            if ENGINES[engine].identity is not None:
+                raise ValueError(
+                    f"{key} = {engine!r} is for a teacher: a server has no policy of this run; set "
+                    f"{key} = 'hf'"
+                )
         return self
 
     def _does_what_is_asked(self, teacher: TeacherSection) -> None:

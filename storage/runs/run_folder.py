@@ -45,7 +45,13 @@ def weights_cache(path: Path) -> WeightsCache:
     return WeightsCache(path / ".cache" / "weights.json")
 
 
-def build(path: Path, config_hash: str, student: Path, teachers: Sequence[Path]) -> None:
+def build(
+    path: Path,
+    config_hash: str,
+    student: Path,
+    teachers: Sequence[Path],
+    known_hashes: Mapping[Path, str],
+) -> None:
     """Tables, folders and `run.json`, where there is none; the caller holds the run's lock."""
     if (path / RUN_FILE).exists():
         return
@@ -60,7 +66,8 @@ def build(path: Path, config_hash: str, student: Path, teachers: Sequence[Path])
 
     def model(folder: Path) -> dict[str, str]:
         named = cached_model(folder)
-        told = {"path": str(folder), "weights_hash": published_hash(folder, cache)}
+        digest = known_hashes.get(folder) or published_hash(folder, cache)
+        told = {"path": str(folder), "weights_hash": digest}
         return told if named is None else told | {"hub": str(named)}
 
     content["student"] = model(student)

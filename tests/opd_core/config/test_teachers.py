@@ -75,6 +75,8 @@ def test_whose_an_example_is(
         (["teachers.middle.path=x"], "'middle' is no section"),
         (["teachers.small=3"], "names no one of a list"),
         (["teachers.small.quantise=int4"], "4 bits a weight"),
+        (["evaluate.engine=vllm_server"], "evaluate.engine = 'vllm_server' is for a teacher"),
+        (["rollout.engine=vllm_server"], "rollout.engine = 'vllm_server' is for a teacher"),
         (["teachers.small.engine=vllm", "score.teacher_entropy=true"], "vllm does not give"),
     ],
 )
