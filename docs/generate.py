@@ -28,6 +28,7 @@ from opd_core.config.sections import ModelPath  # noqa: E402
 from opd_core.config.template import (  # noqa: E402
     choices,
     holds_a_section,
+    holds_several,
     meanings,
     section_of,
     sections_of_parts,
@@ -87,11 +88,20 @@ def config_page() -> str:
     )
     fields = Config.model_fields.items()
     sections_text = (
-        b
+        block
         for name, field in fields
-        for b in _section(name, section_of(field), field.default is None)
+        for block in _section(
+            f"[{name}]" if holds_several(field) else name,
+            section_of(field),
+            field.default is None or holds_several(field),
+        )
     )
-    return _page("Config keys", head, *sections_text)
+    of_engines = (
+        block
+        for name, section in sections_of_parts(Config)
+        for block in _section(name, section, optional=True)
+    )
+    return _page("Config keys", head, *sections_text, *of_engines)
 
 
 def _section(place: str, section: type[BaseModel], optional: bool = False) -> Iterator[str]:
@@ -108,7 +118,8 @@ def _section(place: str, section: type[BaseModel], optional: bool = False) -> It
     yield _table(("key", "takes", "default", "meaning"), rows)
     for name, field in section.model_fields.items():
         if name not in plain:
-            yield from _section(f"{place}.{name}", section_of(field), field.default is None)
+            inside = f"{place.strip('[]')}.{name}"
+            yield from _section(inside, section_of(field), field.default is None)
     for name, of_part in sections_of_parts(section):
         yield from _section(f"{place}.{name}", of_part, optional=True)
 

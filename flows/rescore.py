@@ -37,24 +37,25 @@ def rescore_run(run: Run, number: int | None = None, config: Config | None = Non
     Raises `VideoOPDError` where no score has hidden states.
     """
     added = 0
-    for version, teacher_hash, digest in _scored(run, number):
-        added += _rescore(run, version, teacher_hash, config or _config(run, digest))
+    for version, teacher_hash, teacher_id, digest in _scored(run, number):
+        added += _rescore(run, version, teacher_hash, teacher_id, config or _config(run, digest))
     out = console()
     if not is_quiet():
         out.print(_summary(run, number))
     out.print(f"{added:,} rollouts rescored; a row each in divergences", markup=False)
 
 
-def _scored(run: Run, number: int | None) -> list[tuple[int, str, str]]:
-    """(policy_version, teacher_hash, config_hash of its newest row) that have hidden states."""
+def _scored(run: Run, number: int | None) -> list[tuple[int, str, str, str]]:
+    """(policy_version, teacher_hash, teacher_id and config_hash of its newest row) that have hidden
+    states."""
     rows = run.teacher_scores().filter(HAS_HIDDEN)
     if number is not None:
         rows = rows.filter(pl.col("policy_version") == number - 1)
     scored = (
-        rows.select("policy_version", "teacher_hash", "config_hash", "written_at")
+        rows.select("policy_version", "teacher_hash", "teacher_id", "config_hash", "written_at")
         .sort("written_at", maintain_order=True)
         .group_by("policy_version", "teacher_hash")
-        .agg(pl.col("config_hash").last())
+        .agg(pl.col("teacher_id", "config_hash").last())
         .sort("policy_version", "teacher_hash")
         .collect()
         .rows()
@@ -76,8 +77,9 @@ def _config(run: Run, digest: str) -> Config:
         raise VideoOPDError(f"{error}; restore it from a copy of the run") from None
 
 
-def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
+def _rescore(run: Run, version: int, teacher_hash: str, teacher_id: str, config: Config) -> int:
     """Rescore one round and teacher; returns the number of rows added."""
+    of_one = config.with_teacher(teacher_id)
     this = (pl.col("policy_version") == version) & (pl.col("teacher_hash") == teacher_hash)
     scored = run.teacher_scores().filter(this & HAS_HIDDEN).select("rollout_id").collect()
     done = run.divergences().filter(this).select("rollout_id").collect()
@@ -92,8 +94,8 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
     from opd_core.scoring.rescoring import rescore
 
     set_threads(config.machine.threads)
-    student, teacher = config.student.path, config.teacher.path
-    writer = Run.create(run.path, config.to_json(), config.hash, student, teacher)
+    teachers = [teacher.path for teacher in config.all_teachers]
+    writer = Run.create(run.path, config.to_json(), config.hash, config.student.path, *teachers)
     flush_seconds = config.storage.flush_seconds
     begun = writer.begin("rescore", version, config_words)
     if begun.again:
@@ -104,7 +106,7 @@ def _rescore(run: Run, version: int, teacher_hash: str, config: Config) -> int:
         progress("rescore", len(work)) as advance,
         appending(writer, "divergences", "rescore", version, flush_seconds) as divergences,
     ):
-        for batch in rescore(config, policy, teacher_hash, work, _load(run, teacher_hash)):
+        for batch in rescore(of_one, policy, teacher_hash, work, _load(run, teacher_hash)):
             divergences.add(batch)
             advance(batch.examples)
     return divergences.added

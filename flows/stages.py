@@ -12,7 +12,8 @@ Each is a Prefect task (`flows/stage/task.py`). Before it imports what it comput
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -30,14 +31,15 @@ from flows.summaries import Done
 from opd_core.cluster import losses
 from opd_core.faults import NEXT_ROUND
 from opd_core.focus import select as curriculum
-from opd_core.hub.name import model_name
 from opd_core.rollout.by_example import by_example
 from opd_core.types import (
+    Batch,
     Draw,
     GroundingExample,
     Policy,
     Rollout,
     Selection,
+    TeacherScore,
     Update,
     VideoOPDError,
     make_rollout_id,
@@ -111,13 +113,19 @@ def validate(work: Work, policy: Policy, begun: Begun) -> Done:
     work.about_to_work()
     from opd_core.rollout.answers import predict
 
-    copies = prediction_cache.copies(work, needed)
+    copies = [
+        row
+        for teacher in work.teachers
+        for row in prediction_cache.copies(teacher, [e for e in needed if teacher.takes(e)])
+    ]
     copied = work.run.append("teacher_predictions", copies, policy_version=policy.version)
     done |= {row.example_id for row in copies}
     asked = [example_id for example_id in needed if example_id not in done]
-    teacher = _teacher(work, policy)
-    batches = predict(work.config, teacher, work.question_hash, examples, done)
-    reused = None if work.config.teacher.cache is None else len(needed) - len(asked)
+    batches = chain.from_iterable(
+        predict(t.config, t.policy(policy.version), t.question_to_ask, t.own(examples), done)
+        for t in work.teachers
+    )
+    reused = len(needed) - len(asked) if work.teachers.caches else None
     return _append_batches(
         work, policy, "teacher_predictions", batches, len(asked), copied,
         predictions_reused=reused, hit_rate=None if reused is None else reused / len(needed),
@@ -150,13 +158,14 @@ def rollout(work: Work, policy: Policy, begun: Begun) -> Done:
         return Done()
     work.about_to_work()
     from opd_core.rollout.answers import sample_rollouts
-    from opd_core.rollout.sampler import sampler_of
 
     missing = len(
         {example_id for rollout_id, example_id in wanted.items() if rollout_id not in done}
     )
-    sampler = sampler_of(work.config, policy.version, work.run.policy, work.teacher_hash)
-    batches = sample_rollouts(work.config, sampler, examples, done)
+    batches = chain.from_iterable(
+        sample_rollouts(config, sampler, own, done)
+        for config, sampler, own in work.samplers(policy.version, examples)
+    )
     return _append_batches(work, policy, "rollouts", batches, missing)
 
 
@@ -176,7 +185,7 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     todo = wanted - done
     skipped = round_rows.quarantined(work, policy, "score")
     missing = [
-        rollout_id
+        (rollout_id, example_id)
         for rollout_id, example_id in round_rows.answered(work, policy)
         if rollout_id in todo and not {rollout_id, example_id} & skipped
     ]
@@ -187,31 +196,42 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     work.about_to_work()
     from opd_core.scoring.trees import score_examples, teacher_scorer
 
-    scorer, teacher = teacher_scorer(work.config), _teacher(work, policy)
-    unscored = round_rows.read_rollouts(work, missing)
-    plan = score_cache.plan(work, policy.version, scorer, unscored)
+    plans = []
+    for teacher in work.teachers:
+        own = [rollout_id for rollout_id, example_id in missing if teacher.takes(example_id)]
+        unscored = round_rows.read_rollouts(work, own)
+        scorer = teacher_scorer(teacher.config)
+        plans.append(score_cache.plan(work, teacher, policy.version, scorer, unscored))
     copied = sum(
         work.run.append("teacher_scores", rows, policy_version=policy.version)
+        for plan in plans
         for rows in score_cache.copies(work, plan)
     )
-    ids: dict[str, list[str]] = {}
-    for one in plan.scored:
-        ids.setdefault(one.example_id, []).append(one.rollout_id)
-
-    def rollouts_of(some: Sequence[GroundingExample]) -> dict[str, list[Rollout]]:
-        asked = [rollout_id for e in some for rollout_id in ids[e.example_id]]
-        return by_example(round_rows.read_rollouts(work, asked))
-
     drawn = round_rows.drawn(work, policy)
-    examples = [e for e in drawn if e.example_id in ids]
-    among = [e for e in drawn if e.example_id not in skipped]
-    longest = max((one.tokens for one in plan.scored), default=0)
-    scored = score_examples(work.config, teacher, examples, longest, rollouts_of, among)
-    batches = score_cache.with_twins(work, plan, scored)
+
+    def scored_by(plan: score_cache.Plan) -> Iterator[Batch[TeacherScore]]:
+        ids: dict[str, list[str]] = {}
+        for one in plan.scored:
+            ids.setdefault(one.example_id, []).append(one.rollout_id)
+
+        def rollouts_of(some: Sequence[GroundingExample]) -> dict[str, list[Rollout]]:
+            asked = [rollout_id for e in some for rollout_id in ids[e.example_id]]
+            return by_example(round_rows.read_rollouts(work, asked))
+
+        own = plan.teacher.own(drawn)
+        examples = [e for e in own if e.example_id in ids]
+        among = [e for e in own if e.example_id not in skipped]
+        longest = max((one.tokens for one in plan.scored), default=0)
+        config, teacher = plan.teacher.config, plan.teacher.policy(policy.version)
+        scored = score_examples(config, teacher, examples, longest, rollouts_of, among)
+        return score_cache.with_twins(work, plan, scored)
+
+    batches = chain.from_iterable(scored_by(plan) for plan in plans)
+    reused = sum(plan.reused for plan in plans)
+    asked = len({one.example_id for plan in plans for one in plan.scored})
     return _append_batches(
-        work, policy, "teacher_scores", batches, len(examples), copied,
-        teacher_passes_saved=saved, scores_reused=plan.reused,
-        hit_rate=plan.reused / len(missing),
+        work, policy, "teacher_scores", batches, asked, copied,
+        teacher_passes_saved=saved, scores_reused=reused, hit_rate=reused / len(missing),
     )  # fmt: skip
 
 
@@ -261,7 +281,7 @@ def focus(work: Work, policy: Policy, begun: Begun) -> Done:
             f"focus selected none of the {len(chosen)} rollouts of round {policy.round} "
             f"({round_rows.reasons(chosen)}){fix}"
         )
-    asked = work.question_hash if curriculum.needs_predictions(settings) else None
+    asks = curriculum.needs_predictions(settings)
     if not set(chosen["rollout_id"]) <= set(selections["rollout_id"]):
         work.about_to_work()
     lost_some = round_rows.selected_of(selections, removed)
@@ -272,7 +292,7 @@ def focus(work: Work, policy: Policy, begun: Begun) -> Done:
             **row,
             settings=settings.model_dump_json(),
             seed=seed,
-            question_hash=asked,
+            question_hash=work.teachers.question_of(row["example_id"]) if asks else None,
             rollouts_version=read["rollouts"],
             predictions_version=read["teacher_predictions"],
             scores_version=read["teacher_scores"],
@@ -317,7 +337,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     if unscored:
         raise VideoOPDError(
             f"{len(unscored)} selected rollouts of round {policy.round} have no score of teacher "
-            f"{model_name(work.config.teacher.path)}, {min(unscored)} among them; put back the "
+            f"{work.teachers.names}, {min(unscored)} among them; put back the "
             "teacher that the round was selected with, or start a new run"
         )
     trained = [
@@ -363,7 +383,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         checkpoint=run.relative(new.path),
         objective=work.config.objective_text,
         uses_scores=uses_scores,
-        teacher_hash=work.teacher_hash,
+        teacher_hash=work.teachers.joined_hash,
         rollouts=len(result.trained),
         tokens=result.tokens,
         max_logprob_mismatch=None if first is None else first.largest,
@@ -437,8 +457,3 @@ def _append_batches(
         "done_again": lost.again or None,
     }
     return Done(copied + rows.added, examples, trouble | notes)
-
-
-def _teacher(work: Work, policy: Policy) -> Policy:
-    """The teacher as something that answers; its version is the round it works for."""
-    return Policy(policy.version, work.config.teacher.path, work.teacher_hash)

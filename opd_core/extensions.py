@@ -156,6 +156,10 @@ class Engine:
     ) = None
     """As `opened`, with the last of its arguments one of `quantises`; None where there are none."""
 
+    identity: Callable[[Config], str] | None = None
+    """What stands for the hash of a teacher's weights where its folder has none, because the model
+    is elsewhere; None: its weights have to be here."""
+
     def installed(self) -> str | None:
         """The version of what it needs; None where that is not installed."""
         for package in self.needs:
@@ -211,6 +215,7 @@ ENGINES = Registry(
     {
         "hf": "opd_core.engines.hf.record:ENGINE",
         "vllm": "opd_core.engines.vllm.record:ENGINE",
+        "vllm_server": "opd_core.engines.vllm_server.record:ENGINE",
     },
 )
 """Of `rollout.engine`, `teacher.engine` and `evaluate.engine`."""

@@ -18,7 +18,7 @@ placeholders (see `opd_core/model/vocabulary.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Generic, NamedTuple, TypeVar
@@ -445,7 +445,11 @@ class Update:
         bool,
         "Whether the objective needs the teacher's scores of the rollouts.",
     ]
-    teacher_hash: Annotated[str, "Hash of the teacher's weights."]
+    teacher_hash: Annotated[
+        str,
+        "Hash of the teacher's weights; of several, theirs with a `+` between them, in the order "
+        "of `[[teachers]]`. The scores of the round say whose each rollout is.",
+    ]
     rollouts: Annotated[int, "Rollouts trained on."]
     tokens: Annotated[int, "Completion tokens trained on."]
     max_logprob_mismatch: Annotated[
@@ -601,6 +605,16 @@ class Batch(Generic[Record]):
     quarantined: tuple[QuarantinedItem, ...]
     examples: int
     """Examples with which this batch has dealt; those that were already done are not counted."""
+
+
+def join_hashes(hashes: Iterable[str]) -> str:
+    """What stands for several teachers where a row has room for one: `4f...+a0...`."""
+    return "+".join(hashes)
+
+
+def split_hashes(joined: str) -> list[str]:
+    """The teachers of a row of `updates`, in the order of `[[teachers]]`."""
+    return joined.split("+")
 
 
 def make_example_id(video_path: str, query: str, *spans: Span) -> str:

@@ -42,6 +42,7 @@ from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from opd_core.tinyworld.world import World
+    from tests.vllm_server import Served
 
 # What a test takes depends on what else the machine does; speed is `make bench`'s.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -81,6 +82,19 @@ def tiny_config(tmp_path: Path, tiny_world: World) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def served_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An untrained teacher behind a real server on loopback, started once for all tests."""
+    pytest.importorskip("vllm")
+    from tests.opd_core.engines.vllm_fixtures import make_model
+    from tests.vllm_server import Served, vllm_server
+
+    folder = tmp_path_factory.mktemp("served")
+    model = make_model(folder / "teacher", "teacher", 1)
+    with vllm_server(model, folder / "server.log") as address:
+        yield Served(model, address)
 
 
 @pytest.fixture(scope="session")

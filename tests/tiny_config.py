@@ -51,6 +51,8 @@ def _toml_value(value: Any) -> str:
             return str(value).lower()
         case str():
             return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case dict():
+            return "{" + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + "}"
         case list() | tuple():
             return "[" + ", ".join(_toml_value(item) for item in value) + "]"
         case _:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from flows.audit.named import config_of
-from opd_core.extensions import PromptTemplate
+from flows.audit.named import config_of, teachers_of
+from flows.teachers import Teachers
+from opd_core.config.load import Config
+from opd_core.extensions import ENGINES, PromptTemplate
 from opd_core.hub.name import cached_model
 from opd_core.scoring.score_key import content_hash
 from opd_core.spans.grounding import answer_iou
@@ -53,24 +55,54 @@ def scores(run: Run) -> Checked:
     _contents(run)
     hashes: dict[str, str] = {}
     for row in store.settled(run):
-        folder = config_of(run, row["config_hash"]).teacher.path
-        if str(folder) not in hashes:
-            if not folder.is_dir():
-                notes.append(
-                    f"the teacher's folder {folder} is not here, its weights were not read"
-                )
-                hashes[str(folder)] = row["teacher_hash"]
-            else:
-                from storage.runs.policies import weights_hash
+        where = f"updates, policy_version {row['policy_version']}"
+        teachers = teachers_of(run, config_of(run, row["config_hash"]), row)
+        for teacher in teachers:
+            folder = teacher.config.teacher.path
+            if str(folder) not in hashes:
+                if teacher.weights_hash == identity_of(teacher.config):
+                    notes.append(
+                        f"{teacher.weights_hash} is elsewhere, its weights were never here"
+                    )
+                    hashes[str(folder)] = teacher.weights_hash
+                elif not folder.is_dir():
+                    notes.append(
+                        f"the teacher's folder {folder} is not here, its weights were not read"
+                    )
+                    hashes[str(folder)] = teacher.weights_hash
+                else:
+                    from storage.runs.policies import weights_hash
 
-                if (named := cached_model(folder)) is not None:
-                    notes.append(f"the teacher is {named}")
-                hashes[str(folder)] = weights_hash(folder)
-        if hashes[str(folder)] != row["teacher_hash"]:
-            where = f"updates, policy_version {row['policy_version']}"
-            expected = f"{hashes[str(folder)]} ({folder})"
-            raise BrokenLink.at(where, "teacher_hash", row["teacher_hash"], expected)
+                    if (named := cached_model(folder)) is not None:
+                        notes.append(f"the teacher is {named}")
+                    hashes[str(folder)] = weights_hash(folder)
+            if hashes[str(folder)] != teacher.weights_hash:
+                expected = f"{hashes[str(folder)]} ({folder})"
+                raise BrokenLink.at(where, "teacher_hash", teacher.weights_hash, expected)
+        _by_own_teacher(run, row["parent_version"], teachers)
     return Checked(checked.count, checked.of, tuple(dict.fromkeys(notes)))
+
+
+def _by_own_teacher(run: Run, version: int, teachers: Teachers) -> None:
+    """Of several, an answer is scored by the one that takes its example, and given by it where the
+    teacher answers."""
+    this = pl.col("policy_version") == version
+    ours = pl.col("teacher_hash").is_in([teacher.weights_hash for teacher in teachers])
+    strays = run.teacher_scores().filter(this & ours & ~teachers.scores())
+    for rollout_id, digest in strays.select("rollout_id", "teacher_hash").collect().iter_rows():
+        own = teachers.hash_of(rollout_id.split("-")[1])
+        raise BrokenLink.at(f"teacher_scores, {rollout_id}", "teacher_hash", digest, own)
+    given = run.rollouts().filter(this & (pl.col("answered_by") == "teacher"))
+    rows = given.select("rollout_id", "example_id", "policy_hash").collect()
+    for rollout_id, example_id, digest in rows.iter_rows():
+        if digest != (own := teachers.hash_of(example_id)):
+            raise BrokenLink.at(f"rollouts, {rollout_id}", "policy_hash", digest, own)
+
+
+def identity_of(config: Config) -> str | None:
+    """What stands for the hash of a teacher that is elsewhere, by the config."""
+    identity = ENGINES[config.teacher.engine].identity
+    return None if identity is None else identity(config)
 
 
 def _contents(run: Run) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from flows.teachers import Teacher, Teachers, shares
 from opd_core.config.load import Config, config_hash
 from opd_core.rollout.by_example import by_example
-from opd_core.types import Draw, GroundingExample, Rollout
+from opd_core.types import Draw, GroundingExample, Rollout, split_hashes
 from storage.audit.links import BrokenLink
 
 if TYPE_CHECKING:
@@ -38,6 +40,28 @@ def config_of(run: Run, digest: str) -> Config:
     if (now := config_hash(json.loads(text))) != digest:
         raise BrokenLink.at(str(file), "its hash", now, digest)
     return config.model_copy(update={"cluster": None})  # what is audited is computed again here
+
+
+def teachers_of(
+    run: Run, config: Config, row: dict[str, Any], selected: pl.DataFrame | None = None
+) -> Teachers:
+    """The teachers of a committed round, by its row of `updates`; asked what the round's
+    `selections` say, where they are given."""
+    alone, hashes = config.of_each_teacher(), split_hashes(row["teacher_hash"])
+    if len(hashes) != len(alone):
+        where = f"updates, policy_version {row['policy_version']}"
+        raise BrokenLink.at(where, "the number of its teachers", len(hashes), len(alone))
+
+    def asked(ids: frozenset[str] | None) -> str | None:
+        if selected is None:
+            return None
+        mine = selected if ids is None else selected.filter(pl.col("example_id").is_in(list(ids)))
+        return next(iter(mine["question_hash"].drop_nulls().mode().sort()), None)
+
+    return Teachers(
+        Teacher(of_one, digest, ids, partial(asked, ids))
+        for of_one, digest, ids in zip(alone, hashes, shares(config, run), strict=True)
+    )
 
 
 def config_hash_of(run: Run, table: str, version: int) -> str:

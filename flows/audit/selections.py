@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from flows.audit.links import IOU_TOLERANCE
-from flows.audit.named import config_hash_of, config_of
+from flows.audit.named import config_hash_of, config_of, teachers_of
+from flows.teachers import Teachers
 from opd_core.config.load import Config
 from opd_core.focus import select as curriculum
 from opd_core.types import make_seed
@@ -24,17 +25,17 @@ def selections(run: Run) -> Checked:
     count = 0
     for row in store.settled(run):
         this = pl.col("policy_version") == row["parent_version"]
-        teacher = pl.col("teacher_hash") == row["teacher_hash"]
         stored = run.selections().filter(this).sort("rollout_id").collect()
         removed = _no_longer_annotated(run, stored)
         config = config_of(run, config_hash_of(run, "selections", row["parent_version"]))
-        question = _made_with(run, stored, config, row["parent_version"])
+        teachers = teachers_of(run, config, row, stored)
+        _made_with(run, stored, config, teachers, row["parent_version"])
         stored = stored.filter(pl.col("reason") != curriculum.GONE)
-        asked = pl.col("question_hash").eq_missing(pl.lit(question, pl.String))
-        scores = run.teacher_scores().filter(this & teacher)
+        asks = curriculum.needs_predictions(config.focus)
+        scores = run.teacher_scores().filter(this & teachers.scores())
         again = curriculum.select(
             run.rollouts().filter(this & ~pl.col("rollout_id").is_in(removed)),
-            run.teacher_predictions().filter(teacher & asked),
+            run.teacher_predictions().filter(teachers.predictions() if asks else pl.lit(False)),
             config.focus,
             _focus_seed(config, row["parent_version"]),
             curriculum.sampling_k1s(
@@ -73,21 +74,22 @@ def _no_longer_annotated(run: Run, stored: pl.DataFrame) -> list[str]:
     return rows["rollout_id"].to_list()
 
 
-def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> str | None:
-    """Each row names the settings and seed of the round's config, one question to the teacher (or
-    none, where its curriculum asks nothing), and table versions that there were; the question."""
-    asked = stored["question_hash"].drop_nulls().mode().sort().to_list()
-    question = asked[0] if asked and curriculum.needs_predictions(config.focus) else None
+def _made_with(
+    run: Run, stored: pl.DataFrame, config: Config, teachers: Teachers, version: int
+) -> None:
+    """Each row names the settings and seed of the round's config, one question to its teacher (or
+    none, where its curriculum asks nothing), and table versions that there were."""
+    asks = curriculum.needs_predictions(config.focus)
     expected = {
         # Without the keys that have come since; those the stored config does not have.
         "settings": config.focus.model_dump_json(exclude_unset=True),
         "seed": _focus_seed(config, version),
-        "question_hash": question,
     }
     newest = run.tables.versions()
     for row in stored.iter_rows(named=True):
         where = f"selections, {row['rollout_id']}"
-        for name, value in expected.items():
+        question = teachers.question_of(row["example_id"]) if asks else None
+        for name, value in (*expected.items(), ("question_hash", question)):
             if row[name] != value:
                 raise BrokenLink.at(where, name, row[name], value)
         for name, table in (
@@ -97,7 +99,6 @@ def _made_with(run: Run, stored: pl.DataFrame, config: Config, version: int) -> 
         ):
             if not 1 <= row[name] <= newest[table]:
                 raise BrokenLink.at(where, name, row[name], f"1 ... {newest[table]}")
-    return question
 
 
 def _focus_seed(config: Config, version: int) -> int:

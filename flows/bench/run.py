@@ -282,7 +282,7 @@ def _bare_seconds(work: Work, round: int) -> float:
         FinishedRound(
             policy=run.policy(round),
             next_policy=run.policy(round + 1),
-            teacher_hash=work.teacher_hash,
+            teacher_hash=work.teachers.joined_hash,
             predicted=[e for e in drawn if e.example_id not in seen],
             drawn=drawn,
             rollouts=rollouts,

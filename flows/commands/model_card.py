@@ -45,9 +45,10 @@ def card(run: Run, version: int) -> str:
 
     config = run.config_of_policy(run.policy(version)) or {}
     content = run_folder.read(run.path)
-    base, teacher = (Path(content[role]["path"]) for role in ("student", "teacher"))
+    base = Path(content["student"]["path"])
+    teachers = [Path(teacher["path"]) for teacher in run_folder.teachers(content)]
     evaluated = _evaluated(run, version)
-    base_name, teacher_name = hub_name(base), hub_name(teacher)
+    base_name, teacher_name = hub_name(base), " and ".join(map(hub_name, teachers))
     licence = _licence(base)
     data = ModelCardData(
         model_name=f"{base_name.rsplit('/', 1)[-1]}-video-opd-{version}",
@@ -72,7 +73,9 @@ def card(run: Run, version: int) -> str:
             "## How it was made",
             _rounds(run, version),
             _data(run, version, config),
-            _sources(run, version, content, model_name(base), model_name(teacher)),
+            _sources(
+                run, version, content, model_name(base), " + ".join(map(model_name, teachers))
+            ),
             "Settings of the last round:",
             "```json\n" + json.dumps(_settings(config), indent=1) + "\n```",
             "## Licence",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.round_state import RoundState, count, last_config, round_state
 from flows.console.report import ABSENT, accuracy, size_text
@@ -145,8 +145,8 @@ def status_of(run: Run, config: str | None = None) -> Status:
         as_of_round=run.round,
         round=current + 1,
         missing=state.missing(),
-        student=_model(run, "student"),
-        teacher=_model(run, "teacher"),
+        student=_model(last_config(run).get("student", {})),
+        teacher=_teachers(run),
         state=state,
         data=_data(run),
         frames=_frames(run),
@@ -167,9 +167,15 @@ def _data(run: Run) -> DataState:
     return DataState(counts.get("train", 0), counts.get("eval", 0), gone)
 
 
-def _model(run: Run, role: str) -> str:
-    path = Path(last_config(run).get(role, {}).get("path", ABSENT))
+def _model(section: Mapping[str, Any]) -> str:
+    path = Path(section.get("path", ABSENT))
     return str(cached_model(path) or path)
+
+
+def _teachers(run: Run) -> str:
+    config = last_config(run)
+    several = (f"{one['name']} ({_model(one)})" for one in config.get("teachers", ()))
+    return ", ".join(several) or _model(config.get("teacher", {}))
 
 
 def _takes(run: Run) -> Iterator[TakeState]:

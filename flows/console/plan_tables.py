@@ -90,7 +90,8 @@ def settings_text(change: Change) -> str:
 
 
 def _beginning(plan: Plan) -> Iterator[str]:
-    for role, model in (("student", plan.student), ("teacher", plan.teacher)):
+    teachers = (("teacher", model) for model in (plan.teacher, *plan.other_teachers))
+    for role, model in (("student", plan.student), *teachers):
         yield f"{role}   {_model(model)}"
     devices = f" x {plan.machine.devices}" if plan.machine.devices > 1 else ""
     yield f"machine   {_place(plan.machine)}{devices}"

@@ -12,8 +12,6 @@ from opd_core.hub.name import HubModel, cached_model, hub_model
 from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 
-ROLES = ("student", "teacher")
-
 
 def with_folders(config: Config, name: str) -> Config:
     """The config, read from the file `name`, with the folders of its student and teacher.
@@ -23,8 +21,7 @@ def with_folders(config: Config, name: str) -> Config:
     `VideoOPDError` for a name of nothing, and for the run's own student at another commit.
     """
     folders: dict[str, Path] = {}
-    for role in ROLES:
-        path: Path = getattr(config, role).path
+    for role, path in config.model_paths().items():
         model = _named(path)
         if model is None:
             continue
@@ -42,12 +39,7 @@ def with_folders(config: Config, name: str) -> Config:
             ) from None
         if role == "student":
             _refuse_another_commit(config.run.path, cached_model(folders[role]))
-    return config.model_copy(
-        update={
-            role: getattr(config, role).model_copy(update={"path": folder})
-            for role, folder in folders.items()
-        }
-    )
+    return config.with_model_paths(folders)
 
 
 def folder_of(model: HubModel) -> Path:
@@ -60,10 +52,11 @@ def folder_of(model: HubModel) -> Path:
 def remember_commits(written: Config, located: Config) -> None:
     """Let the run of a config stay at the commits that the names in it were found to mean."""
     commits: dict[str, str] = {}
-    for role in ROLES:
-        model = cached_model(getattr(located, role).path)
-        if _named(getattr(written, role).path) is not None and model is not None:
-            commits[str(getattr(written, role).path)] = model.revision
+    found = located.model_paths()
+    for role, path in written.model_paths().items():
+        model = cached_model(found[role])
+        if _named(path) is not None and model is not None:
+            commits[str(path)] = model.revision
     run_folder.remember_hub_commits(located.run.path, commits)
 
 

@@ -66,7 +66,7 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
         .collect()
         .join(
             work.run.teacher_scores()
-            .filter(mine & (pl.col("teacher_hash") == work.teacher_hash))
+            .filter(mine & work.teachers.scores())
             .select("rollout_id", "teacher_logprobs")
             .collect(),
             on="rollout_id",
@@ -173,7 +173,7 @@ def _copied(work: Work, version: int) -> list[str]:
 
 def _reuse(work: Work, version: int) -> list[str]:
     """How much of the round's scoring needed no teacher, in a sentence."""
-    mine = (pl.col("policy_version") == version) & (pl.col("teacher_hash") == work.teacher_hash)
+    mine = (pl.col("policy_version") == version) & work.teachers.scores()
     rows = work.run.teacher_scores().filter(mine)
     copied = pl.col("reused_from").is_not_null()
     total, reused = rows.select(pl.len(), copied.sum()).collect().row(0)

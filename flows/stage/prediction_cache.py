@@ -14,41 +14,38 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from opd_core.hub.name import model_name
 from opd_core.types import TeacherPrediction, VideoOPDError
 from storage.runs.run import Run
 
 if TYPE_CHECKING:
     from flows.stage.prepare import Work
+    from flows.teachers import Teacher
 
 
-def copies(work: Work, example_ids: Sequence[str]) -> list[TeacherPrediction]:
-    """All k answers to each of the examples that `teacher.cache` has them of.
+def copies(teacher: Teacher, example_ids: Sequence[str]) -> list[TeacherPrediction]:
+    """All k answers of a teacher to each of its examples that `teacher.cache` has them of.
 
     Raises `VideoOPDError` when there is no run at `teacher.cache`.
     """
-    cache = work.config.teacher.cache
+    settings = teacher.config.teacher
+    cache = settings.cache
     if cache is None or not example_ids:
         return []
     try:
         other = Run.open(cache)
     except VideoOPDError as error:
         raise VideoOPDError(f"teacher.cache: {error}") from None
-    same = (pl.col("teacher_hash") == work.teacher_hash) & (
-        pl.col("question_hash") == work.question_hash
+    same = (pl.col("teacher_hash") == teacher.weights_hash) & (
+        pl.col("question_hash") == teacher.question_hash
     )
     wanted = pl.col("example_id").is_in(list(example_ids))
     answers: dict[str, list[TeacherPrediction]] = {}
     for row in other.read("teacher_predictions", TeacherPrediction, same & wanted):
         answers.setdefault(row.example_id, []).append(row)
     return [
-        replace(
-            row,
-            teacher_id=model_name(work.config.teacher.path),
-            reused_from=row.reused_from or other.run_id,
-        )
+        replace(row, teacher_id=teacher.name, reused_from=row.reused_from or other.run_id)
         for example_id in example_ids
-        if len(rows := answers.get(example_id, [])) == work.config.teacher.predictions
+        if len(rows := answers.get(example_id, [])) == settings.predictions
         for row in sorted(rows, key=lambda r: r.prediction_index)
     ]
 
@@ -67,6 +64,6 @@ def check_pixels(work: Work, policy_version: int) -> None:
     if wrong.height:
         raise VideoOPDError(
             f"the teacher's answers to {wrong.height} examples, {wrong['example_id'][0]} among "
-            f"them, were copied from {work.config.teacher.cache or 'another run'} and are to other "
+            f"them, were copied from {work.teachers.caches or 'another run'} and are to other "
             "pixels than this run's videos have; start a new run without teacher.cache"
         )

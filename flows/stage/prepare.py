@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -17,12 +17,15 @@ from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
 from flows.stage.shared_folders import refuse_unshared
+from flows.teachers import Teacher, Teachers, check_shares, shares
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.cluster.connection import staying_connected
 from opd_core.config.load import Config, load_config
+from opd_core.extensions import ENGINES
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
-from opd_core.types import Policy, VideoOPDError
+from opd_core.rollout.sampler import sampler_of
+from opd_core.types import GroundingExample, Policy, VideoOPDError
 from opd_core.update.continuation import continuation
 from opd_core.video.presence import refuse_missing_folder
 from storage import locks
@@ -46,11 +49,11 @@ class WorkLeft(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What every stage needs: the run, its config, and the frozen teacher."""
+    """What every stage needs: the run, its config, and the frozen teachers."""
 
     config: Config
     run: Run
-    teacher_hash: str
+    teachers: Teachers
     looking: bool = False
     """Nothing is to be computed: it is asked whether there is anything."""
 
@@ -60,21 +63,23 @@ class Work:
         if self.looking:
             raise WorkLeft
 
-    @cached_property
-    def question_hash(self) -> str:
-        """How the config asks the teacher for its own answers."""
-        processor = processor_hash_of(self.config.teacher.path, self.run.path)
-        return prediction_question(self.config, processor)
-
     def predictions(self) -> pl.LazyFrame:
-        """The teacher's own answers to that question; none where the curriculum needs none."""
+        """The own answers of each example's teacher, to what it is asked; none where the curriculum
+        needs none."""
         rows = self.run.teacher_predictions()
-        if not needs_predictions(self.config.focus):
-            return rows.filter(pl.lit(False))
-        return rows.filter(
-            (pl.col("teacher_hash") == self.teacher_hash)
-            & (pl.col("question_hash") == self.question_hash)
-        )
+        needed = needs_predictions(self.config.focus)
+        return rows.filter(self.teachers.predictions() if needed else pl.lit(False))
+
+    def samplers(
+        self, version: int, examples: Sequence[GroundingExample]
+    ) -> Iterator[tuple[Config, Policy, Sequence[GroundingExample]]]:
+        """Whose weights answer which examples in the round of policy `version`, and the config to
+        ask them with: each teacher its own, where `rollout.source` is the teacher."""
+        if self.config.rollout.source != "teacher":
+            yield self.config, sampler_of(self.config, version, self.run.policy), examples
+            return
+        for teacher in self.teachers:
+            yield teacher.config, teacher.policy(version), teacher.own(examples)
 
     def policy(self, version: int | None = None) -> Policy:
         """The current policy, or an earlier one."""
@@ -139,7 +144,7 @@ class Work:
 def check_folders(config: Config, name: str) -> None:
     """Raise `VideoOPDError` where the config, read from the file `name`, has no model to open or
     no place for its run. Names on the hub are `with_folders`'s."""
-    for role, folder in (("student", config.student.path), ("teacher", config.teacher.path)):
+    for role, folder in config.model_paths().items():
         if folder.is_absolute() and not folder.is_dir():
             raise VideoOPDError(
                 f"there is no model folder at {folder}; correct {role}.path in {name}"
@@ -207,11 +212,14 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
     from opd_core.model.architectures import architecture_in
     from opd_core.model.vocabulary import check_same_vocabulary
 
-    check_same_vocabulary(loaded.student.path, loaded.teacher.path)
-    check_weights(loaded.run.path, loaded.student.path, loaded.teacher.path)
-    teacher = loaded.teacher.path
-    full = base_folder(teacher) if is_adapter(teacher) else teacher
-    architecture_in(full).refuse_quantise(loaded.teacher.quantise)
+    teachers = [teacher.path for teacher in loaded.all_teachers]
+    elsewhere = _elsewhere(loaded)
+    for teacher in loaded.all_teachers:
+        check_same_vocabulary(loaded.student.path, teacher.path)
+    check_weights(loaded.run.path, *({loaded.student.path, *teachers} - elsewhere.keys()))
+    for teacher in loaded.all_teachers:
+        full = base_folder(teacher.path) if is_adapter(teacher.path) else teacher.path
+        architecture_in(full).refuse_quantise(teacher.quantise)
     if not looking:
         from opd_core.model.tree_model import set_threads
 
@@ -221,8 +229,9 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
         loaded.to_json(),
         loaded.hash,
         loaded.student.path,
-        loaded.teacher.path,
-        loaded.storage.tables,
+        *teachers,
+        store=loaded.storage.tables,
+        known_hashes=elsewhere,
     )
     remember_commits(written, loaded)  # before a long import, which may be killed
     frames = nullcontext() if looking else decoding_once(loaded)
@@ -231,7 +240,36 @@ def _writing(written: Config, loaded: Config, looking: bool) -> Iterator[Work]:
         with frames, staying_connected():
             if not looking:
                 refuse_unshared(loaded)
-            yield Work(loaded, run, run.weights_hash(loaded.teacher.path), looking)
+            yield Work(loaded, run, _teachers(loaded, run), looking)
+
+
+def _teachers(config: Config, run: Run) -> Teachers:
+    """Raises `VideoOPDError` where a training example is no teacher's."""
+
+    def question(alone: Config) -> str:
+        return prediction_question(alone, processor_hash_of(alone.teacher.path, run.path))
+
+    own, elsewhere = shares(config, run), _elsewhere(config)
+    if config.teachers:
+        check_shares(config, run, own)
+
+    def of_one(alone: Config, ids: frozenset[str] | None) -> Teacher:
+        folder = alone.teacher.path
+        digest = elsewhere.get(folder) or run.weights_hash(folder)
+        return Teacher(alone, digest, ids, partial(question, alone))
+
+    return Teachers(map(of_one, config.of_each_teacher(), own))
+
+
+def _elsewhere(config: Config) -> dict[Path, str]:
+    """Folder of a teacher whose weights are not here but with the server that its engine asks ->
+    what stands for their hash."""
+    known: dict[Path, str] = {}
+    for alone in config.of_each_teacher():
+        identity, folder = ENGINES[alone.teacher.engine].identity, alone.teacher.path
+        if identity is not None and not any(folder.glob("*.safetensors")):
+            known[folder] = identity(alone)
+    return known
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import polars as pl
 
 from flows.stage.prepare import Work
 from flows.stage.typed_config import config_words
+from flows.teachers import EXAMPLE_OF_ROLLOUT
 from opd_core.focus import select as curriculum
 from opd_core.scoring.score_key import quantised_in
 from opd_core.types import (
@@ -109,20 +110,32 @@ def read_rollouts(work: Work, rollout_ids: Sequence[str]) -> Iterator[Rollout]:
 
 
 def scores(work: Work, policy: Policy) -> pl.LazyFrame:
-    mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
-    return work.run.teacher_scores().filter(mine)
+    """The round's scores, each by its example's own teacher."""
+    return work.run.teacher_scores().filter(of_round(policy) & work.teachers.scores())
 
 
 def refuse_other_scores(work: Work, policy: Policy) -> None:
-    """Raise `VideoOPDError` where the round has scores by the teacher quantised otherwise than the
-    config says: a round's scores are of one kind."""
-    wanted = work.config.teacher.quantise
-    scorers = scores(work, policy).select(pl.col("scorer").unique()).collect()["scorer"]
-    if other := {quantised_in(scorer) for scorer in scorers} - {wanted}:
-        command = stage_command("score", config_words(work.run), policy.round, force=True)
+    """Raise `VideoOPDError` where the round has scores by a teacher quantised otherwise than the
+    config says, or by another one of several than the example's: a round's scores are of one kind.
+    """
+    command = stage_command("score", config_words(work.run), policy.round, force=True)
+    of_round_scores = work.run.teacher_scores().filter(of_round(policy))
+    for teacher in work.teachers:
+        mine = of_round_scores.filter(teacher.rows(EXAMPLE_OF_ROLLOUT))
+        scorers = mine.select(pl.col("scorer").unique()).collect()["scorer"]
+        wanted = teacher.config.teacher.quantise
+        if other := {quantised_in(scorer) for scorer in scorers} - {wanted}:
+            raise VideoOPDError(
+                f"round {policy.round} has scores with teacher.quantise = {min(other)!r}, and the "
+                f"config says {wanted!r}; put that back, or score it again with `{command}`"
+            )
+    ours = pl.col("teacher_hash").is_in([teacher.weights_hash for teacher in work.teachers])
+    stray = of_round_scores.filter(ours & ~work.teachers.scores()).select("rollout_id").collect()
+    if stray.height:
         raise VideoOPDError(
-            f"round {policy.round} has scores with teacher.quantise = {min(other)!r}, and the "
-            f"config says {wanted!r}; put that back, or score it again with `{command}`"
+            f"round {policy.round} has scores of {stray.height} rollouts, "
+            f"{min(stray['rollout_id'])} among them, by another one of [[teachers]] than takes "
+            f"their examples now; put `takes` back, or score it again with `{command}`"
         )
 
 
@@ -136,7 +149,7 @@ def scores_of(work: Work, policy: Policy) -> dict[str, TeacherScore]:
     if not needs_scores(work):
         return {}
     whole = work.config.update.teacher_distribution == "hidden_states"
-    mine = of_round(policy) & (pl.col("teacher_hash") == work.teacher_hash)
+    mine = of_round(policy) & work.teachers.scores()
     unread = () if whole else ("hidden_states",)
     rows = work.run.read("teacher_scores", TeacherScore, mine, without=unread)
     return {s.rollout_id: s for s in rows}

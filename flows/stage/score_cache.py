@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
-from opd_core.hub.name import model_name
 from opd_core.scoring.score_key import content_hash
 from opd_core.types import Rollout, TeacherScore, VideoOPDError
 from storage.runs.run import Run
 
 if TYPE_CHECKING:
     from flows.stage.prepare import Work
+    from flows.teachers import Teacher
     from opd_core.types import Batch
 
 ROWS_AT_ONCE = 512
@@ -42,8 +42,10 @@ class Unscored(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A round's unscored rollouts: those that are copied, and those that are scored."""
+    """A round's unscored rollouts of one teacher: those that are copied, and those that are
+    scored."""
 
+    teacher: Teacher
     policy_version: int
     known: dict[Run, dict[str, list[Unscored]]]
     """run -> id of a rollout that is scored there -> rollouts that get a copy of its row."""
@@ -58,9 +60,12 @@ class Plan:
         return sum(len(rows) for group in groups for rows in group.values())
 
 
-def plan(work: Work, policy_version: int, scorer: str, rollouts: Iterable[Rollout]) -> Plan:
-    """Find what was scored before, of unscored `rollouts` of the round `policy_version`."""
-    run, teacher_hash = work.run, work.teacher_hash
+def plan(
+    work: Work, teacher: Teacher, policy_version: int, scorer: str, rollouts: Iterable[Rollout]
+) -> Plan:
+    """Find what was scored before, of the teacher's unscored `rollouts` of the round
+    `policy_version`."""
+    run, teacher_hash = work.run, teacher.weights_hash
     hashes: dict[Unscored, str] = {}
     for rollout in rollouts:
         light = Unscored(rollout.rollout_id, rollout.example_id, len(rollout.completion_token_ids))
@@ -83,7 +88,7 @@ def plan(work: Work, policy_version: int, scorer: str, rollouts: Iterable[Rollou
             scored.append(one)
         else:
             twins.setdefault(mine, []).append(one)
-    return Plan(policy_version, known, scored, twins)
+    return Plan(teacher, policy_version, known, scored, twins)
 
 
 def _sources(
@@ -122,12 +127,8 @@ def copies(work: Work, plan: Plan) -> Iterator[list[TeacherScore]]:
     for source, groups in plan.known.items():
         ids = sorted(groups)
         for start in range(0, len(ids), rows_at_once):
-            rows = _read(source, ids[start : start + rows_at_once], work.teacher_hash)
-            yield [
-                _copy(row, one, plan, source, work)
-                for row in rows
-                for one in groups[row.rollout_id]
-            ]
+            rows = _read(source, ids[start : start + rows_at_once], plan.teacher.weights_hash)
+            yield [_copy(row, one, plan, source) for row in rows for one in groups[row.rollout_id]]
 
 
 def _read(run: Run, ids: Sequence[str], teacher_hash: str) -> list[TeacherScore]:
@@ -144,7 +145,7 @@ def with_twins(
     """
     for batch in batches:
         again = [
-            _copy(score, twin, plan, work.run, work)
+            _copy(score, twin, plan, work.run)
             for score in batch.records
             for twin in plan.twins.get(score.rollout_id, ())
         ]
@@ -160,12 +161,12 @@ def with_twins(
         )
 
 
-def _copy(score: TeacherScore, one: Unscored, plan: Plan, source: Run, work: Work) -> TeacherScore:
+def _copy(score: TeacherScore, one: Unscored, plan: Plan, source: Run) -> TeacherScore:
     return replace(
         score,
         rollout_id=one.rollout_id,
         policy_version=plan.policy_version,
-        teacher_id=model_name(work.config.teacher.path),
+        teacher_id=plan.teacher.name,
         reused_from=score.reused_from or f"{source.run_id}/{score.rollout_id}",
         seconds=0.0,
     )

@@ -10,9 +10,9 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
 
@@ -31,6 +31,7 @@ from opd_core.config.sections import (
     PoliciesSection,
     PromptSection,
     RolloutSection,
+    RoutedTeacherSection,
     RunSection,
     ScoreSection,
     StorageSection,
@@ -40,14 +41,16 @@ from opd_core.config.sections import (
     VLLMSection,
 )
 from opd_core.extensions import ENGINES, OBJECTIVES, TRAINER
-from opd_core.hub.name import hub_model
+from opd_core.hub.name import hub_model, model_name
 from opd_core.types import VideoOPDError
 
+Model = TypeVar("Model", bound=ModelSection)
 Content = dict[str, dict[str, object]]
 """A config as JSON: section -> key -> value."""
 _CHANGES_NO_NUMBER = {
     ("run", "path"),  # a copy of a run is the same
     *(("frames", key) for key in ("enabled", "path", "max_gib")),
+    *(("vllm_server", key) for key in ("address", "together", "seconds")),
     ("machine", "check_memory"),
     ("update", "save_minutes"),  # it goes on as if it had not been killed
     "storage",  # how often rows are appended
@@ -62,7 +65,9 @@ class Config(ChoosingSection):
     run: RunSection
     data: DataSection
     student: ModelSection
+    teachers: Annotated[tuple[RoutedTeacherSection, ...], LATER] = ()
     teacher: TeacherSection
+    """Of several the first; what computes with a teacher is given one of `of_each_teacher`."""
     prompt: PromptSection = PromptSection()
     video: VideoSection = VideoSection()
     frames: FramesSection = FramesSection()
@@ -78,7 +83,78 @@ class Config(ChoosingSection):
     cluster: Annotated[ClusterSection | None, LATER] = None
 
     def chosen(self) -> Sequence[str]:
-        return [self.rollout.engine, self.teacher.engine, self.evaluate.engine]
+        asked = (teacher.engine for teacher in self.all_teachers)
+        return [self.rollout.engine, *asked, self.evaluate.engine]
+
+    @property
+    def all_teachers(self) -> tuple[TeacherSection, ...]:
+        return self.teachers or (self.teacher,)
+
+    def of_each_teacher(self) -> tuple[Config, ...]:
+        """The config with each of its teachers as the only one, in order."""
+        return tuple(
+            self.model_copy(update={"teacher": teacher.alone, "teachers": ()})
+            for teacher in self.teachers
+        ) or (self,)
+
+    def with_teacher(self, teacher_id: str) -> Config:
+        """The config with the one as its only teacher that rows call so. Raises `VideoOPDError`
+        where none of several has that name."""
+        each = self.of_each_teacher()
+        named = [c for c in each if model_name(c.teacher.path) == teacher_id]
+        if not named and self.teachers:
+            raise VideoOPDError(
+                f"none of [[teachers]] is {teacher_id}, which has scored; put its entry back"
+            )
+        return (named or each)[0]
+
+    def model_paths(self) -> dict[str, Path]:
+        """`student`, `teacher` or `teachers.NAME` -> the folder or name of that model."""
+        several = {f"teachers.{teacher.name}": teacher.path for teacher in self.teachers}
+        return {"student": self.student.path, **(several or {"teacher": self.teacher.path})}
+
+    def with_model_paths(self, paths: Mapping[str, Path]) -> Self:
+        """The config with other paths of some of `model_paths`."""
+
+        def changed(section: Model, role: str) -> Model:
+            return section.model_copy(update={"path": paths.get(role, section.path)})
+
+        teachers = tuple(changed(t, f"teachers.{t.name}") for t in self.teachers)
+        first = teachers[0].alone if teachers else changed(self.teacher, "teacher")
+        student = changed(self.student, "student")
+        return self.model_copy(update={"student": student, "teachers": teachers, "teacher": first})
+
+    def not_written(self) -> set[str]:
+        return super().not_written() | ({"teacher"} if self.teachers else set())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_first_of_several(cls, data: Any) -> Any:
+        listed = data.get("teachers") if isinstance(data, dict) else None
+        if not listed or not isinstance(listed, list | tuple):
+            return data
+        if "teacher" in data:
+            raise ValueError(
+                "a config has [teacher] or [[teachers]], not both; make [teacher] the last of "
+                "[[teachers]], without `takes`"
+            )
+        first = listed[0]
+        names = TeacherSection.model_fields
+        if isinstance(first, dict):
+            first = {k: v for k, v in first.items() if k in names}
+        return data | {"teacher": first}
+
+    @model_validator(mode="after")
+    def _teachers_are_told_apart(self) -> Self:
+        names = [teacher.name for teacher in self.teachers]
+        models = [model_name(teacher.path) for teacher in self.teachers]
+        for what, values in (("name", names), ("model", models)):
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(
+                    f"two of [[teachers]] have the {what} {twice[0]!r}, by which they are told "
+                    "apart; rename one"
+                )
+        return self
 
     @property
     def objective_weights(self) -> dict[str, float]:
@@ -110,26 +186,39 @@ class Config(ChoosingSection):
             )
         if self.rollout.source == "truth":
             self._answers_are_readable()
-        if self.rollout.source == "teacher" and self.rollout.engine != self.teacher.engine:
+        for teacher in self.all_teachers:
+            self._does_what_is_asked(teacher)
+        students = {"evaluate.engine": self.evaluate.engine}
+        if self.rollout.source != "teacher":
+            students["rollout.engine"] = self.rollout.engine
+        for key, engine in students.items():
+            if ENGINES[engine].identity is not None:
+                raise ValueError(
+                    f"{key} = {engine!r} is for a teacher: a server has no policy of this run; set "
+                    f"{key} = 'hf'"
+                )
+        return self
+
+    def _does_what_is_asked(self, teacher: TeacherSection) -> None:
+        if self.rollout.source == "teacher" and self.rollout.engine != teacher.engine:
             raise ValueError(
                 "rollout.source = 'teacher' samples with the teacher's engine; set rollout.engine "
-                f"= {self.teacher.engine!r}"
+                f"= {teacher.engine!r}"
             )
-        scorer = ENGINES[self.teacher.engine]
+        scorer = ENGINES[teacher.engine]
         needs_scores = self.needs_teacher_scores or self.focus.disagreement == "reverse_kl"
         if needs_scores and scorer.scorer is None:
             raise ValueError(
-                f"teacher.engine = {self.teacher.engine!r} cannot score answers; set "
+                f"teacher.engine = {teacher.engine!r} cannot score answers; set "
                 "teacher.engine = 'hf'"
             )
-        quantise = self.teacher.quantise
-        if quantise not in ("none", *scorer.quantises):
+        if teacher.quantise not in ("none", *scorer.quantises):
             raise ValueError(
-                f"teacher.quantise = {quantise!r} is not done by teacher.engine = "
-                f"{self.teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
+                f"teacher.quantise = {teacher.quantise!r} is not done by teacher.engine = "
+                f"{teacher.engine!r}; set teacher.engine = 'hf', or teacher.quantise = 'none'"
             )
         shards = 1 if self.cluster is None else self.cluster.teacher_shards
-        if shards > 1 and (self.teacher.engine, quantise) != (TRAINER, "none"):
+        if shards > 1 and (teacher.engine, teacher.quantise) != (TRAINER, "none"):
             raise ValueError(
                 "cluster.teacher_shards is of teacher.engine = 'hf' and teacher.quantise = 'none'; "
                 "set them so, or cluster.teacher_shards = 1"
@@ -138,10 +227,9 @@ class Config(ChoosingSection):
             if getattr(self.score, name) and not scorer.whole_distribution:
                 raise ValueError(
                     f"score.{name} needs the teacher's own forward pass, which "
-                    f"{self.teacher.engine} does not give; set teacher.engine = 'hf', or "
+                    f"{teacher.engine} does not give; set teacher.engine = 'hf', or "
                     f"score.{name} = false"
                 )
-        return self
 
     @model_validator(mode="after")
     def _weights_are_the_samplers(self) -> Self:
@@ -197,7 +285,7 @@ class Config(ChoosingSection):
                 f"update.objective = {name!r} needs the teacher's top-k; "
                 "set score.teacher_topk = 32"
             )
-        if objective.of_teacher == "logprobs" and self.teacher.quantise == "int4":
+        if objective.of_teacher == "logprobs" and "int4" in {t.quantise for t in self.all_teachers}:
             raise ValueError(
                 f"update.objective = {name!r} takes the teacher's log-prob of the sampled token as "
                 "it is, of which 4 bits a weight leave some tokens far off; set teacher.quantise = "
@@ -279,6 +367,8 @@ def config_hash(content: Content) -> str:
 def _what_counts(content: Content) -> Content:
     return {
         section: {k: v for k, v in values.items() if (section, k) not in _CHANGES_NO_NUMBER}
+        if isinstance(values, dict)
+        else values
         for section, values in content.items()
         if section not in _CHANGES_NO_NUMBER
     }
@@ -316,10 +406,19 @@ def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
 def _apply_override(data: dict[str, Any], override: str) -> None:
     (*sections, key), value, _ = parse_override(override)
     for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
+        data = _inside(data, section)
+        if not isinstance(data, dict | list):
             raise VideoOPDError(f"--set {override!r}: {section!r} is no section; see configs/")
+    if not isinstance(data, dict):
+        raise VideoOPDError(f"--set {override!r} names no one of a list; write teachers.NAME.key")
     data[key] = value
+
+
+def _inside(data: Any, section: str) -> Any:
+    """A section of `data`; of a list of them the one of that name."""
+    if isinstance(data, list):
+        return next((d for d in data if isinstance(d, dict) and d.get("name") == section), None)
+    return data.setdefault(section, {})
 
 
 def parse_override(override: str) -> tuple[list[str], object, str]:
@@ -387,6 +486,8 @@ def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
             absolute[name] = absolute_path(value, folder, kind is ModelPath)
         elif isinstance(value, BaseModel) and (inside := _absolute(value, folder)):
             absolute[name] = value.model_copy(update=inside)
+        elif isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value):
+            absolute[name] = tuple(one.model_copy(update=_absolute(one, folder)) for one in value)
     return absolute
 
 

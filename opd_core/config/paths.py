@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -58,6 +58,9 @@ def _kinds_at(names: Sequence[str]) -> tuple[object, ...]:
     kinds: tuple[object, ...] = (Config,)
     for name in names:
         models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if any(get_origin(kind) is tuple for kind in kinds):  # of sections: this is one's name
+            kinds = tuple(models)
+            continue
         fields = [m.model_fields[name] for m in models if name in m.model_fields]
         choosing = [m for m in models if issubclass(m, ChoosingSection)]
         parts = [m.settings_of(name) for m in choosing if name not in m.model_fields]

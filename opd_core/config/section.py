@@ -31,10 +31,14 @@ class Section(BaseModel):
     @model_serializer(mode="wrap")
     def _as_before(self, as_json: SerializerFunctionWrapHandler) -> dict[str, object]:
         content: dict[str, object] = as_json(self)
-        for name, field in type(self).model_fields.items():
-            if LATER in field.metadata and getattr(self, name) == field.default:
-                content.pop(name, None)
+        for name in self.not_written():
+            content.pop(name, None)
         return content
+
+    def not_written(self) -> set[str]:
+        """The keys that are not in its JSON."""
+        fields = type(self).model_fields.items()
+        return {n for n, f in fields if LATER in f.metadata and getattr(self, n) == f.default}
 
 
 class ChoosingSection(Section):

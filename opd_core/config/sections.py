@@ -6,7 +6,8 @@ Defaults are the reference setting of the method; nothing here is computed at ru
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NewType, Self
 
@@ -72,6 +73,48 @@ class TeacherSection(ModelSection):
     rounded is in `opd_core/model/quantised.py`."""
     cache: Path | None = None
     """Folder of another run, whose teacher predictions to the same question are copied."""
+
+
+class TakesSection(Section):
+    """Which examples: those whose annotation matches one name of every key that is given. A `*` in
+    a name stands for any text, so that `charades/*` is a folder of videos."""
+
+    source: tuple[str, ...] | None = None
+    """The data set that the annotation came from, as `source` of the annotation file says."""
+    video_path: tuple[str, ...] | None = None
+    """The video, as the annotation file names it."""
+
+    @field_validator("source", "video_path", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def match(self, annotation: Mapping[str, str]) -> bool:
+        """Whether they are those of an annotation, of which `annotation` has the keys."""
+        return all(
+            names is None or any(_pattern(name).fullmatch(annotation[key]) for name in names)
+            for key, names in self
+        )
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", ".*"), re.DOTALL)
+
+
+class RoutedTeacherSection(TeacherSection):
+    """One of several teachers, in place of [teacher]: one such table each. An example is the first
+    one's that takes it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """What `--set teachers.NAME.dtype=...` and messages call it."""
+    takes: TakesSection = TakesSection()
+    """Its examples: `takes = { source = ["charades"] }`. Not given: all that those before leave."""
+
+    @property
+    def alone(self) -> TeacherSection:
+        """What [teacher] would say, were it the only one."""
+        return TeacherSection(**{name: getattr(self, name) for name in TeacherSection.model_fields})
 
 
 class PromptSection(ChoosingSection):

@@ -37,6 +37,8 @@ _TO_FILL_IN: dict[tuple[str, ...], str] = {
     ("data", "videos"): "data/videos",
     ("student", "path"): "Qwen/Qwen3-VL-8B-Instruct",
     ("teacher", "path"): "Qwen/Qwen3-VL-32B-Instruct",
+    ("teachers", "name"): "large",
+    ("teachers", "path"): "Qwen/Qwen3-VL-32B-Instruct",
 }
 """What the keys without a default begin with."""
 
@@ -50,8 +52,10 @@ def config_template() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
-    head = f"[{'.'.join(place)}]"
+def _section(
+    place: tuple[str, ...], model: type[BaseModel], several: bool = False
+) -> Iterator[str]:
+    head = f"[[{place[0]}]]" if several else f"[{'.'.join(place)}]"
     yield from _comment(inspect.cleandoc(model.__doc__) if model.__doc__ else "")
     yield head
     inside: list[tuple[str, FieldInfo]] = []
@@ -72,8 +76,9 @@ def _section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
 
 
 def _section_in(place: tuple[str, ...], field: FieldInfo) -> Iterator[str]:
-    written = _optional_section if field.default is None else _section
-    yield from written(place, section_of(field))
+    several = holds_several(field)
+    written = _optional_section if several or field.default is None else _section
+    yield from written(place, section_of(field), several)
 
 
 def _of_parts(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
@@ -91,10 +96,12 @@ def sections_of_parts(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseMo
                 yield name, section
 
 
-def _optional_section(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+def _optional_section(
+    place: tuple[str, ...], model: type[BaseModel], several: bool = False
+) -> Iterator[str]:
     """A section that is absent unless one writes it: all of it a comment."""
     yield "# Absent, unless you write this section:"
-    for line in _section(place, model):
+    for line in _section(place, model, several):
         yield line if line.startswith("#") else f"#{line}"
 
 
@@ -135,6 +142,11 @@ def _comment(text: str, indent: str = "") -> Iterator[str]:
 def holds_a_section(field: FieldInfo) -> bool:
     """Whether a field of a section is a section itself."""
     return any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds(field))
+
+
+def holds_several(field: FieldInfo) -> bool:
+    """Whether a field is a list of sections."""
+    return get_origin(field.annotation) is tuple and holds_a_section(field)
 
 
 def section_of(field: FieldInfo) -> type[BaseModel]:

@@ -54,6 +54,8 @@ class SeenPrompt:
     """Seconds between vision tokens, where its positions count them."""
     answer_position: int | None = None
     """Where it put the first token of the answer."""
+    tells_position: bool = True
+    """Whether it can say that: a server cannot."""
 
 
 def pixel_sample(patches: Tensor) -> tuple[float, ...]:

@@ -115,7 +115,7 @@ class Gate:
                 f"the engine counts {seen.second_per_grid} seconds per grid, "
                 f"we {ours.vision.second_per_grid}"
             )
-        if self._positions is not None:
+        if self._positions is not None and seen.tells_position:
             position = self._positions.answer_position(ours.token_ids, ours.vision)
             if seen.answer_position != position:
                 return (

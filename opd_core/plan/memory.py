@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from opd_core.config.load import Config
-from opd_core.extensions import OBJECTIVES, TRAINER
+from opd_core.extensions import ENGINES, OBJECTIVES, TRAINER
+from opd_core.hub.cache import known_folder
 from opd_core.plan.activations import (
     FLOAT32,
     HEAD_COPIES,
@@ -196,6 +197,8 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
     tree = lengths.tree(lengths.longest, sentences, 0)
     length = tree.shared + tree.own
     cache = cache_bytes(shape, this.precision.compute)
+    if ENGINES[asked.engine].identity is not None:
+        return _elsewhere(setting, stage, weights, videos)
     if asked.engine != TRAINER:
         parts = _served(setting, stage, this, weights, length + asked.new_tokens)
         return StageMemory(stage, _there(parts), _on_host(setting, shape, weights, videos))
@@ -216,6 +219,15 @@ def _sampling(setting: Setting, stage: str, asked: Asked) -> StageMemory:
     ]  # fmt: skip
     return StageMemory(stage, _on_device(setting, parts, fixed=1),
                        _on_host(setting, shape, weights, videos))  # fmt: skip
+
+
+def _elsewhere(setting: Setting, stage: str, weights: float, videos: float) -> StageMemory:
+    """Of a stage whose teacher is with a server: here are at most the weights that it is compared
+    with, once, without what a forward pass takes."""
+    here = any(known_folder(setting.config.teacher.path).glob("*.safetensors"))
+    parts = [Part("weights, to compare", weights if here else 0.0)]
+    host = _on_host(setting, setting.teacher, weights if here else 0.0, videos)
+    return StageMemory(stage, _there(parts), host)
 
 
 def _served(setting: Setting, stage: str, this: Pass, weights: float, longest: float) -> list[Part]:
@@ -247,6 +259,8 @@ def _score(setting: Setting) -> StageMemory:
     videos = together / sentences
     tree = lengths.tree(lengths.longest, sentences, rollouts)
     host = _on_host(setting, setting.teacher, weights, videos)
+    if ENGINES[config.teacher.engine].identity is not None:
+        return _elsewhere(setting, "score", weights, videos)
     if config.teacher.engine != TRAINER:
         parts = _served(setting, "score", this, weights, tree.shared + tree.own + tree.answer)
         return StageMemory("score", _there(parts), host)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from opd_core.config.load import Config
 from opd_core.focus.select import needs_predictions
@@ -11,11 +12,11 @@ from opd_core.hub.cache import known_folder
 from opd_core.plan.beside import Beside, beside
 from opd_core.plan.cards import Card
 from opd_core.plan.lengths import Annotations, Lengths, words_of
-from opd_core.plan.memory import STAGES, Setting, StageMemory, stage_memory
+from opd_core.plan.memory import STAGES, Setting, StageMemory, answers_of_teacher, stage_memory
 from opd_core.plan.parameters import Parameters, parameters_of
 from opd_core.plan.remedies import Change, remedy
 from opd_core.plan.shapes import ModelShape, shape_in
-from opd_core.plan.work import Disk, StageWork, disk, scores, stage_work
+from opd_core.plan.work import Disk, StageWork, disk, scores, stage_work, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Machine:
 class Plan:
     student: Model
     teacher: Model
+    """Of several the first."""
+    other_teachers: tuple[Model, ...]
     machine: Machine
     mfu: float
     from_annotations: bool
@@ -92,30 +95,39 @@ def plan(
     count: Callable[[str], int] = words_of,
     stages: Iterable[str] = STAGES,
     remedies: bool = True,
+    shares: Sequence[float] | None = None,
 ) -> Plan:
     """The plan of a config on a machine.
 
     `mfu`: the share of the card's peak that is reached. `annotations`: of the training split, where
     they are at hand; `evaluated`: examples of the eval split. `count`: tokens of a text. `stages`:
-    these only. `remedies`: whether it is asked what would make fit what does not. Raises
+    these only. `remedies`: whether it is asked what would make fit what does not. `shares`: what
+    part of the examples is whose, of several teachers; None: not known, so all are taken to be the
+    one's whose work is the largest. Raises
     `VideoOPDError` where the shape of a model cannot be told.
     """
-    student, teacher = _model(config, "student"), _model(config, "teacher")
-    setting = Setting(
-        config,
-        student.shape,
-        teacher.shape,
-        Lengths(config, student.shape, annotations, count),
-        machine.card is None,
-        machine.devices,
-        evaluated,
-    )
+    student = _model(config.student.path)
+    teachers = [_model(teacher.path) for teacher in config.all_teachers]
+    each = [
+        Setting(
+            alone,
+            student.shape,
+            teacher.shape,
+            Lengths(alone, student.shape, annotations, count),
+            machine.card is None,
+            machine.devices,
+            evaluated,
+        )
+        for alone, teacher in zip(config.of_each_teacher(), teachers, strict=True)
+    ]
+    setting = max(each, key=lambda one: one.teacher.text.hidden)
     done = [s for s in STAGES if s in set(stages) and takes_part(setting, s)]
     lengths = setting.lengths
-    planned = tuple(_stage(setting, machine, mfu, stage, remedies) for stage in done)
+    planned = tuple(_stage(config, each, shares, machine, mfu, stage, remedies) for stage in done)
     return Plan(
         student=student,
-        teacher=teacher,
+        teacher=teachers[0],
+        other_teachers=tuple(teachers[1:]),
         machine=machine,
         mfu=mfu,
         from_annotations=annotations is not None,
@@ -148,13 +160,22 @@ def takes_part(setting: Setting, stage: str) -> bool:
 
 
 def _stage(
-    setting: Setting,
+    config: Config,
+    settings: Sequence[Setting],
+    shares: Sequence[float] | None,
     machine: Machine,
     mfu: float,
     stage: str,
     remedies: bool,
 ) -> StagePlan:
-    memory, work = stage_memory(setting, stage), stage_work(setting, stage)
+    """`settings`: of the config with each of its teachers, which a stage opens one after the
+    other."""
+    if not answers_of_teacher(config, stage):
+        settings, shares = settings[:1], None
+    memories = [stage_memory(setting, stage) for setting in settings]
+    largest = max(range(len(settings)), key=lambda n: memories[n].on_device + memories[n].on_host)
+    setting, memory = settings[largest], memories[largest]
+    work = together([stage_work(setting, stage) for setting in settings], shares)
     hours = None
     if work is not None and machine.card is not None:
         hours = work.hours(machine.card, mfu, machine.devices)
@@ -168,10 +189,12 @@ def _stage(
             return machine.fits(stage_memory(changed, stage))
 
         change = remedy(setting.config, stage, would_fit)
+        if change is not None and config.teachers:
+            name = f"teachers.{config.teachers[largest].name}."
+            change = {key.replace("teacher.", name): value for key, value in change.items()}
     return StagePlan(stage, memory, work, hours, fits, change)
 
 
-def _model(config: Config, role: str) -> Model:
-    path = getattr(config, role).path
+def _model(path: Path) -> Model:
     shape, known = shape_in(known_folder(path))
     return Model(str(path), shape, parameters_of(shape), known)

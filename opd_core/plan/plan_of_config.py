@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opd_core.config.load import Config
+from opd_core.config.sections import TakesSection
 from opd_core.hub.cache import known_folder
 from opd_core.plan.cards import Card, card
 from opd_core.plan.lengths import Annotations
@@ -76,7 +77,21 @@ def plan_of(
         evaluated=evaluated,
         count=count,
         stages=stages,
+        shares=_shares(config),
     )
+
+
+def _shares(config: Config) -> list[float] | None:
+    """What part of the annotations is whose, of several teachers."""
+    if not config.teachers or not config.data.train.is_file():
+        return None
+    counts = [0] * len(config.teachers)
+    for example in _examples(config.data.train, "train"):
+        annotation = {key: getattr(example, key) for key in TakesSection.model_fields}
+        takers = (n for n, t in enumerate(config.teachers) if t.takes.match(annotation))
+        if (taker := next(takers, None)) is not None:
+            counts[taker] += 1
+    return [count / sum(counts) for count in counts] if any(counts) else None
 
 
 def _examples(file: Path, split: str) -> Iterator[GroundingExample]:

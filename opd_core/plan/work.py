@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from opd_core.extensions import OBJECTIVES
 from opd_core.focus.select import needs_predictions, needs_scores
@@ -71,6 +72,20 @@ def stage_work(setting: Setting, stage: str) -> StageWork | None:
                 return None
             return _sampling(setting, stage, setting.evaluated, 1,
                              config.evaluate.prompts_per_batch)  # fmt: skip
+
+
+def together(each: Sequence[StageWork | None], shares: Sequence[float] | None) -> StageWork | None:
+    """The work of a stage to which each teacher would come to `each`, were all examples its own:
+    by their shares of them, or, where those are not known, the largest."""
+    known = [work for work in each if work is not None]
+    if len(known) < len(each) or not known:
+        return None
+    if shares is None:
+        return max(known, key=lambda work: work.flops + work.read_bytes)
+    parts = list(zip(known, shares, strict=True))
+    return StageWork(
+        **{f.name: sum(getattr(w, f.name) * share for w, share in parts) for f in fields(StageWork)}
+    )
 
 
 def scores(setting: Setting) -> bool:

@@ -73,6 +73,16 @@ class PromptEncoder:
         return architecture_in(self._model_folder)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's `lm_head`."""
+        return int(self.architecture.text_settings(self._model_config).vocab_size)
+
+    @property
+    def video_token_id(self) -> int:
+        """The token that stands for a frame's pixels."""
+        return int(getattr(self._model_config, self.architecture.video_token_id))
+
+    @property
     def positions(self) -> PositionRule:
         """The rule by which the checkpoint's model places the tokens of a prompt."""
         return PositionRule.of(self._model_config)

@@ -1,4 +1,4 @@
-"""Whose weights give a round's answers (`rollout.source`)."""
+"""Whose weights give a round's answers (`rollout.source`), where they are not the teacher's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from opd_core.config.load import Config
 from opd_core.types import Policy
 
 
-def sampler_of(
-    config: Config, version: int, policy_of: Callable[[int], Policy], teacher_hash: str
-) -> Policy:
-    """What answers in the round of policy `version`: that policy, or others' weights in its name.
+def sampler_of(config: Config, version: int, policy_of: Callable[[int], Policy]) -> Policy:
+    """What answers in the round of policy `version`: that policy, or policy 0 in its name.
 
     `policy_of` gives a policy of the run. Nothing samples the truth: of the policy it takes the
     tokenizer.
     """
-    match config.rollout.source:
-        case "teacher":
-            return Policy(version, config.teacher.path, teacher_hash)
-        case "base":
-            return replace(policy_of(0), version=version)
-        case "student" | "truth":
-            return policy_of(version)
+    if config.rollout.source == "base":
+        return replace(policy_of(0), version=version)
+    return policy_of(version)

@@ -7,12 +7,14 @@ the teacher's hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
 from opd_core.extensions import OBJECTIVES
+from opd_core.hub.name import model_name
 from opd_core.model.lm_head import load_lm_head, teacher_distribution
 from opd_core.types import TeacherScore, VideoOPDError
 from opd_core.update import objectives
@@ -30,10 +32,13 @@ class LossInputs:
         self._config = config
         self._device = device
         self._excluded_ids = excluded_ids
-        self._head_VD: Tensor | None = None
         distribution = any(OBJECTIVES[name].needs_distribution for name in config.objective_weights)
+        self._heads: dict[str, Tensor] = {}
+        """Of each teacher by its name in rows, [V, D]; where their whole distribution is needed."""
         if distribution and self.settings.teacher_distribution == "hidden_states":
-            self._head_VD = load_lm_head(config.teacher.path, config.teacher.dtype, device)
+            for teacher in config.all_teachers:
+                head_VD = load_lm_head(teacher.path, teacher.dtype, device)
+                self._heads[model_name(teacher.path)] = head_VD
 
     def teacher_logprobs(self, chunk: Chunk) -> Tensor:
         """The teacher's log-probs of the sampled tokens, [C]."""
@@ -65,7 +70,7 @@ class LossInputs:
 
     def teacher_vocabulary(self, chunk: Chunk) -> Tensor:
         """The teacher's whole distribution, [C, V], from the hidden states that were kept."""
-        assert self._head_VD is not None
+        assert self._heads
         scores = self._scores(chunk)
         for score in scores:
             if score.hidden_states is None:
@@ -74,9 +79,26 @@ class LossInputs:
                     "which update.teacher_distribution = 'hidden_states' needs; start a new run "
                     "with score.hidden_states = true"
                 )
-        hidden_CD = self._join([s.hidden_states for s in scores]).to(self._head_VD)
         vocabulary = chunk.logprobs_CV.shape[1]
-        return teacher_distribution(hidden_CD, self._head_VD, self._excluded_ids, vocabulary)
+        parts_CV = []
+        for teacher_id, mine in groupby(scores, key=lambda score: score.teacher_id):
+            head_VD = self._head(teacher_id)
+            hidden_CD = self._join([score.hidden_states for score in mine]).to(head_VD)
+            parts_CV.append(
+                teacher_distribution(hidden_CD, head_VD, self._excluded_ids, vocabulary)
+            )
+        return torch.cat(parts_CV)
+
+    def _head(self, teacher_id: str) -> Tensor:
+        """The only one, whatever its folder is called by now; of several that of the name."""
+        if len(self._heads) == 1:
+            return next(iter(self._heads.values()))
+        if teacher_id not in self._heads:
+            raise VideoOPDError(
+                f"a rollout was scored by {teacher_id}, which is none of [[teachers]] now "
+                f"({', '.join(self._heads)}); put its entry back"
+            )
+        return self._heads[teacher_id]
 
     def _scores(self, chunk: Chunk) -> list[TeacherScore]:
         scores = [fact.score for fact in chunk.facts]

@@ -131,6 +131,8 @@ def _config(run: Run, digest: str) -> dict[str, object]:
 def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in content.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {str(one.get("name", at)): one for at, one in enumerate(value)}  # of teachers
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:

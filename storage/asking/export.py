@@ -132,7 +132,7 @@ def _card(
         "# Trajectories of on-policy distillation",
         "",
         f"Exported from run `{run.run_id}`{as_of} {_BY_US}. Base student"
-        f" `{content['student']['weights_hash']}`, teacher `{content['teacher']['weights_hash']}`,"
+        f" `{content['student']['weights_hash']}`, teacher `{run_folder.teacher_hash(content)}`,"
         f" code `{content['git_commit']}`. Absent is null; times are seconds, log-probabilities"
         " natural logarithms.",
         "",

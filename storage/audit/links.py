@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opd_core.hub.name import cached_model
-from opd_core.types import Span, make_example_id, make_rollout_id
+from opd_core.types import Span, make_example_id, make_rollout_id, split_hashes
 from storage.runs import marks, policies, run_folder
 from storage.tables import history
 from storage.tables.schemas import TABLES
@@ -135,10 +135,11 @@ def rollouts(run: Run) -> Checked:
         where = f"rollouts, {rollout_id}"
         if version not in hashes:
             raise BrokenLink.at(where, "policy_version", version, f"at most {max(hashes)}")
+        teacher = teachers.get(version, run.teacher_hash)
         expected = {
             "student": hashes[version],
             "base": hashes[0],
-            "teacher": teachers.get(version, run.teacher_hash),
+            "teacher": policy_hash if policy_hash in split_hashes(teacher) else teacher,
             "truth": "truth",
         }.get(source)
         if policy_hash != expected:
@@ -179,7 +180,7 @@ def scores(run: Run) -> Checked:
         )  # fmt: skip
         scores = (
             run.teacher_scores()
-            .filter(this & (pl.col("teacher_hash") == teacher))
+            .filter(this & pl.col("teacher_hash").is_in(split_hashes(teacher)))
             .select("rollout_id", "teacher_logprobs", "topk_token_ids", "topk_logprobs",
                     "tail_logprobs")
             .join(answers, on="rollout_id", how="left", maintain_order="left")

@@ -26,7 +26,7 @@ class RunRows:
         self.path = path
         self.tables = Tables.open(path / "tables")
         self.teacher_hash = teacher_hash
-        """Of the teacher that the run began with."""
+        """Of the teachers that the run began with, as `updates` names them."""
         self._tag: str | None = None
         self._takes: dict[int, Takes] = {}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -102,21 +102,25 @@ class Run(RunPolicies):
         config_json: str,
         config_hash: str,
         student_path: str | Path,
-        teacher_path: str | Path,
+        *teacher_paths: str | Path,
         store: str | None = None,
+        known_hashes: Mapping[Path, str] | None = None,
     ) -> Self:
         """A new run, for writing. Completes one whose creation was killed; opens one that exists.
         The tables of a new one are in its folder, or below `store` (`s3://bucket/prefix`).
 
+        `known_hashes`: what stands for the hash of a teacher whose weights are not in its folder.
+
         Raises `VideoOPDError` when the folder holds something else, or when the student's weights
         are not the ones the run began with.
         """
-        path, student, teacher = (Path(p).resolve() for p in (path, student_path, teacher_path))
+        path, student = Path(path).resolve(), Path(student_path).resolve()
+        teachers = [Path(teacher).resolve() for teacher in teacher_paths]
         run_folder.refuse_foreign(path)
         run_folder.refuse_file_system(path)
         with disk_troubles(path), locks.held(run_folder.lock_file(path, "create"), "create", 600.0):
             run_folder.refuse_other_store(path, store)
-            run_folder.build(path, config_hash, student, teacher, store)
+            run_folder.build(path, config_hash, student, teachers, known_hashes or {}, store)
             run = cls(path, config_hash, student)
             run.tables.refuse_to_write()
             run.check_base()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_core.hub.name import cached_model
-from opd_core.types import VideoOPDError
+from opd_core.types import VideoOPDError, join_hashes
 from storage import locks
 from storage.file_system import PROBE, refuse_lacking
 from storage.files import disk_troubles, make_folder, short, told_by_disk, write_json
@@ -34,7 +34,7 @@ CONFIG_SOURCE_FILE = "config_source.json"
 HUB_FILE = "hub.json"
 _OWN_NAMES = {"configs", "tables", "policies", "trainer", "logs", ".locks", ".cache"}
 _MADE_FIRST = _OWN_NAMES | {RUN_FILE, CONFIG_SOURCE_FILE, HUB_FILE}
-_NEEDED = {"run_id", "created_at", "config_hash", "student", "teacher"}
+_NEEDED = {"run_id", "created_at", "config_hash", "student"}
 _LEFTOVERS = (".tables.creating-", f".{RUN_FILE}.")
 
 
@@ -55,7 +55,12 @@ def weights_cache(path: Path) -> WeightsCache:
 
 
 def build(
-    path: Path, config_hash: str, student: Path, teacher: Path, store: str | None = None
+    path: Path,
+    config_hash: str,
+    student: Path,
+    teachers: Sequence[Path],
+    known_hashes: Mapping[Path, str],
+    store: str | None = None,
 ) -> None:
     """Tables (below `store`, where one is given), folders and `run.json`, where there is none; the
     caller holds the run's lock."""
@@ -69,11 +74,18 @@ def build(
         "git_commit": git_commit(),
         "config_hash": config_hash,
     }
-    for name, folder in (("student", student), ("teacher", teacher)):
-        digest = published_hash(folder, cache)
-        content[name] = {"path": str(folder), "weights_hash": digest}
-        if (named := cached_model(folder)) is not None:
-            content[name]["hub"] = str(named)
+
+    def model(folder: Path) -> dict[str, str]:
+        named = cached_model(folder)
+        digest = known_hashes.get(folder) or published_hash(folder, cache)
+        told = {"path": str(folder), "weights_hash": digest}
+        return told if named is None else told | {"hub": str(named)}
+
+    content["student"] = model(student)
+    if len(teachers) == 1:
+        content["teacher"] = model(teachers[0])
+    else:
+        content["teachers"] = [model(teacher) for teacher in teachers]
     for leftover in [p for p in path.iterdir() if p.name.startswith(_LEFTOVERS)]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -102,6 +114,8 @@ def read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((path / RUN_FILE).read_text())
         if not (isinstance(content, dict) and content.keys() >= _NEEDED):
             raise ValueError
+        if not teachers(content):
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise VideoOPDError(
             f"{path} is no run (it has no {RUN_FILE}); give the run.path of a config that was run"
@@ -115,6 +129,17 @@ def read(path: Path) -> dict[str, Any]:
             f"{path / RUN_FILE} is damaged; restore it from a copy of the run"
         ) from None
     return content
+
+
+def teachers(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Path and hash of the weights of each teacher that the run of a `run.json` began with."""
+    one = [content["teacher"]] if "teacher" in content else []
+    return list(content.get("teachers", one))
+
+
+def teacher_hash(content: Mapping[str, Any]) -> str:
+    """Of all its teachers, as `updates` names them: `opd_core.types.join_hashes`."""
+    return join_hashes(teacher["weights_hash"] for teacher in teachers(content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class RunPolicies(RunRows):
 
     def __init__(self, path: Path, config_hash: str | None, student_path: Path | None) -> None:
         content = run_folder.read(path)
-        super().__init__(path, content["teacher"]["weights_hash"])
+        super().__init__(path, run_folder.teacher_hash(content))
         self.run_id: str = content["run_id"]
         self.created_at: str = content["created_at"]
         self.config_hash = config_hash

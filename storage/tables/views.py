@@ -3,9 +3,10 @@
 `trajectories`: one row a rollout, with its example, the teacher's own answers, the teacher's score,
 why focus took it or not, and the update that trained on it. `tokens`: one row a token of an answer.
 
-A round has one teacher: the one that its update names; before the update, the one that scored it
-last; before that, the one the run began with. Scores and answers of other teachers stay in their
-tables.
+A round has the teachers that its update names; before the update, those that scored it last; before
+that, those the run began with. Of several, a rollout's is the one that scored it; of one that was
+not scored, the only one that has answered its example, or null. Scores and answers of other
+teachers stay in their tables.
 
 `trained` is whether a committed update trained on it: one that ended early has not seen all of its
 selection.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from opd_core.types import split_hashes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,6 +52,8 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         "rollout_id", "policy_version", "selected", "reason", "disagreement", "rank"
     )
     trained = scan("trained_rollouts").select("rollout_id", "student_logprobs", step="step")
+    several = scan("updates").select(pl.col("teacher_hash").str.contains("+", literal=True).any())
+    own = _with_own_teacher if "+" in run_teacher or several.collect().item() else _as_they_are
     return (
         scan("rollouts")
         .select(
@@ -61,6 +66,7 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         )
         .join(examples, on="example_id", how="left", maintain_order="left")
         .join(rounds, on="policy_version", how="left", maintain_order="left")
+        .pipe(own, scan)
         .join(answers, on=by_teacher, how="left", maintain_order="left")
         .join(scores, on=["rollout_id", "teacher_hash"], how="left", maintain_order="left")
         .join(selections, on=["rollout_id", "policy_version"], how="left", maintain_order="left")
@@ -158,6 +164,8 @@ def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         .group_by("policy_version")
         .agg(of_score=pl.col("teacher_hash").sort_by("written_at").last())
     )
+    began_with = pl.col("of_score").is_in(split_hashes(run_teacher))
+    of_score = pl.when(began_with).then(pl.lit(run_teacher)).otherwise("of_score")
     return (
         scan("rollouts")
         .select("policy_version")
@@ -166,13 +174,60 @@ def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         .join(newest, on="policy_version", how="left")
         .select(
             "policy_version",
-            pl.coalesce("of_update", "of_score", pl.lit(run_teacher)).alias("teacher_hash"),
+            pl.coalesce("of_update", of_score, pl.lit(run_teacher)).alias("teacher_hash"),
             "trained_in",
         )
         .join(focused, on="policy_version", how="left")
         .join(asked, on="teacher_hash", how="left")
         .with_columns(question_hash=pl.coalesce("of_focus", "asked_last"))
         .drop("of_focus", "asked_last")
+    )
+
+
+def _as_they_are(rollouts: pl.LazyFrame, scan: Scan) -> pl.LazyFrame:
+    return rollouts
+
+
+def _with_own_teacher(rollouts: pl.LazyFrame, scan: Scan) -> pl.LazyFrame:
+    """Of a round with several teachers each rollout with its own, and what that one was asked."""
+    import polars as pl
+
+    joined = pl.col("teacher_hash").str.contains("+", literal=True)
+    scored = scan("teacher_scores").select("rollout_id", "teacher_hash", scored=pl.lit(1))
+    asked = scan("teacher_predictions").sort("written_at").group_by("example_id", "teacher_hash")
+    focused = scan("selections").select("rollout_id", of_focus="question_hash")
+    own = (
+        rollouts.filter(joined)
+        .select("rollout_id", "example_id", pl.col("teacher_hash").str.split("+"))
+        .explode("teacher_hash")
+        .join(scored, on=["rollout_id", "teacher_hash"], how="left")
+        .join(
+            asked.agg(asked_last=pl.col("question_hash").last()),
+            on=["example_id", "teacher_hash"],
+            how="left",
+        )
+        .sort("scored", pl.col("asked_last").is_null(), descending=[True, False], nulls_last=True)
+        .group_by("rollout_id", maintain_order=True)
+        .agg(
+            pl.col("teacher_hash", "asked_last").first(),
+            is_known=(pl.col("scored").sum() == 1)
+            | ((pl.col("scored").sum() == 0) & (pl.col("asked_last").count() == 1)),
+        )
+        .filter("is_known")
+        .join(focused, on="rollout_id", how="left")
+        .select(
+            "rollout_id",
+            own_hash="teacher_hash",
+            own_question=pl.coalesce("of_focus", "asked_last"),
+        )
+    )
+    return (
+        rollouts.join(own, on="rollout_id", how="left", maintain_order="left")
+        .with_columns(
+            teacher_hash=pl.when(joined).then("own_hash").otherwise("teacher_hash"),
+            question_hash=pl.when(joined).then("own_question").otherwise("question_hash"),
+        )
+        .drop("own_hash", "own_question")
     )
 
 

@@ -136,7 +136,8 @@ def test_what_each_engine_can_and_needs() -> None:
     assert [n for n in ENGINES if ENGINES[n].needs] == ["vllm"]
     config = load_config(ROOT / "configs/tiny.toml", ["vllm.dtype=float32"])
     served = [served_dtype(config, n, "bfloat16") for n in (*ENGINES, "truth")]
-    assert served == ["bfloat16", "float32", "bfloat16"]
+    assert served == ["bfloat16", "float32", "bfloat16", "bfloat16"]
+    assert [n for n in ENGINES if ENGINES[n].identity is not None] == ["vllm_server"]
 
 
 def test_an_engine_that_needs_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

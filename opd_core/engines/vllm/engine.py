@@ -17,10 +17,9 @@ same process. What differs from vLLM's own habits, and why:
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -41,6 +40,7 @@ from opd_core.engines.base import (
     sample_rows,
 )
 from opd_core.engines.idle_time import EngineTime
+from opd_core.engines.tail import tail_logprob
 from opd_core.engines.vllm import loaded_weights
 from opd_core.model.architectures import ARCHITECTURES, Architecture, architecture_in
 from opd_core.model.published import generation_config, merge_adapter, published_form
@@ -470,15 +470,6 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
-
-
-def tail_logprob(topk_logprobs: Sequence[float]) -> float:
-    """log of the probability that the tokens of `topk_logprobs` leave to all others.
-
-    From float32 log-probs it is known to about 1e-7, so below that it is 1e-7: the exact tail is
-    what the HF scorer keeps.
-    """
-    return math.log(max(1.0 - math.fsum(map(math.exp, topk_logprobs)), 1e-7))
 
 
 def prepare_environment(device: str, threads: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from opd_core.config.paths import from_folder
 from opd_core.config.template import config_template, section_of
 from opd_core.config.toml_text import toml_value
 from opd_core.types import VideoOPDError
+from tests.opd_core.config.several_teachers import SEVERAL
 from tests.tiny_config import ROOT
 
 PATHS = [
@@ -60,7 +61,17 @@ def test_no_path_key_is_forgotten() -> None:
         for key, kind in section_of(field).model_fields.items()
         if "Path" in str(kind.annotation)
     ]
-    assert sorted(found) == sorted(PATHS)
+    of_several = ["teachers.path", "teachers.cache"]
+    assert sorted(found) == sorted([*PATHS, *of_several])
+
+
+def test_a_path_of_one_of_several_teachers_begins_in_the_shells_folder(tmp_path: Path) -> None:
+    file, shell = tmp_path / "several.toml", tmp_path / "shell"
+    file.write_text(SEVERAL)
+    overrides = from_folder(["teachers.large.cache=a/b", "teachers.small.dtype=float32"], shell)
+    large, small = load_config(file, overrides).teachers
+    assert large.cache == shell / "a" / "b"
+    assert (large.dtype, small.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,7 @@ def test_every_key_of_it_is_the_default(tmp_path: Path) -> None:
     file.write_text(config_template())
     lines = [
         re.sub(r"^#(?=\w+ = \S)", "", line)
-        for line in config_template().splitlines()
+        for line in (*config_template().splitlines(), "")
         if "(not set)" not in line
     ]
     while ABSENT in lines:
@@ -141,7 +152,7 @@ def test_it_names_every_key_with_its_meaning() -> None:
         "Nats a token that the update has moved away from the policy it began with; beyond it the"
         in text
     )
-    assert "hf or vllm." in text
+    assert "hf, vllm or vllm_server." in text
 
 
 def test_values_are_written_as_toml_reads_them() -> None:

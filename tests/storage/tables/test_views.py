@@ -93,6 +93,26 @@ def test_a_round_without_update_has_the_teacher_that_scored_it_last(filled: Run)
     assert filled.trajectories().collect()["teacher_hash"][-1] == "new"
 
 
+def test_of_a_round_with_several_teachers_a_rollout_has_its_own(filled: Run) -> None:
+    """Who scored it; else the only one that has answered its example; else nobody is known."""
+    filled.append("rollouts", [rollout(i, version=1) for i in (1, 2)])
+    first = rollout(0, 1).rollout_id
+    filled.append(
+        "teacher_scores", [score(0, policy_version=1, rollout_id=first, teacher_hash="another")]
+    )
+    answer = TeacherPrediction(
+        rollout(1, 1).example_id, 0, "t", "another", "asked", "?", None, 0.25, 1, "p", None
+    )
+    filled.append("teacher_predictions", [answer])
+    filled.append("updates", [update(2, teacher_hash=f"{TEACHER}+another", rollouts=1)])
+    rows = filled.trajectories().filter(policy_version=1).collect()
+    assert rows["teacher_hash"].to_list() == ["another", "another", None]
+    assert rows["teacher_iou"].to_list() == [0.0, 0.25, None]
+    assert [row is not None for row in rows["teacher_logprobs"]] == [True, False, False]
+    before = filled.trajectories().filter(policy_version=0).collect()
+    assert set(before["teacher_hash"]) == {TEACHER}
+
+
 def test_trained_is_what_a_committed_update_met(run: Run) -> None:
     run.append("rollouts", [rollout(i) for i in range(3)])
     run.append("selections", [selection(0, True), selection(1, True), selection(2, False)])

@@ -1,0 +1,1 @@
+"""A vLLM server behind an address, which somebody else has started."""
