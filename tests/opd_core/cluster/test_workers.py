@@ -137,11 +137,13 @@ def test_what_an_accident_took_is_done_again(
     assert lost().workers == 1 and not any(b.quarantined for b in batches)
 
 
+@pytest.mark.parametrize("asks_ahead", [False, True])
 def test_a_video_that_kills_three_workers_is_given_up(
-    fragile: Callable[..., Fragile], lost: Callable[[], Losses]
+    fragile: Callable[..., Fragile], lost: Callable[[], Losses], asks_ahead: bool
 ) -> None:
-    """Alone: its neighbours in the piece, and whatever else was in those workers' hands, go on."""
-    work = fragile(video="3.mp4")
+    """Alone: its neighbours in the piece, and whatever else was in those workers' hands, go on.
+    Nor does an engine that asks ahead wait for a piece that is not handed out."""
+    work = fragile(video="3.mp4", asks_ahead=asks_ahead)
     batches = list(by_workers(work, plan()))
     given_up = [q for b in batches for q in b.quarantined]
     assert [q.item_id for q in given_up] == ["3-0", "3-1"]
