@@ -23,12 +23,12 @@ from opd_core.config.load import Config, load_config
 from opd_core.types import Policy
 from opd_core.update.student import Trained, update_student
 
-EXAMPLES, ROLLOUTS, TRAIN_VIDEOS = 32, 8, 48
+EXAMPLES, ROLLOUTS, TRAIN_VIDEOS = 64, 8, 96
 SETTINGS = [
     f"rollout.rollouts_per_example={ROLLOUTS}",
     "rollout.max_queries_per_video=1",
     "update.epochs=1",
-    "update.examples_per_step=16",
+    "update.examples_per_step=32",
     "update.max_policy_kl=1000.0",
     "machine.threads=1",
 ]
