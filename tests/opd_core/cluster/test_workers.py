@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,16 @@ from typing import Any
 
 import pytest
 
-from opd_core.cluster.connection import staying_connected
+from opd_core.cluster import losses
+from opd_core.cluster.connection import connected, staying_connected
 from opd_core.config.load import Config, load_config
 from opd_core.engines import idle_time
 from opd_core.model import peak_memory, token_count
-from opd_core.rollout.answers import sample_rollouts
-from opd_core.types import Batch, GroundingExample, Policy, Rollout
+from opd_core.prompts.batches import reading_through
+from opd_core.rollout.answers import evaluate, predict, sample_rollouts
+from opd_core.rollout.by_example import by_example
+from opd_core.scoring.trees import score_rollouts
+from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
 from tests.opd_core.engines.vllm_fixtures import read_examples
 
 EXAMPLES = 12
