@@ -204,6 +204,13 @@ def _vllm() -> Iterator[Row]:
         yield from engine_idle_rows(config, REPETITIONS)
 
 
+def _cluster() -> Iterator[Row]:
+    from flows.bench.cluster import cluster_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield from cluster_rows(world_config(Path(folder), seed=0), REPETITIONS)
+
+
 def _planned() -> Iterator[Row]:
     from flows.bench.planned import planned_rows
 
@@ -344,6 +351,7 @@ BENCHES = {
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),
+    "cluster": Bench("two workers against one process; memory of who deals, tiny world", _cluster),
     "quantised-teacher": Bench(
         "KL of a teacher in FP8 and int4 to the whole one, with its tail", _quantised_teacher
     ),

@@ -19,7 +19,7 @@ from opd_core.model.agreement import EXACT, Bound, bound_for, served_dtype
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import ExampleEncoder, cut_at_videos
 from opd_core.rollout.answers import sample_rollouts
-from opd_core.scoring.trees import VIDEOS_PER_BATCH, score_rollouts
+from opd_core.scoring.trees import score_rollouts
 from opd_core.types import (
     GroundingExample,
     Policy,
@@ -155,7 +155,7 @@ def scored_again(
     """
     set_threads(config.machine.threads)
     answers = {example.example_id: r for example, r in rows}
-    batches = list(cut_at_videos([example for example, _ in rows], VIDEOS_PER_BATCH))
+    batches = list(cut_at_videos([example for example, _ in rows], config.score.prompts_per_batch))
     chosen = _share(batches, share, generator)
     exact = ENGINES[config.teacher.engine].repeats is not None and _exact(
         config, config.teacher.dtype
@@ -164,7 +164,7 @@ def scored_again(
     bound = Bound(tolerance) if tolerance is not None else EXACT if same else _rounding(config)
     stored = {score.rollout_id: score for score in scores}
     together = [e for batch in chosen for e in batch]
-    same_cut = list(cut_at_videos(together, VIDEOS_PER_BATCH)) == chosen
+    same_cut = list(cut_at_videos(together, config.score.prompts_per_batch)) == chosen
     apart: list[float] = []
     rollouts = 0
     for part in [together] if same_cut else chosen:

@@ -45,13 +45,13 @@ def _here(
     work: StageWork[Record], plan: Sequence[Piece], loaded: Loaded
 ) -> Iterator[Batch[Record]]:
     with work.opened() as compute:
-        yield from compute(_Planned(plan, loaded))
+        yield from compute(Planned(plan, loaded))
 
 
-class _Planned:
+class Planned:
     """A `Feed` of which all is known."""
 
-    def __init__(self, plan: Sequence[Piece], loaded: Loaded) -> None:
+    def __init__(self, plan: Sequence[Piece], loaded: Loaded = as_it_is) -> None:
         self._rest, self._loaded = deque(plan), loaded
 
     def __iter__(self) -> Iterator[Piece]:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,6 +30,8 @@ PATIENCE_SECONDS = 5.0
 
 _guard = threading.RLock()
 _users = 0
+_is_ours = False
+"""Whether the connection was made here, and is to be ended here."""
 
 
 @contextmanager
@@ -38,10 +41,12 @@ def connected(config: Config) -> Iterator[None]:
     Raises `VideoOPDError` where Ray is not installed, the address does not answer, or the cluster
     has less than the workers need.
     """
+    global _is_ours
     with staying_connected():
         with _guard:
             ray = _installed()
             if not ray.is_initialized():
+                _is_ours = True
                 _connect(config)
             refuse_too_few(config, ray.cluster_resources())
         yield
@@ -84,7 +89,9 @@ def _connect(config: Config) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
         cores = section.workers * of_worker(config, cards_there=0).cores
-        with _on_loopback():
+        with _on_loopback(), warnings.catch_warnings():
+            # Lance warns of any fork, also of one that another program follows.
+            warnings.filterwarnings("ignore", "lance is not fork-safe")
             ray.init(
                 "local",  # RAY_ADDRESS does not count
                 num_cpus=max(cores, os.cpu_count() or 1),
@@ -96,13 +103,25 @@ def _connect(config: Config) -> None:
     fix = "start it there (`ray start --head`), or correct or remove cluster.address"
     if section.address != "auto":
         _refuse_silent(section.address, fix)
+    _show_token()
     try:
         ray.init(section.address, **quiet)
     except ConnectionError as error:
         first = str(error).splitlines()[0]
         raise VideoOPDError(
-            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}"
+            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}, and compare "
+            "~/.ray/auth_token with that of the cluster"
         ) from None
+
+
+def _show_token() -> None:
+    """Clusters ask for a token since Ray 2.60; who joins one has to be told to show it."""
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available as show,
+    )
+
+    logging.getLogger(show.__module__).setLevel(logging.ERROR)
+    show(warn_if_disabled=False)
 
 
 @contextmanager
@@ -134,5 +153,7 @@ def _refuse_silent(address: str, fix: str) -> None:
 
 
 def _disconnect() -> None:
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+    global _is_ours
+    if _is_ours and (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()
+    _is_ours = False

@@ -6,6 +6,7 @@ large the round is: a piece is read when it is handed out, and its rows go on be
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Workers(Generic[Record]):
 
         self._work = work
         self._shipped = ray.put(work), ray.put(store_in_use())
-        self._started = self._died_opening = 0
+        self._died_opening = 0
         self._members = [self._start(number) for number in range(count)]
 
     def wait_until_open(self) -> None:
@@ -108,7 +109,8 @@ class Workers(Generic[Record]):
         import ray
 
         for member in self._members:
-            ray.kill(member.actor)
+            with suppress(ValueError, ray.exceptions.RayError):
+                ray.kill(member.actor)
 
     def _start(self, number: int) -> _Member:
         import ray
@@ -117,13 +119,10 @@ class Workers(Generic[Record]):
 
         work = self._work
         needs = of_worker(work.config, ray.cluster_resources().get("GPU", 0.0))
-        again = f"-{self._started}" if self._started >= cluster_of(work.config).workers else ""
-        self._started += 1
-
         actor = (
             ray.remote(Worker)
             .options(
-                name=f"{self._title}-{number}{again}",
+                name=_unused(f"{self._title}-{number}"),
                 num_cpus=needs.cores,
                 num_gpus=needs.cards,
                 max_concurrency=CALLS,
@@ -185,9 +184,11 @@ class Workers(Generic[Record]):
     def _replace(self, member: _Member, dealing: Dealing, how: str) -> Iterator[Batch[Record]]:
         import ray
 
+        with suppress(ValueError, ray.exceptions.RayError):
+            ray.kill(member.actor)  # it may only be out of reach
         hand: list[Dealt] = []
         for ref, dealt in member.hand.items():
-            try:  # it may have been done before: else there will be no answer
+            try:  # it may have been done before
                 batch, use = self._content(ref)
             except _gone():
                 hand.append(dealt)
@@ -198,18 +199,25 @@ class Workers(Generic[Record]):
             self._died_opening += 1
             if self._died_opening == DEATHS:
                 raise VideoOPDError(
-                    f"{DEATHS} workers have died while they opened the model, the last because "
+                    f"{DEATHS} workers have died while they opened the model, the last: "
                     f"{how}; run the stage without [cluster] to see why, or with fewer "
                     "cluster.workers where memory is short"
                 )
-        with suppress(ValueError):
-            ray.kill(member.actor)
         lost = dealing.died(hand)
         losses.happened(again=len(hand) - len(lost))
         self._members[self._members.index(member)] = self._start(member.number)
         for piece in lost:
-            reason = f"{DEATHS} workers have died while they worked on it, the last because {how}"
+            reason = f"{DEATHS} workers have died while they worked on it, the last: {how}"
             yield given_up(self._work, piece, reason)
+
+
+_used: Counter[str] = Counter()
+
+
+def _unused(name: str) -> str:
+    """The name of an actor is its own until Ray has noticed that it is no more."""
+    _used[name] += 1
+    return name if _used[name] == 1 else f"{name}-{_used[name]}"
 
 
 @contextmanager
@@ -237,9 +245,10 @@ def _gone() -> tuple[type[Exception], ...]:
 
 
 def _how(error: Exception) -> str:
-    """How a worker ended, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """How a worker ended, by Ray: its detail where there is one, without advice."""
+    text = " ".join(str(error).split())
+    _, _, detail = text.partition("Worker exit detail: ")
+    return (detail or str(error).strip().partition("\n")[0]).partition(" Some common causes")[0]
 
 
 def _is_lost(item: QuarantinedItem) -> bool:

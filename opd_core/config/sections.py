@@ -170,6 +170,9 @@ class ScoreSection(Section):
     `videoopd rescore` computes exact divergences without the teacher."""
     cache: Path | None = None
     """Folder of another run, whose scores of the same content are copied instead of computed."""
+    prompts_per_batch: Annotated[Positive, LATER] = 32
+    """Prompts whose rollouts are scored together, and appended together. Workers of [cluster] get a
+    batch at a time: with many of them, fewer balance better."""
 
 
 class FocusSection(ChoosingSection):

@@ -40,13 +40,14 @@ def held_elsewhere(peak: int, of: Kind) -> None:
 
 def peak() -> tuple[int, Kind]:
     """Bytes since `begin`, and of what."""
-    own = _own()
+    own = of_this_process()
     if _elsewhere is None:
         return own
     return max(own, _elsewhere) if own[1] == _elsewhere[1] else _elsewhere
 
 
-def _own() -> tuple[int, Kind]:
+def of_this_process() -> tuple[int, Kind]:
+    """As `peak`, of no worker."""
     if (cuda := _cuda()) is not None:
         return int(cuda.max_memory_allocated()), "cuda"
     if _STATUS.exists():

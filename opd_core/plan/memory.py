@@ -24,8 +24,6 @@ from opd_core.plan.shapes import ModelShape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PREFILL_TOKENS = 16_384
 """Of a pack of prompts that are to be answered, in the engine `hf` (a test compares)."""
-SCORED_TOGETHER = 32
-"""Videos that are scored together (a test compares)."""
 DRAW_BYTES = 32
 """A token that could be said, while one is drawn in float64."""
 QUANTISED = {"fp8": 1.0, "int4": 0.5 + 4 / 128}
@@ -244,8 +242,9 @@ def _score(setting: Setting) -> StageMemory:
     config, lengths = setting.config, setting.lengths
     weights, this = _frozen(setting, teacher=True)
     rollouts = config.rollout.rollouts_per_example
-    sentences = min(lengths.sentences, SCORED_TOGETHER)
-    videos = SCORED_TOGETHER / sentences
+    together = config.score.prompts_per_batch
+    sentences = min(lengths.sentences, together)
+    videos = together / sentences
     tree = lengths.tree(lengths.longest, sentences, rollouts)
     host = _on_host(setting, setting.teacher, weights, videos)
     if config.teacher.engine != TRAINER:

@@ -23,7 +23,7 @@ from opd_core.model.lm_head import load_lm_head, teacher_distribution
 from opd_core.model.prefix_tree import fill, pack
 from opd_core.model.tree_model import TreeModel, choose_device, load_model
 from opd_core.prompts.batches import ExampleEncoder, cut_at_videos
-from opd_core.scoring.trees import VIDEOS_PER_BATCH, rollout_tree
+from opd_core.scoring.trees import rollout_tree
 from opd_core.types import Batch, Divergence, GroundingExample, Policy, Rollout, VideoOPDError
 
 ROWS_PER_CHUNK = 128
@@ -68,7 +68,7 @@ def rescore(
     )
     rollouts = {example.example_id: list(answers) for example, answers in work}
     by_id = {r.rollout_id: r for answers in rollouts.values() for r in answers}
-    batches = list(cut_at_videos([example for example, _ in work], VIDEOS_PER_BATCH))
+    batches = list(cut_at_videos([example for example, _ in work], config.score.prompts_per_batch))
     for encoded in encoder.encode_batches(batches, "rescore", policy.version):
         for lost in encoded.quarantined:
             raise VideoOPDError(

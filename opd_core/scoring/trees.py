@@ -50,9 +50,6 @@ from opd_core.types import (
     VideoOPDError,
 )
 
-VIDEOS_PER_BATCH = 32
-"""Videos of a batch: the finest that is appended, so that a resumed stage packs the rest alike."""
-
 
 def score_rollouts(
     config: Config,
@@ -92,7 +89,7 @@ def score_examples(
     def loaded(piece: Piece) -> Piece:
         return replace(piece, answers=rollouts_of(piece.examples))
 
-    plan = cut(examples, VIDEOS_PER_BATCH, lambda _: True)
+    plan = cut(examples, config.score.prompts_per_batch, lambda _: True)
     return computed(Scoring(config, teacher, longest + 1), plan, among, loaded)
 
 

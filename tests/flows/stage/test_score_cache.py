@@ -139,9 +139,10 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
     tiny_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Round 2, which copies from round 1, is killed after each append of its score stage."""
-    monkeypatch.setattr(scoring, "VIDEOS_PER_BATCH", 8)
     monkeypatch.setattr("flows.stage.score_cache.ROWS_AT_ONCE", 5)
-    settings = FEW_WORDS | {"rollout.examples_per_round": 24, "storage.flush_seconds": 0}
+    settings = FEW_WORDS | {
+        "rollout.examples_per_round": 24, "storage.flush_seconds": 0, "score.prompts_per_batch": 8
+    }  # fmt: skip
     whole = tiny_config(settings | {"run.path": str(tmp_path / "whole")}, "whole.toml")
     run_without_server(str(whole), 2)
     killed = tiny_config(settings | {"run.path": str(tmp_path / "killed")}, "killed.toml")

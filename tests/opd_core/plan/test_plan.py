@@ -204,13 +204,11 @@ def test_the_flops_of_a_pass_are_two_a_weight_and_token() -> None:
 def test_numbers_are_those_of_the_modules_that_work_by_them() -> None:
     from opd_core.engines.hf.sampling import HFEngine
     from opd_core.model import tree_attention
-    from opd_core.scoring import trees
     from opd_core.update import pieces
     from opd_core.video import reader
 
     prefill = inspect.signature(HFEngine).parameters["max_tokens_per_pack"].default
     assert prefill == memory.PREFILL_TOKENS
-    assert trees.VIDEOS_PER_BATCH == memory.SCORED_TOGETHER
     assert pieces.PIECE == memory.STEPPED_TOGETHER
     assert reader.MAX_CACHE_BYTES == memory.CACHED_FRAMES
     assert tree_attention.DENSE_TREE_TOKENS == packs.DENSE_TREE_TOKENS
