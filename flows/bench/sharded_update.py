@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from opd_core.config.load import Config, load_config
 from opd_core.types import Policy
 from opd_core.update.student import Trained, update_student
 
-EXAMPLES, ROLLOUTS, TRAIN_VIDEOS = 16, 8, 24
+EXAMPLES, ROLLOUTS, TRAIN_VIDEOS = 64, 8, 96
 SETTINGS = [
     f"rollout.rollouts_per_example={ROLLOUTS}",
     "rollout.max_queries_per_video=1",
     "update.epochs=1",
-    "update.examples_per_step=8",
+    "update.examples_per_step=32",
     "update.max_policy_kl=1000.0",
     "machine.threads=1",
 ]
@@ -40,19 +41,20 @@ class Job:
     config: Config
     work: list[Trained]
 
-    def run(self, together: bool) -> float:
-        """Seconds of its steps; models are opened before and saved after them."""
+    def run(self, together: bool) -> tuple[float, float]:
+        """Seconds of its steps, before and after which the model is opened and saved; and of a CPU
+        in the whole."""
         import torch
 
         from opd_core.model.ranks import ALONE, Ranks
 
         ranks = Ranks.joined(torch.device("cpu")) if together else ALONE
-        policy = Policy(0, self.config.student.path, "student")
+        policy, cpu = Policy(0, self.config.student.path, "student"), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             result = update_student(
                 self.config, policy, self.work, Path(folder) / "new", ranks=ranks
             )
-        return sum(step.seconds for step in result.steps)
+        return sum(step.seconds for step in result.steps), time.process_time() - cpu
 
 
 def sharded_update_rows(repetitions: int) -> Iterator[Row]:
@@ -67,7 +69,9 @@ def sharded_update_rows(repetitions: int) -> Iterator[Row]:
             for rank in range(2)
         ]
 
-        steps: dict[str, list[float]] = {"one": [], "two": []}
+        for begun in [pool.submit(os.getpid) for pool in pools]:  # they wait for each other
+            begun.result()
+        steps: dict[str, list[tuple[float, float]]] = {"one": [], "two": []}
 
         def one() -> None:
             steps["one"].append(pools[0].submit(job.run, False).result())
@@ -79,13 +83,17 @@ def sharded_update_rows(repetitions: int) -> Iterator[Row]:
         whole = medians({"one": one, "two": two}, repetitions)
         for pool in pools:
             pool.shutdown()
-    seconds = {name: statistics.median(of_turn[1:]) for name, of_turn in steps.items()}
+    seconds, cpu = (
+        {name: statistics.median(t[at] for t in turns[1:]) for name, turns in steps.items()}
+        for at in range(2)
+    )
     yield at_least(
         "update, its steps: one process / two ranks",
         seconds["one"] / seconds["two"],
         1.4,
         seconds=seconds,
         whole_seconds=whole,
+        cpu_seconds_a_process=cpu,
         examples=EXAMPLES,
         rollouts_each=ROLLOUTS,
         load=os.getloadavg()[0],

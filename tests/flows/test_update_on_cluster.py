@@ -40,8 +40,8 @@ def test_an_update_stage_and_the_round_after_it(write_config: Any, tmp_path: Pat
             stages.update.fn(work, work.policy())
     one, together = (Run.open(config.with_name("run")) for config in (alone, two))
     assert one.current_policy().version == together.current_policy().version == 1
-    for ours, theirs in zip(together.updates().collect().iter_rows(named=True),
-                            one.updates().collect().iter_rows(named=True), strict=True):  # fmt: skip
+    rows_of = [run.updates().collect().iter_rows(named=True) for run in (together, one)]
+    for ours, theirs in zip(*rows_of, strict=True):
         for name in ("rollouts", "tokens", "objective", "stopped_early", "config_hash"):
             assert ours[name] == theirs[name], name
         assert ours["moved_share"] == pytest.approx(theirs["moved_share"], abs=1e-3)
