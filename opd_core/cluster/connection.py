@@ -103,24 +103,14 @@ def _connect(config: Config) -> None:
     fix = "start it there (`ray start --head`), or correct or remove cluster.address"
     if section.address != "auto":
         _refuse_silent(section.address, fix)
-    _take_token()
     try:
         ray.init(section.address, **quiet)
     except ConnectionError as error:
         first = str(error).splitlines()[0]
         raise VideoOPDError(
-            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}, and see that "
-            "~/.ray/auth_token is the one of the machine that it was started on"
+            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}; where it asks "
+            "for a token, set RAY_AUTH_MODE=token here and have its ~/.ray/auth_token"
         ) from None
-
-
-def _take_token() -> None:
-    """Where there is a token, as `ray start --head` makes one, show it: Ray itself does so only
-    where RAY_AUTH_MODE says so, or where it starts a cluster."""
-    from ray._private.authentication import authentication_token_setup as setup
-
-    setup.logger.setLevel(logging.ERROR)
-    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager
