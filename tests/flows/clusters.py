@@ -39,6 +39,7 @@ def two_machines(cores: int = 1) -> Iterator[Cluster]:
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_AUTH_MODE": "disabled",  # for all of them alike
     }
     with (
         patch.dict(os.environ, environment),
