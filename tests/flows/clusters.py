@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +93,6 @@ def _arm(folder: Path) -> None:
     from opd_core.cluster.work import Loaded
     from opd_core.cluster.workers import Workers
     from opd_core.update import on_cluster
-    from opd_core.update.student import UpdateResult
 
     hand_out = Workers._hand_out
 
@@ -108,21 +106,15 @@ def _arm(folder: Path) -> None:
             _wait_for_a_death(folder, stage)
 
     setattr(Workers, "_hand_out", waiting)  # noqa: B010
-    update_asked = on_cluster.update_asked
-
-    def dying(asked: on_cluster.Asked, *told: Callable[..., None]) -> UpdateResult:
-        within = partial(_dying_rank, folder, asked.within)
-        return update_asked(replace(asked, within=within), *told)
-
-    setattr(on_cluster, "update_asked", dying)  # noqa: B010
+    setattr(on_cluster, "_rank", partial(_dying_rank, folder))  # noqa: B010
 
 
-@contextmanager
-def _dying_rank(folder: Path, within: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """In a rank: before the second step the second one waits for its machine's death."""
+def _dying_rank(folder: Path, told: dict[str, object]) -> object:
+    """A rank: before the second step the second one waits for its machine's death."""
     import ray
     from torch import distributed
 
+    from opd_core.update import on_cluster
     from opd_core.update.trained_model import TrainedModel
 
     make_step, calls = TrainedModel.step, 0
@@ -136,8 +128,7 @@ def _dying_rank(folder: Path, within: Callable[[], AbstractContextManager[None]]
 
     setattr(TrainedModel, "step", waiting)  # noqa: B010
     try:
-        with within():
-            yield
+        return on_cluster._rank(told)
     finally:
         setattr(TrainedModel, "step", make_step)  # noqa: B010
 
