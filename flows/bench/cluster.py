@@ -2,10 +2,10 @@
 
     videoopd bench cluster
 
-Both ways have their models open before the clock starts and take turns. The memory is of two
-processes of their own: one deals a round of 100 examples, one a round of 10,000. Their rollouts are
-the annotated answers (`rollout.source = "truth"`): prompts, pixels and rows are those of any other
-stage, and nobody waits for a model.
+Both ways have their models open and their videos decoded (in the frame store, as in a round) before
+the clock starts, and take turns. The memory is of two processes of their own: one deals a round of
+100 examples, one a round of 10,000. Their rollouts are the annotated answers (`rollout.source =
+"truth"`): prompts, pixels and rows are those of any other stage, and nobody waits for a model.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from flows.bench.interleaved import Row, at_least, at_most, medians
 from flows.bench.rounds import drawn_examples
+from flows.stage.prepare import decoding_once
 from opd_core.cluster.computing import Planned
 from opd_core.cluster.connection import connected
 from opd_core.cluster.work import Piece, StageWork, cut
@@ -56,7 +57,7 @@ def _speed(config_file: str, repetitions: int) -> Row:
     examples = drawn_examples(config, EXAMPLES)
     plan = cut(examples, PROMPTS, lambda _: True)
     sampling = Sampling(config, Policy(0, config.student.path, "student"))
-    with connected(config), ExitStack() as stack:
+    with decoding_once(config), connected(config), ExitStack() as stack:
         sample = stack.enter_context(sampling.opened())
         rollouts = by_example(r for b in sample(Planned(plan)) for r in b.records)
         longest = 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)

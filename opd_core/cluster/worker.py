@@ -30,11 +30,12 @@ class Worker(Generic[Record]):
         self._meter = Meter()
         self._opened: Future[None] = Future()
         self._handed = _Handed()
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         """Over the rest: calls come from several threads."""
         self._waiting: deque[Future[Batch[Record]]] = deque()
         self._error: BaseException | None = None
         self._closing = False
+        self._count = 0
         self._thread = threading.Thread(target=self._work_through, daemon=True, name="worker")
 
     def open(self) -> Use:
@@ -51,11 +52,16 @@ class Worker(Generic[Record]):
                 raise self._error
             self._waiting.append(rows)
             self._handed.put(piece)
+            self._count += 1
+            self._guard.notify_all()
         return rows.result(), self._report()
 
-    def pause(self) -> None:
-        """Nothing more comes for the moment: what waits for the next piece need not."""
-        self._handed.put(None)
+    def pause(self, after: int) -> None:
+        """Nothing more comes for the moment, after so many pieces: what waits for the next need
+        not. Calls may overtake each other."""
+        with self._guard:
+            self._guard.wait_for(lambda: self._count >= after or self._error is not None)
+            self._handed.put(None)
 
     def close(self) -> Use:
         """Let go of all that was opened."""
@@ -83,6 +89,7 @@ class Worker(Generic[Record]):
         except BaseException as error:
             with self._guard:
                 self._error = error
+                self._guard.notify_all()
                 left = list(self._waiting)
             if not self._opened.done():
                 self._opened.set_exception(error)

@@ -53,6 +53,7 @@ class _Member:
     opening: Any
     hand: dict[Any, Dealt] = field(default_factory=dict)
     """What waits for the rows -> the piece."""
+    handed: int = 0
     is_paused: bool = False
 
 
@@ -144,10 +145,10 @@ class Workers(Generic[Record]):
             member = ready[place]
             call = member.actor.compute.options(name=self._title)
             member.hand[call.remote(loaded(dealt.piece))] = dealt
-            member.is_paused = False
+            member.handed, member.is_paused = member.handed + 1, False
         for member in ready:
             if 0 < len(member.hand) < IN_HAND and not member.is_paused:
-                member.actor.pause.remote()
+                member.actor.pause.remote(member.handed)
                 member.is_paused = True
 
     def _take(self, waiting: Sequence[Any], dealing: Dealing) -> Iterator[Batch[Record]]:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from flows.audit.walk import Depth, audit
+from opd_core.cluster import computing
 from opd_core.config.load import config_hash
 from opd_core.rollout import answers as asking
 from opd_core.tinyworld.world import World
@@ -199,11 +200,10 @@ def test_another_runs_answers_need_no_teacher(
     origin = Run.open(tmp_path / "first" / "run").run_id
     cached = {"teacher.cache": "../first/run"}
     with monkeypatch.context() as patched:
-        original = asking.computed
 
         def computed(work: Any, plan: Any, among: Any) -> Any:
             assert work.stage != "validate" or not plan, "the teacher was asked"
-            return original(work, plan, among)
+            return computing.computed(work, plan, among)
 
         patched.setattr(asking, "computed", computed)
         summary = run_without_server(str(write_config(tmp_path / "second", FEW | cached)), 1)

@@ -27,6 +27,8 @@ class Fragile:
     dies_opening: bool = False
     refuses: str = ""
     """A video of which it says that it cannot be."""
+    asks_ahead: bool = False
+    """As vLLM: it takes the next piece, or hears that there is none, before it answers the last."""
 
     stage = "rollout"
 
@@ -36,8 +38,17 @@ class Fragile:
             self._die()
 
         def compute(feed: Feed) -> Iterator[Batch[str]]:
+            held: Piece | None = None
             for piece in feed:
-                yield self._batch(piece)
+                if held is not None:
+                    yield self._batch(held)
+                    held = None
+                if self.asks_ahead:
+                    held = piece
+                else:
+                    yield self._batch(piece)
+            if held is not None:
+                yield self._batch(held)
 
         yield compute
 

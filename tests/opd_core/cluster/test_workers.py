@@ -95,8 +95,8 @@ def test_rollouts_and_scores_are_those_of_one_process(
     working, counted = idle_time.total().working, token_count.total()
     given = rows(interrupted(sample_rollouts(clustered, student, examples, set())))
     assert given == expected
-    assert lost().workers == 1 and 1 <= lost().again <= IN_HAND
-    assert token_count.total() - counted >= 0.5 * tokens, "what the dead one did is not told"
+    assert lost().workers == 1 and lost().again <= IN_HAND
+    assert 0 < token_count.total() - counted <= 2 * tokens, "what the dead one did is not told"
     assert idle_time.total().working > working
 
     work = [(e, by_example(expected)[e.example_id]) for e in examples]
@@ -134,14 +134,17 @@ def test_what_an_accident_took_is_done_again(
 ) -> None:
     batches = list(by_workers(fragile(video="3.mp4", times=1), plan()))
     assert ids(batches) == sorted(e.example_id for p in plan() for e in p.examples)
-    assert lost().workers == 1 and not any(b.quarantined for b in batches)
+    assert lost().workers == 1 and 1 <= lost().again <= IN_HAND
+    assert not any(b.quarantined for b in batches)
 
 
+@pytest.mark.parametrize("asks_ahead", [False, True])
 def test_a_video_that_kills_three_workers_is_given_up(
-    fragile: Callable[..., Fragile], lost: Callable[[], Losses]
+    fragile: Callable[..., Fragile], lost: Callable[[], Losses], asks_ahead: bool
 ) -> None:
-    """Alone: its neighbours in the piece, and whatever else was in those workers' hands, go on."""
-    work = fragile(video="3.mp4")
+    """Alone: its neighbours in the piece, and whatever else was in those workers' hands, go on.
+    Nor does an engine that asks ahead wait for a piece that is not handed out."""
+    work = fragile(video="3.mp4", asks_ahead=asks_ahead)
     batches = list(by_workers(work, plan()))
     given_up = [q for b in batches for q in b.quarantined]
     assert [q.item_id for q in given_up] == ["3-0", "3-1"]
