@@ -103,14 +103,25 @@ def _connect(config: Config) -> None:
     fix = "start it there (`ray start --head`), or correct or remove cluster.address"
     if section.address != "auto":
         _refuse_silent(section.address, fix)
+    _show_token()
     try:
         ray.init(section.address, **quiet)
     except ConnectionError as error:
         first = str(error).splitlines()[0]
         raise VideoOPDError(
-            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}; where it asks "
-            "for a token, set RAY_AUTH_MODE=token here and have its ~/.ray/auth_token"
+            f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}, and compare "
+            "~/.ray/auth_token with that of the cluster"
         ) from None
+
+
+def _show_token() -> None:
+    """Clusters ask for a token since Ray 2.60; who joins one has to be told to show it."""
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available as show,
+    )
+
+    logging.getLogger(show.__module__).setLevel(logging.ERROR)
+    show(warn_if_disabled=False)
 
 
 @contextmanager
