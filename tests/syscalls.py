@@ -12,6 +12,8 @@ import struct
 import subprocess
 import sys
 
+from tests.tiny_config import ROOT
+
 CAN_REFUSE = sys.platform == "linux" and platform.machine() == "x86_64"
 NUMBERS = {
     "flock": (73,),
@@ -48,6 +50,7 @@ def without(call: str, errno: int, code: str, *arguments: object) -> str:
     """What `code` prints, and the last line of its complaint, in such a process of its own."""
     first = f"from tests.syscalls import refuse\nrefuse({call!r}, {errno})\n"
     done = subprocess.run(
-        [sys.executable, "-c", first + code, *map(str, arguments)], capture_output=True, text=True
-    )
+        [sys.executable, "-c", first + code, *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
     return done.stdout + "".join(done.stderr.splitlines()[-1:])

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from storage.file_system import PROBE
+
 TARGETS = {
     "append": ("storage.runs.run", "Run", "append"),  # append:TABLE
     "create": ("storage.tables.lance_tables", "Tables", "create"),
@@ -61,6 +63,8 @@ def arm(point: str, n: int) -> None:
         nonlocal calls
         if kind and kind not in (args[1], kwargs.get("mode")):
             return function(*args, **kwargs)
+        if args and isinstance(args[0], Path) and PROBE in str(args[0]):
+            return function(*args, **kwargs)  # the file system is tried, nothing of a run moves
         calls += 1
         if when == "before" and calls == n:
             os.kill(os.getpid(), signal.SIGKILL)

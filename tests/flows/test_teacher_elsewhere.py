@@ -23,7 +23,6 @@ def test_a_round_of_a_server_that_dies_midway_and_comes_back(
     tiny_config: Callable[..., Path],
     served_teacher: Served,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without = shutil.ignore_patterns("*.safetensors")
     folder = shutil.copytree(served_teacher.folder, tmp_path / "processor", ignore=without)
@@ -37,13 +36,13 @@ def test_a_round_of_a_server_that_dies_midway_and_comes_back(
             "vllm_server.model": SERVED_AS,
             "vllm_server.listed": 1000,
             "vllm_server.together": 1,
+            "score.prompts_per_batch": 1,  # a video
             "rollout.max_new_tokens": 12,
             "evaluate.max_examples": 1,
             "evaluate.max_new_tokens": 12,
             "focus.top_k": 8,
         }
     )
-    monkeypatch.setattr("opd_core.scoring.trees.VIDEOS_PER_BATCH", 1)
     with pytest.raises(VideoOPDError, match="does not answer .*goes on where it was"):
         run_without_server(str(config), 1)
     door.close()

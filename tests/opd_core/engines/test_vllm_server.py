@@ -141,10 +141,12 @@ def test_a_server_that_is_not_there_is_a_sentence(config: Config, work: Work) ->
 
 
 def test_one_that_dies_midway_leaves_what_it_has_scored(
-    config: Config, work: Work, address: str, monkeypatch: pytest.MonkeyPatch
+    config: Config, work: Work, address: str
 ) -> None:
     """A batch is kept whole; here one is a video."""
-    monkeypatch.setattr("opd_core.scoring.trees.VIDEOS_PER_BATCH", 1)
+    config = config.model_copy(
+        update={"score": config.score.model_copy(update={"prompts_per_batch": 1})}
+    )
     first = work[0][0].video_path
     alone = [pair for pair in work if pair[0].video_path == first]
     door = Door(address, lets_through=sum(len(answers) for _, answers in alone))

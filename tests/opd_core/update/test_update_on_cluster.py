@@ -19,6 +19,7 @@ from opd_core.update.student import TrainerFolders
 from storage.runs.saved_steps import SavedSteps
 from tests.opd_core.update.dying_once import DyingOnce
 from tests.opd_core.update.played_round import Round, assert_same_policy, assert_same_result
+from tests.tiny_config import ROOT
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
@@ -68,7 +69,7 @@ def test_an_update_whose_driver_is_killed_goes_on(played: Round, tmp_path: Path)
         "update_asked(pickle.load(open(sys.argv[1], 'rb')), lambda _: os.kill(os.getpid(), 9))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "asked")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     went_on: list[int] = []
     result = update_asked(work, on_going_on=went_on.append)
     assert went_on and went_on[0] >= 1
