@@ -7,6 +7,7 @@ Lance's own code, and cannot be taken back.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import struct
 import subprocess
@@ -51,6 +52,6 @@ def without(call: str, errno: int, code: str, *arguments: object) -> str:
     first = f"from tests.syscalls import refuse\nrefuse({call!r}, {errno})\n"
     done = subprocess.run(
         [sys.executable, "-c", first + code, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     return done.stdout + "".join(done.stderr.splitlines()[-1:])

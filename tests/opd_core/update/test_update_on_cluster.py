@@ -79,16 +79,16 @@ def test_an_update_whose_driver_is_killed_goes_on(played: Round, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "setting, named",
+    ("settings", "named"),
     [
-        ("update.offload=true", "update.offload = true"),
-        ("update.weights='bfloat16'", "update.weights = 'bfloat16'"),
-        ("update.optimizer='adamw_4bit'", "update.optimizer = 'adamw_4bit'"),
+        (["update.offload=true"], "update.offload = true"),
+        (["update.weights='bfloat16'", "student.dtype='bfloat16'"], "update.weights = 'bfloat16'"),
+        (["update.optimizer='adamw_4bit'"], "update.optimizer = 'adamw_4bit'"),
     ],
 )
 def test_what_is_of_one_process_is_refused_in_a_sentence(
-    played: Round, tmp_path: Path, setting: str, named: str
+    played: Round, tmp_path: Path, settings: list[str], named: str
 ) -> None:
-    config = played.with_settings(*CLUSTER, setting)
+    config = played.with_settings(*CLUSTER, *settings)
     with pytest.raises(VideoOPDError, match=named):
         update_asked(asked(played, config, tmp_path))
