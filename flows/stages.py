@@ -199,6 +199,8 @@ def score(work: Work, policy: Policy, begun: Begun) -> Done:
     plans = []
     for teacher in work.teachers:
         own = [rollout_id for rollout_id, example_id in missing if teacher.takes(example_id)]
+        if not own:  # one that is elsewhere need not be there
+            continue
         unscored = round_rows.read_rollouts(work, own)
         scorer = teacher_scorer(teacher.config)
         plans.append(score_cache.plan(work, teacher, policy.version, scorer, unscored))

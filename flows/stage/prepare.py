@@ -36,6 +36,7 @@ from storage.runs.run_folder import (
     config_source,
     lock_file,
     no_run_if_refused,
+    refresh_config,
     remember_config,
     weights_cache,
 )
@@ -204,6 +205,7 @@ def opened(
     ):
         if goes_on or config_source(work.run.path) is None:
             remember_config(work.run.path, Path(config), overrides or ())
+            refresh_config(work.run.path, loaded.hash, loaded.to_json())
         yield work
 
 

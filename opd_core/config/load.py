@@ -154,6 +154,13 @@ class Config(ChoosingSection):
                     f"two of [[teachers]] have the {what} {twice[0]!r}, by which they are told "
                     "apart; rename one"
                 )
+        elsewhere = [t for t in self.teachers if ENGINES[t.engine].identity is not None]
+        if len(elsewhere) > 1:
+            first, second = elsewhere[:2]
+            raise ValueError(
+                f"teachers.{first.name} and teachers.{second.name} are both behind one address, "
+                f"and [{second.engine}] names one model; set teachers.{second.name}.engine = 'hf'"
+            )
         return self
 
     @property

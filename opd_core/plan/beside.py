@@ -111,7 +111,7 @@ def _waiting(setting: Setting, work: Mapping[str, StageWork], hours: Mapping[str
             each = videos / setting.devices
             waited += taken * (math.ceil(each) / each - 1 + (longest - 1) / max(1.0, each))
         else:
-            waited += taken * longest * setting.devices / work[stage].videos
+            waited += taken * longest * setting.devices / max(1.0, work[stage].videos)
     return Beside(
         "waiting for the last", waited, f"at most; the longest video is {longest:.1f} of the mean"
     )

@@ -21,7 +21,14 @@ from opd_core.hub.name import cached_model
 from opd_core.types import VideoOPDError, join_hashes
 from storage import locks
 from storage.file_system import PROBE, refuse_lacking
-from storage.files import disk_troubles, make_folder, short, told_by_disk, write_json
+from storage.files import (
+    disk_troubles,
+    make_folder,
+    short,
+    told_by_disk,
+    write_json,
+    write_whole,
+)
 from storage.hashes import WeightsCache
 from storage.runs.policies import published_hash
 from storage.tables import place
@@ -162,6 +169,14 @@ def remember_config(path: Path, file: Path, overrides: Sequence[str]) -> None:
     if config_source(path) != source:
         content = {"file": str(source.file), "overrides": list(overrides)}
         write_json(path / CONFIG_SOURCE_FILE, content)
+
+
+def refresh_config(path: Path, config_hash: str, config_json: str) -> None:
+    """Let the run's copy of a config say what it says by now of what is in no hash: the address of a
+    server, which an audit asks again."""
+    copy = path / "configs" / f"{config_hash}.json"
+    if copy.read_bytes() != config_json.encode():
+        write_whole(copy, config_json)
 
 
 def config_source(path: Path) -> ConfigSource | None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -218,8 +218,12 @@ class Tables:
         """The current version of every table."""
         return {name: self.version(name) for name in TABLES}
 
-    def _locked(self, name: str, stage: str, timeout: float) -> AbstractContextManager[None]:
-        return locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
+    @contextmanager
+    def _locked(self, name: str, stage: str, timeout: float) -> Iterator[None]:
+        """As the table's one writer, who is told of a store that no longer answers."""
+        held = locks.held(self.folder / ".locks" / f"{name}.lock", stage, timeout)
+        with held, place.answering(place.uri(self.folder, name)):
+            yield
 
     def _dataset(self, name: str, version: int | str | None = None) -> lance.LanceDataset:
         spec = _spec(name)

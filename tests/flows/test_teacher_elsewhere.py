@@ -50,6 +50,8 @@ def test_a_round_of_a_server_that_dies_midway_and_comes_back(
     assert 0 < before.height < 16
     run_without_server(str(config), 1, [f"vllm_server.address={served_teacher.address}"])
     run = Run.open(tmp_path / "run")
+    (kept_config,) = (run.path / "configs").iterdir()  # an address is in no hash
+    assert served_teacher.address in kept_config.read_text()
     scores = run.teacher_scores().collect()
     assert scores.height == scores["rollout_id"].n_unique() == 16
     kept = scores.filter(pl.col("rollout_id").is_in(before["rollout_id"].implode()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.stage.shared_folders import refuse_unshared
-from opd_core.config.load import load_config
+from opd_core.config.load import Config, load_config
 from opd_core.types import VideoOPDError
 from storage.asking.contents import contents, differences
 from storage.file_system import Shown, shown
@@ -84,6 +84,16 @@ def test_a_machine_that_does_not_see_the_folders_is_named(
         )
         with pytest.raises(VideoOPDError, match=r"machine .* has no folder .*elsewhere; put it on"):
             refuse_unshared(gone)
+
+        content = config.model_dump() | {
+            "teachers": [
+                {"name": name, "path": path}
+                for name, path in (("one", config.teacher.path), ("two", tmp_path / "absent"))
+            ]
+        }
+        del content["teacher"]
+        with pytest.raises(VideoOPDError, match=r"machine .* has no folder .*absent; put it on"):
+            refuse_unshared(Config.model_validate(content))
 
         def of_another_folder(folder: Path) -> AbstractContextManager[Shown]:
             with shown(folder) as here:

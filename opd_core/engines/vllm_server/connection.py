@@ -6,7 +6,11 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from opd_core.engines.vllm_server.section import VLLMServerSection
 from opd_core.types import VideoOPDError
@@ -14,6 +18,7 @@ from opd_core.types import VideoOPDError
 FRAMES_FLAG = "--trust-request-mm-kwargs"
 """Without it, a server reads no video as its request says."""
 GOES_ON = "rerun the stage, which goes on where it was"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class PromptRefusedError(Exception):
@@ -26,6 +31,10 @@ class Connection:
     def __init__(self, settings: VLLMServerSection) -> None:
         self.address = settings.address.rstrip("/").removesuffix("/v1")
         self._seconds = settings.seconds
+        # A proxy of the environment is another machine: what is loopback here is not there.
+        is_here = urlsplit(self.address).hostname in LOOPBACK
+        proxies = [urllib.request.ProxyHandler({})] if is_here else []
+        self._opener = urllib.request.build_opener(*proxies)
 
     def version(self) -> str:
         """Of vLLM there."""
@@ -51,7 +60,7 @@ class Connection:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.address + path, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._seconds) as reply:
+            with self._opener.open(request, timeout=self._seconds) as reply:
                 content: dict[str, Any] = json.load(reply)
                 return content
         except urllib.error.HTTPError as error:
@@ -59,7 +68,7 @@ class Connection:
             if error.code == 400 and body is not None and FRAMES_FLAG not in said:
                 raise PromptRefusedError(said) from None
             raise self._refusal(path, error.code, said) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             why = getattr(error, "reason", None) or error
             raise VideoOPDError(
                 f"the vLLM server at {self.address} does not answer ({why}); start it, or correct "
@@ -88,6 +97,18 @@ class Connection:
                 )
             case _:
                 return VideoOPDError(f"{where} failed ({code}: {said}); repair it, and {GOES_ON}")
+
+
+@contextmanager
+def understood(address: str) -> Iterator[None]:
+    """Turns an answer that lacks what is looked for in it into a sentence."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise VideoOPDError(
+            f"the vLLM server at {address} answers otherwise than version 0.32 does "
+            f"({type(error).__name__}: {error}); serve the teacher with that version"
+        ) from error
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -2,8 +2,9 @@
 
 What it cannot say of itself is proven otherwise or refused. Token ids, grid and pixels are what its
 own processor gives back (`prompt.py`), and the gate compares them with ours; where it puts the
-tokens and which weights it holds, nobody is told: so the answers to the first prompt are compared
-with a forward pass of the teacher's own weights, where they are on this machine.
+tokens and which weights it holds, nobody is told: so the answers to the first prompt, its own or
+those that it scores, are compared with a forward pass of the teacher's own weights, where they are
+on this machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from opd_core.config.load import Config
 from opd_core.config.sections import ScoreSection
@@ -27,7 +28,7 @@ from opd_core.engines.base import (
     ScoreRequest,
 )
 from opd_core.engines.tail import tail_logprob
-from opd_core.engines.vllm_server.connection import Connection, PromptRefusedError
+from opd_core.engines.vllm_server.connection import Connection, PromptRefusedError, understood
 from opd_core.engines.vllm_server.distribution import Listed, allowed
 from opd_core.engines.vllm_server.prompt import Rendered, rendered
 from opd_core.engines.vllm_server.section import VLLMServerSection
@@ -40,6 +41,8 @@ from opd_core.types import VideoOPDError
 
 Asked = TypeVar("Asked", Request, ScoreRequest)
 Given = TypeVar("Given")
+Said: TypeAlias = Mapping[Hashable, tuple[Sequence[int], Sequence[float]]]
+"""Token ids of each answer to a prompt, and what the server makes of them."""
 LEAST_LOGPROB = -9999.0
 """What vLLM writes for minus infinity."""
 
@@ -88,11 +91,12 @@ class ServerEngine:
             "detokenize": False,
         }
 
-        def ask(request: Request, prompt: Rendered) -> list[Sample]:
-            return [
+        def ask(request: Request, prompt: Rendered) -> tuple[list[Sample], Said]:
+            samples = [
                 self._sample(prompt, self._generate(prompt, [], {**wanted, "seed": seed}))
                 for seed in request.seeds
             ]
+            return samples, {n: (s.token_ids, s.logprobs) for n, s in enumerate(samples)}
 
         return dict(self._each(videos, params.max_new_tokens, ask))
 
@@ -105,15 +109,14 @@ class ServerEngine:
         params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": listed,
                   "detokenize": False}  # fmt: skip
 
-        def ask(request: ScoreRequest, prompt: Rendered) -> dict[Hashable, Scored]:
+        def ask(request: ScoreRequest, prompt: Rendered) -> tuple[dict[Hashable, Scored], Said]:
             scored: dict[Hashable, Scored] = {}
             for key, token_ids in request.answers.items():
                 began = time.perf_counter()
                 reply = self._generate(prompt, token_ids, params)
                 one = self._scored(prompt, token_ids, reply, wanted.teacher_topk)
                 scored[key] = replace(one, seconds=time.perf_counter() - began)
-            self._compare(request.prompt, request.answers, scored)
-            return scored
+            return scored, {k: (request.answers[k], one.logprobs) for k, one in scored.items()}
 
         longest = max(
             (len(ids) for v in videos for r in v for ids in r.answers.values()), default=0
@@ -128,27 +131,31 @@ class ServerEngine:
         self,
         videos: Sequence[Sequence[Asked]],
         new_tokens: int,
-        ask: Callable[[Asked, Rendered], Given],
+        ask: Callable[[Asked, Rendered], tuple[Given, Said]],
     ) -> Iterator[tuple[Hashable, Given | Refused]]:
         """(key of a request, what `ask` makes of it or why it was not taken), in order; some
         requests are on their way at once."""
 
         def one(request: Asked) -> Given | Refused:
             try:
-                prompt = rendered(
-                    self._connection, self.model, request.prompt, self._encoder.prompts
-                )
-                if self._room and len(prompt.token_ids) + new_tokens > self._room:
-                    return Refused(
-                        f"prompt and answer are {len(prompt.token_ids)} + {new_tokens} tokens, and "
-                        f"the server has room for {self._room} (--max-model-len)"
+                with understood(self._connection.address):
+                    prompt = rendered(
+                        self._connection, self.model, request.prompt, self._encoder.prompts
                     )
-                return ask(request, prompt)
+                    if self._room and len(prompt.token_ids) + new_tokens > self._room:
+                        return Refused(
+                            f"prompt and answer are {len(prompt.token_ids)} + {new_tokens} tokens, "
+                            f"and the server has room for {self._room} (--max-model-len)"
+                        )
+                    given, said = ask(request, prompt)
             except PromptRefusedError as error:
                 return Refused(str(error))
+            if prompt.seen.token_ids == request.prompt.token_ids:  # else the gate says why not
+                self._compare(request.prompt, said)
+            return given
 
         requests = [request for video in videos for request in video]
-        if requests and not self._compared:  # before others are asked in vain
+        while requests and not self._compared:  # before others are asked in vain
             yield requests[0].key, one(requests.pop(0))
         with ThreadPoolExecutor(self._settings.together) as pool:
             try:
@@ -192,7 +199,12 @@ class ServerEngine:
             listed.logprobs.get(token, -math.inf)
             for token, listed in zip(token_ids, each, strict=True)
         )
-        width = min(topk, *(len(listed.logprobs) for listed in each))
+        width = min(topk, self._size - len(self._excluded))
+        if any(len(listed.logprobs) < width for listed in each):
+            raise PromptRefusedError(
+                f"of what the server lists, fewer than {width} tokens may be said; raise "
+                f"vllm_server.listed (now {self._settings.listed}) and the server's --max-logprobs"
+            )
         top = [list(listed.logprobs.items())[:width] for listed in each]
         logprobs = [tuple(p for _, p in row) for row in top]
         return Scored(
@@ -213,7 +225,7 @@ class ServerEngine:
         (choice,) = reply["choices"]
         token_ids = tuple(int(token) for token in choice["token_ids"])
         logprobs = []
-        for at in choice["logprobs"]["content"]:
+        for _, at in zip(token_ids, choice["logprobs"]["content"], strict=True):
             entries = {e["token_id"]: e["logprob"] for e in (at, *at["top_logprobs"])}
             likeliest = [e["token_id"] for e in at["top_logprobs"][1:]] or [at["token_id"]]
             listed = self._allowed(entries, likeliest)
@@ -233,21 +245,18 @@ class ServerEngine:
             )
         return listed
 
-    def _compare(
-        self,
-        prompt: EncodedPrompt,
-        answers: Mapping[Hashable, Sequence[int]],
-        scored: Mapping[Hashable, Scored],
-    ) -> None:
+    def _compare(self, prompt: EncodedPrompt, said: Said) -> None:
         """Once: raises `VideoOPDError` where the weights in the teacher's folder say otherwise."""
-        if self._compared:
+        said = {key: (ids, logprobs) for key, (ids, logprobs) in said.items() if ids}
+        if self._compared or not said:
             return
         self._compared = True
         from opd_core.engines.vllm_server.comparing import compare
 
         compare(
-            self._config, self._folder, self._dtype, self._encoder, prompt, answers,
-            {key: one.logprobs for key, one in scored.items()}, self._connection.address,
+            self._config, self._folder, self._dtype, self._encoder, prompt,
+            {key: ids for key, (ids, _) in said.items()},
+            {key: logprobs for key, (_, logprobs) in said.items()}, self._connection.address,
         )  # fmt: skip
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from opd_core.config.section import Section
 
@@ -27,3 +28,13 @@ class VLLMServerSection(Section):
     compare: bool = True
     """Whether a stage compares the answers to its first prompt with a forward pass of the weights
     in `teacher.path`, where they are here: else only the prompt is proven to be ours."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", address):
+            raise ValueError(  # without it: there may be a password in it
+                "vllm_server.address is no address; write http://HOST:PORT, and a key in "
+                "VLLM_API_KEY of the environment"
+            )
+        return address

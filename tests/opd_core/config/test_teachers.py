@@ -78,6 +78,10 @@ def test_whose_an_example_is(
         (["teachers.small.quantise=int4"], "4 bits a weight"),
         (["evaluate.engine=vllm_server"], "evaluate.engine = 'vllm_server' is for a teacher"),
         (["rollout.engine=vllm_server"], "rollout.engine = 'vllm_server' is for a teacher"),
+        (
+            ["teachers.small.engine=vllm_server", "teachers.large.engine=vllm_server"],
+            "teachers.large and teachers.small are both behind one address",
+        ),
         (["teachers.small.engine=vllm", "score.teacher_entropy=true"], "vllm does not give"),
     ],
 )

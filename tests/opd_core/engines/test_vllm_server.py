@@ -98,6 +98,9 @@ def test_another_models_weights_are_refused(
     )
     with pytest.raises(VideoOPDError, match=r"does not score as the weights in .*other do"):
         scores(remote, work)
+    asked = [example for example, _ in work]
+    with pytest.raises(VideoOPDError, match=r"does not score as the weights in .*other do"):
+        list(predict(remote, Policy(0, other, "t"), "q", asked, set()))
 
 
 def test_another_processor_is_refused(

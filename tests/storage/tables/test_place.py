@@ -143,6 +143,11 @@ def test_a_store_that_does_not_answer_is_one_sentence(
         Run.open(run.path).rollouts()
     with pytest.raises(VideoOPDError, match="cannot be reached"), damage.told([run.path]):
         raise OSError("LanceError(IO): Generic S3 error: gone")
+    with (
+        pytest.raises(VideoOPDError, match=r"s3://.*/rollouts.lance cannot be reached .*gone"),
+        run.tables._locked("rollouts", "rollout", 1.0),
+    ):
+        raise OSError("LanceError(IO): Generic S3 error: gone")  # in the middle of a commit
 
 
 def test_what_is_missing_in_a_store_is_told_as_in_a_folder(tmp_path: Path, store: str) -> None:
