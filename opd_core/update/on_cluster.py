@@ -131,10 +131,10 @@ def _trainer(asked: Asked, given: tuple[Any, Any], steps: Any, room: Path, attem
 
     section = cluster_of(asked.config)
     cores, cards = of_worker(asked.config, ray.cluster_resources().get("GPU", 0))
-    one = {"CPU": cores} | ({"GPU": 1} if cards else {})
+    one = {"CPU": cores // max(cards, 1)} | ({"GPU": 1} if cards else {})
     return TorchTrainer(
         _rank,
-        train_loop_config={"given": given, "steps": steps},
+        train_loop_config={"given": given, "steps": steps, "threads": one["CPU"]},
         torch_config=TorchConfig(backend="nccl" if cards else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=section.workers * max(cards, 1),
@@ -155,7 +155,7 @@ def _rank(told: dict[str, Any]) -> tuple[UpdateResult, list[Use]]:
 
     meter, steps = Meter(), told["steps"]
     asked, store = ray.get(list(told["given"]))
-    set_threads(max(asked.config.machine.threads, 1))
+    set_threads(told["threads"])
     ranks = Ranks.joined(choose_device(asked.config.machine.device))
 
     def tell(kind: str, what: object) -> None:
