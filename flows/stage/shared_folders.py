@@ -18,7 +18,7 @@ def refuse_unshared(config: Config) -> None:
     as this one does, and the folder. Asks nobody where Ray starts on this machine alone."""
     if config.cluster is None or config.cluster.address is None:
         return
-    folders = [config.run.path, config.student.path, config.teacher.path, config.data.videos]
+    folders = [config.run.path, *config.model_paths().values(), config.data.videos]
     with connected(config), shown(lock_file(config.run.path, "").parent) as here:
         for host, (missing, lacking) in on_other_machines(_seen, here, folders).items():
             if missing is not None:
