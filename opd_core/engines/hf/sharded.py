@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ from opd_core.types import VideoOPDError
 if TYPE_CHECKING:
     from opd_core.config.load import Config
     from opd_core.config.sections import ScoreSection
+
+
+ENDING_SECONDS = 1.0
+"""For another rank that has failed to be gone, so that what it printed is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,9 @@ def opened_sharded(
         try:
             for rank, child in enumerate(others, start=1):
                 child.send(replace(opening, rank=rank))
-            yield ShardedEngine(*_joined(opening), others)
+            with _of_all(others):
+                own = _joined(opening)
+            yield ShardedEngine(*own, others)
         finally:
             for child in others:
                 child.end()
@@ -93,25 +100,35 @@ class ShardedEngine(HFEngine):
     @contextmanager
     def _together(self, *asked: object) -> Iterator[None]:
         """Tell the others what is computed now. Raises `VideoOPDError` where one is gone."""
-        try:
-            self._tell(asked)
-            try:
-                yield
-            except RuntimeError:
-                self._tell(None)  # their end; says why where one is gone already
-                raise
-        except ChildCrash as crash:
-            raise VideoOPDError(
-                f"one of the {len(self._others) + 1} processes that hold the model is gone "
-                f"({crash}); where memory is short, raise cluster.teacher_shards or lower "
-                "update.max_tokens_per_pack"
-            ) from None
+        with _of_all(self._others):
+            _tell(self._others, asked)
+            yield
 
-    def _tell(self, message: object) -> None:
-        # Pickled here: multiprocessing would hand over a tensor's memory, which is this process's.
-        content = pickle.dumps(message)
-        for child in self._others:
-            child.send(content)
+
+@contextmanager
+def _of_all(others: Sequence[Child]) -> Iterator[None]:
+    """What all ranks do. Raises `VideoOPDError` where one of the others is gone."""
+    try:
+        try:
+            yield
+        except RuntimeError:
+            for child in others:
+                child.wait(ENDING_SECONDS)
+            _tell(others, None)  # their end; says why where one is gone already
+            raise
+    except ChildCrash as crash:
+        raise VideoOPDError(
+            f"one of the {len(others) + 1} processes that hold the model is gone "
+            f"({crash}); where memory is short, raise cluster.teacher_shards or lower "
+            "update.max_tokens_per_pack"
+        ) from None
+
+
+def _tell(others: Sequence[Child], message: object) -> None:
+    # Pickled here: multiprocessing would hand over a tensor's memory, which is this process's.
+    content = pickle.dumps(message)
+    for child in others:
+        child.send(content)
 
 
 def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
@@ -142,13 +159,19 @@ def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
 def main() -> None:
     """One of the other ranks."""
     connection = child_process.connect()
+    opening: Opening = connection.recv()
+    set_threads(max(opening.config.machine.threads, 1))
+    engine = ShardedEngine(*_joined(opening), [])
+    while (asked := _received(connection)) is not None:
+        what, videos, how = asked
+        getattr(engine, what)(videos, how)
+
+
+def _received(connection: Connection) -> Any:
+    """None: there is no more, also because the first rank is gone."""
     with contextlib.suppress(EOFError, OSError):
-        opening: Opening = connection.recv()
-        set_threads(max(opening.config.machine.threads, 1))
-        engine = ShardedEngine(*_joined(opening), [])
-        while (asked := pickle.loads(connection.recv())) is not None:
-            what, videos, how = asked
-            getattr(engine, what)(videos, how)
+        return pickle.loads(connection.recv())
+    return None
 
 
 if __name__ == "__main__":
