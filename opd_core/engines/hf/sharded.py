@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, distributed
+
 from opd_core import child_process
 from opd_core.child_process import Child, ChildCrash
 from opd_core.engines.base import Request, Sample, SamplingParams, Scored, ScoreRequest
@@ -55,8 +57,6 @@ def opened_sharded(
     config: Config, folder: Path, dtype: str, tokenizer: Any, size: int
 ) -> Iterator[ShardedEngine]:
     """The checkpoint in `folder`, held by `size` ranks."""
-    from torch import distributed
-
     with tempfile.TemporaryDirectory(prefix="videoopd-ranks-") as room:
         opening = Opening(config, folder, dtype, tokenizer, size, Path(room) / "meeting")
         others = [Child(__name__) for _ in range(1, size)]
@@ -97,6 +97,11 @@ class ShardedEngine(HFEngine):
             )
         return iter(scores)
 
+    def _agreed(self, tokens_B: Tensor) -> Tensor:
+        """The first rank's: one that drew another would decode longer, and wait for the rest."""
+        distributed.broadcast(tokens_B, 0)
+        return tokens_B
+
     @contextmanager
     def _together(self, *asked: object) -> Iterator[None]:
         """Tell the others what is computed now. Raises `VideoOPDError` where one is gone."""
@@ -133,7 +138,7 @@ def _tell(others: Sequence[Child], message: object) -> None:
 
 def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
     """This rank's part of the model, and what an engine of it is made of."""
-    from torch import cuda, distributed
+    from torch import cuda
 
     config, update = opening.config, opening.config.update
     device = choose_device(config.machine.device)
