@@ -22,7 +22,7 @@ from opd_core.cluster.connection import connected
 from opd_core.cluster.resources import cluster_of, of_worker
 from opd_core.cluster.use import Meter, Use, add
 from opd_core.config.load import Config
-from opd_core.model.ranks import ALONE, Ranks
+from opd_core.model.ranks import ALONE, PATIENCE_SECONDS, Ranks
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import reading_through, store_in_use
 from opd_core.types import Policy, UpdateStep, VideoOPDError
@@ -141,7 +141,7 @@ def _trainer(asked: Asked, given: tuple[Any, Any], steps: Any, room: Path, attem
     return TorchTrainer(
         _rank,
         train_loop_config={"given": given, "steps": steps, "threads": one["CPU"]},
-        torch_config=TorchConfig(backend="nccl" if cards else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if cards else "gloo", timeout_s=PATIENCE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=section.workers * max(cards, 1),
             use_gpu=cards > 0,
