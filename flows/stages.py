@@ -359,6 +359,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         run.trainer_folder(policy), run.trainer_staging(policy.version + 1), saved
     )
     steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
+    before = losses.total()
     with progress("update", steps) as advance, disk_troubles(run.path):
 
         def going_on(done: int) -> None:
@@ -409,6 +410,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         "stopped_early": result.stopped_early,
         "optimizer_restarted": restart,
         "went_on_at_step": result.went_on_at,
+        "workers_lost": losses.total().since(before).workers or None,
     }
     return Done(1, len(result.steps), notes)
 

@@ -19,13 +19,14 @@ part_of_peak = number(float, lambda part: 0.0 < part <= 1.0, "a share above 0, a
     help="the share of the card's peak that is taken to be reached",
 )  # fmt: skip
 @click.option(
-    "--devices", type=at_least_one, default=1, metavar="N",
-    help="what one process of N takes: the update in shards, the other stages' videos dealt out",
+    "--devices", type=at_least_one, metavar="N",
+    help="what one process of N takes: the update in shards, the other stages' videos dealt out "
+    "(default: those of [cluster], else one)",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="for programs; bytes and FLOPs as numbers")
 @overrides
 def plan(
-    config: str, gpu: str | None, memory_gib: float | None, mfu: float, devices: int,
+    config: str, gpu: str | None, memory_gib: float | None, mfu: float, devices: int | None,
     as_json: bool, overrides: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Returns 1 where something does not fit."""

@@ -7,6 +7,7 @@ with connected(config):
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -88,7 +89,7 @@ def _connect(config: Config) -> None:
     section = cluster_of(config)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
-        cores = section.workers * of_worker(config, cards_there=0).cores
+        cores = section.workers * of_worker(config, cards_there=math.inf).cores
         with _on_loopback(), warnings.catch_warnings():
             # Lance warns of any fork, also of one that another program follows.
             warnings.filterwarnings("ignore", "lance is not fork-safe")

@@ -1,10 +1,13 @@
-"""The other machines of a cluster, each asked the same once."""
+"""The machines of a cluster asked something: the others, each once; or one as a worker has it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from opd_core.cluster.connection import connected
+from opd_core.cluster.resources import of_worker
+from opd_core.config.load import Config
 from opd_core.types import VideoOPDError
 
 Answer = TypeVar("Answer")
@@ -43,12 +46,27 @@ def on_other_machines(
     return {asked[ref]: _answer(ray.get, ref, asked[ref]) for ref in ready}
 
 
+def on_a_worker(
+    config: Config, ask: Callable[P, Answer], *given: P.args, **named: P.kwargs
+) -> Answer:
+    """What the function `ask` returns where a worker of `config` would be, with what it would have.
+    Raises what it raises, and `VideoOPDError` where it cannot be run there."""
+    import ray
+
+    with connected(config):
+        needs = of_worker(config, ray.cluster_resources().get("GPU", 0.0))
+        remote = ray.remote(num_cpus=needs.cores, num_gpus=needs.cards)(ask)
+        return _answer(ray.get, remote.remote(*given, **named), "of a worker")
+
+
 def _answer(get: Callable[[object], Answer], ref: object, host: str) -> Answer:
     from ray.exceptions import RayError
 
     try:
         return get(ref)
     except RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), VideoOPDError):
+            raise VideoOPDError(str(cause)) from None
         why = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise VideoOPDError(
             f"machine {host} of the cluster cannot run this program ({why[-1] if why else error});"

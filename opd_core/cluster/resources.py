@@ -19,11 +19,11 @@ class Resources(NamedTuple):
 
 def of_worker(config: Config, cards_there: float) -> Resources:
     """`cards_there`: those of the whole cluster; `machine.device = "auto"` asks whether there are
-    any."""
+    any. A core a card at least: in an update each card has a process of its own."""
     device = config.machine.device
     has_card = device != "cpu" and (device != "auto" or cards_there > 0)
     cards = cluster_of(config).devices_per_worker if has_card else 0
-    return Resources(max(1, config.machine.threads), cards)
+    return Resources(max(1, config.machine.threads, cards), cards)
 
 
 def refuse_too_few(config: Config, there: Mapping[str, float]) -> None:

@@ -78,22 +78,30 @@ class Workers(Generic[Record]):
         """The records of a plan, batch by batch."""
         video = self._work.config.video
         dealing = Dealing(plan, partial(prompt_tokens, video=video))
-        lost_videos = computed = 0
+        given_up_first: list[Batch[Record]] = []
+        """Before anything was computed: it may not be the videos."""
+        computed = False
         while len(dealing) or any(m.hand for m in self._members):
             self._hand_out(dealing, loaded)
             waiting = [m.opening for m in self._members if m.opening is not None]
             waiting += [ref for m in self._members for ref in m.hand]
             for batch in self._take(waiting, dealing):
                 is_lost = not batch.records and any(_is_lost(q) for q in batch.quarantined)
-                lost_videos, computed = lost_videos + is_lost, computed + (not is_lost)
-                if lost_videos > 1 and not computed:
+                computed = computed or not is_lost
+                if not computed:
+                    given_up_first.append(batch)
+                    if len(given_up_first) == 1:
+                        continue
                     raise VideoOPDError(
                         f"workers die of whatever they are given, {losses.total().workers} by now, "
                         f"the last of {batch.quarantined[0].video_path} "
                         f"({batch.quarantined[0].reason}); run the stage without [cluster] to see "
                         "why, or with fewer cluster.workers where memory is short"
                     )
+                yield from given_up_first
+                given_up_first.clear()
                 yield batch
+        yield from given_up_first
 
     def close(self) -> None:
         """Let them end in order."""

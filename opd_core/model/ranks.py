@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+
+PATIENCE_SECONDS = 4 * 3600
+"""Of ranks for the first one, while it writes what is of all: hundreds of GB, perhaps slowly. That
+one has died is seen by whoever started them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,8 @@ class Ranks:
 
         size = distributed.get_world_size()
         mesh = init_device_mesh(device.type, (size,))
-        return cls(distributed.get_rank(), size, mesh, distributed.new_group(backend="gloo"))
+        objects = distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_SECONDS))
+        return cls(distributed.get_rank(), size, mesh, objects)
 
     @property
     def first(self) -> bool:

@@ -22,33 +22,41 @@ if TYPE_CHECKING:
     from opd_core.types import GroundingExample
 
 
-def this_machine(config: Config, devices: int = 1) -> Machine | None:
+def this_machine(config: Config, devices: int | None = None) -> Machine | None:
     """Where the config runs here; None where it names a device whose memory is not known. The
-    workers of `[cluster]` have cards like this one; on a CPU all share its memory."""
-    card = present_card(config.machine.device)
-    if card is None and not is_cpu(config.machine.device):
+    workers of `[cluster]` have cards like this one; on a CPU all share its memory. Of machines that
+    have cards where this one has none (the head of a cluster that is there) nothing is known."""
+    device, cluster = config.machine.device, config.cluster
+    card = present_card(device)
+    is_head = cluster is not None and cluster.address is not None and device != "cpu"
+    if card is None and (is_head or not is_cpu(device)):
         return None
-    if card is not None and config.cluster is not None:
-        devices = max(devices, config.cluster.workers * config.cluster.devices_per_worker)
-    return Machine(card, ram(), devices)
+    return Machine(card, ram(), devices or (1 if card is None else _cards(config)))
+
+
+def _cards(config: Config) -> int:
+    """That the config takes together."""
+    cluster = config.cluster
+    return 1 if cluster is None else cluster.workers * cluster.devices_per_worker
 
 
 def machine_asked(
-    config: Config, gpu: str | None, memory_gib: float | None, devices: int = 1
+    config: Config, gpu: str | None, memory_gib: float | None, devices: int | None = None
 ) -> Machine:
-    """The card of that name, with that memory; without either what is here. Raises `VideoOPDError`
-    for a card that is not known."""
+    """The card of that name, with that memory; without either what is here. `devices`: so many;
+    None: those of `[cluster]`, else one. Raises `VideoOPDError` for a card that is not known."""
     memory = None if memory_gib is None else memory_gib * 2**30
+    cards = devices or _cards(config)
     if gpu is not None:
         asked = card(gpu)
-        return Machine(asked if memory is None else replace(asked, memory=memory), None, devices)
+        return Machine(asked if memory is None else replace(asked, memory=memory), None, cards)
     here = this_machine(config, devices)
     if memory is not None:
         if here is not None and here.card is not None:
             return replace(here, card=replace(here.card, memory=memory))
         if config.machine.device == "cpu":
-            return Machine(None, memory, devices)
-        return Machine(Card("a card", memory, None, None), None, devices)
+            return Machine(None, memory, devices or 1)
+        return Machine(Card("a card", memory, None, None), None, cards)
     if here is None:
         raise VideoOPDError(
             f"machine.device = {config.machine.device!r} is not here; say for what the plan is, "

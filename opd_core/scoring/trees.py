@@ -302,7 +302,18 @@ def describe_scorer(config: Config, processor: str) -> str:
 
 
 def teacher_scorer(config: Config) -> str:
-    """`describe_scorer` for the config's teacher, whose processor is read."""
+    """`describe_scorer` for the config's teacher, whose processor is read. The head of a cluster
+    may have no card where its workers, which score, have some: there they are asked."""
+    cluster, device = config.cluster, config.machine.device
+    may_differ = cluster is not None and cluster.address is not None and device != "cpu"
+    if may_differ and not torch.cuda.is_available():
+        from opd_core.cluster.machines import on_a_worker
+
+        return on_a_worker(config, _scorer_here, config)
+    return _scorer_here(config)
+
+
+def _scorer_here(config: Config) -> str:
     return describe_scorer(config, processor_hash(load_processor(config.teacher.path)))
 
 

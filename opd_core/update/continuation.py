@@ -1,7 +1,7 @@
 """May a policy be trained on under the settings of a config, and does its optimiser go on?
 
 Settings may change between rounds. Most take effect and that is all: each row names the config it
-was made with. Three kinds do not, and are compared before a round samples anything:
+was made with. Four kinds do not, and are compared before a round samples anything:
 
 1. What makes the optimiser's state that of another training (which weights are trained, its decay
    rates, what it is kept in): it begins anew, with its warm-up, and the row in `updates` says why.
@@ -9,6 +9,7 @@ was made with. Three kinds do not, and are compared before a round samples anyth
    modules): refused, because the round would not train what the config says. A new run can start
    from the policy, an adapter merged into its base.
 3. LoRA modules that no layer has: refused.
+4. What the ranks of `[cluster]` cannot train with: refused.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def continuation(
     `update` section, as JSON, of the config that the policy was made with, None for the base.
     Raises `VideoOPDError` where the policy cannot be trained under `config`.
     """
+    if config.cluster is not None:
+        refuse_unsharded(config)
     lora = config.update.lora
     if lora is None and is_adapter(policy):
         raise VideoOPDError(
@@ -65,6 +68,22 @@ def continuation(
     if trainer is None or not (trainer / OPTIMIZER_FILE).is_file():
         return f"policy {version} has no state of an optimiser: it is kept of the newest one only"
     return None
+
+
+def refuse_unsharded(config: Config) -> None:
+    """Raise `VideoOPDError` for settings of `[update]` that several ranks cannot train with."""
+    update = config.update
+    for is_set, setting, fix in (
+        (update.offload, "update.offload = true", "update.offload = false"),
+        (update.weights != "float32", "update.weights = 'bfloat16'", "update.weights = 'float32'"),
+        (update.optimizer != "adamw", f"update.optimizer = {update.optimizer!r}",
+         "update.optimizer = 'adamw'"),
+    ):  # fmt: skip
+        if is_set:
+            raise VideoOPDError(
+                f"{setting} is of one process, and [cluster] trains with several, each of which "
+                f"holds a part of weights and moments anyway; set {fix}, or remove [cluster]"
+            )
 
 
 def _changed(now: UpdateSection, earlier: Mapping[str, object]) -> str | None:

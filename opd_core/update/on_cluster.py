@@ -6,28 +6,34 @@ Where a rank dies, all begin again at the last saved step (`saved_step.py`), a f
 
 from __future__ import annotations
 
+import errno
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opd_core.cluster import losses
 from opd_core.cluster.connection import connected
 from opd_core.cluster.resources import cluster_of, of_worker
 from opd_core.cluster.use import Meter, Use, add
 from opd_core.config.load import Config
-from opd_core.model.ranks import ALONE, Ranks
+from opd_core.model.ranks import ALONE, PATIENCE_SECONDS, Ranks
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import reading_through, store_in_use
 from opd_core.types import Policy, UpdateStep, VideoOPDError
+from opd_core.update.continuation import refuse_unsharded
 from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
 
 ATTEMPTS = 4
 """Of an update whose ranks die."""
 LOOK_SECONDS = 0.5
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What another attempt would meet again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ def update_on_cluster(
         with _told(on_step, on_going_on) as steps, _room_beside(asked.staging) as room:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    trained = _trainer(asked, given, steps, room, attempt).fit()
+                    with interruptible():
+                        trained = _trainer(asked, given, steps, room, attempt).fit()
                 except TrainingFailedError as error:
                     _raise_ours(error)
                     if attempt == ATTEMPTS:
@@ -99,6 +106,7 @@ def update_on_cluster(
                             f"({_last_line(error)}); see Ray's logs, and give the command again: "
                             "it goes on at the last saved step"
                         ) from error
+                    losses.happened(again=0)
                     continue
                 break
     result: UpdateResult
@@ -108,20 +116,18 @@ def update_on_cluster(
     return result
 
 
-def refuse_unsharded(config: Config) -> None:
-    """Raise `VideoOPDError` for settings of `[update]` that several ranks cannot train with."""
-    update = config.update
-    for is_set, setting, fix in (
-        (update.offload, "update.offload = true", "update.offload = false"),
-        (update.weights != "float32", "update.weights = 'bfloat16'", "update.weights = 'float32'"),
-        (update.optimizer != "adamw", f"update.optimizer = {update.optimizer!r}",
-         "update.optimizer = 'adamw'"),
-    ):  # fmt: skip
-        if is_set:
-            raise VideoOPDError(
-                f"{setting} is of one process, and [cluster] trains with several, each of which "
-                f"holds a part of weights and moments anyway; set {fix}, or remove [cluster]"
-            )
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt the block as ever: Ray Train handles it by ending the process as if all
+    were done, and leaves its handler behind."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _trainer(asked: Asked, given: tuple[Any, Any], steps: Any, room: Path, attempt: int) -> Any:
@@ -131,11 +137,11 @@ def _trainer(asked: Asked, given: tuple[Any, Any], steps: Any, room: Path, attem
 
     section = cluster_of(asked.config)
     cores, cards = of_worker(asked.config, ray.cluster_resources().get("GPU", 0))
-    one = {"CPU": cores} | ({"GPU": 1} if cards else {})
+    one = {"CPU": cores // max(cards, 1)} | ({"GPU": 1} if cards else {})
     return TorchTrainer(
         _rank,
-        train_loop_config={"given": given, "steps": steps},
-        torch_config=TorchConfig(backend="nccl" if cards else "gloo"),
+        train_loop_config={"given": given, "steps": steps, "threads": one["CPU"]},
+        torch_config=TorchConfig(backend="nccl" if cards else "gloo", timeout_s=PATIENCE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=section.workers * max(cards, 1),
             use_gpu=cards > 0,
@@ -155,7 +161,7 @@ def _rank(told: dict[str, Any]) -> tuple[UpdateResult, list[Use]]:
 
     meter, steps = Meter(), told["steps"]
     asked, store = ray.get(list(told["given"]))
-    set_threads(max(asked.config.machine.threads, 1))
+    set_threads(told["threads"])
     ranks = Ranks.joined(choose_device(asked.config.machine.device))
 
     def tell(kind: str, what: object) -> None:
@@ -217,7 +223,8 @@ def _told(
     finally:
         ended.set()
         watcher.join()
-        hand_on()
+        with suppress(ray.exceptions.RayError):  # it is told for whoever looks on
+            hand_on()
         ray.kill(steps)
 
 
@@ -233,10 +240,12 @@ def _room_beside(staging: Path) -> Iterator[Path]:
 
 
 def _raise_ours(error: Any) -> None:
-    """Raise what a rank has refused as it is, if that is what ended the update."""
+    """Raise what a rank has refused as it is, if that is what ended the update; and what its disk
+    has."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, VideoOPDError):
+        of_the_disk = isinstance(cause, OSError) and cause.errno in OF_THE_DISK
+        if isinstance(cause, VideoOPDError) or of_the_disk:
             raise cause from None
 
 

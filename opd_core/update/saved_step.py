@@ -81,7 +81,8 @@ class Saving:
     def taken_over(self, student: TrainedModel) -> StepsDone:
         """What is saved of this very update, in which `student` then is; else nothing is done yet,
         and what is saved of another is removed."""
-        folder = self._ranks.together(self._store.newest)
+        # Not each by itself: of a shared file system one machine may see what another does not yet.
+        folder = self._ranks.of_first(self._ranks.together(self._store.newest))
         if folder is None:
             return StepsDone()
         saved = self._ranks.together(partial(self._read, folder, student))

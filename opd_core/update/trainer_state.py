@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from opd_core.model.sharding import cut_as
 from opd_core.types import VideoOPDError
@@ -82,10 +83,14 @@ def read_optimizer(
     device: torch.device,
 ) -> int:
     """`optimizer`, of weights of these `shapes`, takes its state from `folder`; the steps it has
-    made. Raises `VideoOPDError` where the file cannot be read or is of other weights."""
+    made. Of sharded weights it reads its own part only: all of it is larger than a device. Raises
+    `VideoOPDError` where the file cannot be read or is of other weights."""
     path = folder / OPTIMIZER_FILE
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    sharded = any(isinstance(weight, DTensor) for weight in weights)
+    place = torch.device("cpu") if sharded else device
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location=place, weights_only=True, mmap=sharded)
         state, steps_done = saved["optimizer"], int(saved["steps_done"])
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError) as error:
         raise VideoOPDError(
@@ -99,11 +104,12 @@ def read_optimizer(
             f"{path} is the state of an optimiser of other weights than the config trains; put "
             "back the settings that it was saved with, or remove it and the optimiser begins anew"
         )
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for at, moments in state["state"].items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == shapes[at]:
                 moments[name] = cut_as(value, weights[at])
+            elif isinstance(value, Tensor) and sharded:
+                moments[name] = value.clone()  # the file is let go of
     optimizer.load_state_dict(state)
     return steps_done
 

@@ -7,7 +7,7 @@ prompt, and finished rows leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,12 @@ class HFEngine:
         prefixes: list[_Prefix] = []
         for group in fill(trees, self._max_tokens):
             prefixes.extend(self._prefill(pack(group)))
-        return _Decoding(self.model, requests, prefixes, params, self._end_ids).run()
+        decoding = _Decoding(self.model, requests, prefixes, params, self._end_ids, self._agreed)
+        return decoding.run()
+
+    def _agreed(self, tokens_B: Tensor) -> Tensor:
+        """What was drawn, as whoever computes along has it too."""
+        return tokens_B
 
     def score(
         self, videos: Sequence[Sequence[ScoreRequest]], wanted: ScoreSection
@@ -155,8 +160,10 @@ class _Decoding:
         prefixes: Sequence[_Prefix],
         params: SamplingParams,
         end_ids: frozenset[int],
+        agreed: Callable[[Tensor], Tensor],
     ) -> None:
         self._model = model
+        self._agreed = agreed
         self._params = params
         self._requests = requests
         self._seen = [prefix.seen for prefix in prefixes]
@@ -188,7 +195,8 @@ class _Decoding:
         finished: dict[int, str] = {}
         for step in range(self._params.max_new_tokens):
             logprobs_BV = self._model.log_softmax(self._hidden_BD)
-            tokens_B = draw_tokens(logprobs_BV, self._uniforms[:, step], self._params)
+            drawn_B = draw_tokens(logprobs_BV, self._uniforms[:, step], self._params)
+            tokens_B = self._agreed(drawn_B)
             chosen_B = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
             ended = torch.isin(tokens_B, self._end_ids).tolist()
             seen: set[int] = set()

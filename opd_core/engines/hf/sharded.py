@@ -14,8 +14,11 @@ import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, distributed
 
 from opd_core import child_process
 from opd_core.child_process import Child, ChildCrash
@@ -29,6 +32,10 @@ from opd_core.types import VideoOPDError
 if TYPE_CHECKING:
     from opd_core.config.load import Config
     from opd_core.config.sections import ScoreSection
+
+
+ENDING_SECONDS = 1.0
+"""For another rank that has failed to be gone, so that what it printed is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +57,15 @@ def opened_sharded(
     config: Config, folder: Path, dtype: str, tokenizer: Any, size: int
 ) -> Iterator[ShardedEngine]:
     """The checkpoint in `folder`, held by `size` ranks."""
-    from torch import distributed
-
     with tempfile.TemporaryDirectory(prefix="videoopd-ranks-") as room:
         opening = Opening(config, folder, dtype, tokenizer, size, Path(room) / "meeting")
         others = [Child(__name__) for _ in range(1, size)]
         try:
             for rank, child in enumerate(others, start=1):
                 child.send(replace(opening, rank=rank))
-            yield ShardedEngine(*_joined(opening), others)
+            with _of_all(others):
+                own = _joined(opening)
+            yield ShardedEngine(*own, others)
         finally:
             for child in others:
                 child.end()
@@ -90,33 +97,48 @@ class ShardedEngine(HFEngine):
             )
         return iter(scores)
 
+    def _agreed(self, tokens_B: Tensor) -> Tensor:
+        """The first rank's: one that drew another would decode longer, and wait for the rest."""
+        distributed.broadcast(tokens_B, 0)
+        return tokens_B
+
     @contextmanager
     def _together(self, *asked: object) -> Iterator[None]:
         """Tell the others what is computed now. Raises `VideoOPDError` where one is gone."""
-        try:
-            self._tell(asked)
-            try:
-                yield
-            except RuntimeError:
-                self._tell(None)  # their end; says why where one is gone already
-                raise
-        except ChildCrash as crash:
-            raise VideoOPDError(
-                f"one of the {len(self._others) + 1} processes that hold the model is gone "
-                f"({crash}); where memory is short, raise cluster.teacher_shards or lower "
-                "update.max_tokens_per_pack"
-            ) from None
+        with _of_all(self._others):
+            _tell(self._others, asked)
+            yield
 
-    def _tell(self, message: object) -> None:
-        # Pickled here: multiprocessing would hand over a tensor's memory, which is this process's.
-        content = pickle.dumps(message)
-        for child in self._others:
-            child.send(content)
+
+@contextmanager
+def _of_all(others: Sequence[Child]) -> Iterator[None]:
+    """What all ranks do. Raises `VideoOPDError` where one of the others is gone."""
+    try:
+        try:
+            yield
+        except RuntimeError:
+            for child in others:
+                child.wait(ENDING_SECONDS)
+            _tell(others, None)  # their end; says why where one is gone already
+            raise
+    except ChildCrash as crash:
+        raise VideoOPDError(
+            f"one of the {len(others) + 1} processes that hold the model is gone "
+            f"({crash}); where memory is short, raise cluster.teacher_shards or lower "
+            "update.max_tokens_per_pack"
+        ) from None
+
+
+def _tell(others: Sequence[Child], message: object) -> None:
+    # Pickled here: multiprocessing would hand over a tensor's memory, which is this process's.
+    content = pickle.dumps(message)
+    for child in others:
+        child.send(content)
 
 
 def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
     """This rank's part of the model, and what an engine of it is made of."""
-    from torch import cuda, distributed
+    from torch import cuda
 
     config, update = opening.config, opening.config.update
     device = choose_device(config.machine.device)
@@ -142,13 +164,19 @@ def _joined(opening: Opening) -> tuple[TreeModel, Any, int]:
 def main() -> None:
     """One of the other ranks."""
     connection = child_process.connect()
+    opening: Opening = connection.recv()
+    set_threads(max(opening.config.machine.threads, 1))
+    engine = ShardedEngine(*_joined(opening), [])
+    while (asked := _received(connection)) is not None:
+        what, videos, how = asked
+        getattr(engine, what)(videos, how)
+
+
+def _received(connection: Connection) -> Any:
+    """None: there is no more, also because the first rank is gone."""
     with contextlib.suppress(EOFError, OSError):
-        opening: Opening = connection.recv()
-        set_threads(max(opening.config.machine.threads, 1))
-        engine = ShardedEngine(*_joined(opening), [])
-        while (asked := pickle.loads(connection.recv())) is not None:
-            what, videos, how = asked
-            getattr(engine, what)(videos, how)
+        return pickle.loads(connection.recv())
+    return None
 
 
 if __name__ == "__main__":

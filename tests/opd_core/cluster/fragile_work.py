@@ -21,7 +21,7 @@ class Fragile:
     deaths: Path
     """A folder, with a file a worker that has died."""
     video: str = ""
-    """Kills the worker that comes to it,"""
+    """Kills the worker that comes to it, `*` any,"""
     times: int = 99
     """so many times."""
     dies_opening: bool = False
@@ -56,7 +56,7 @@ class Fragile:
         videos = {e.video_path for e in piece.examples}
         if self.refuses in videos:
             raise VideoOPDError(f"{self.refuses} cannot be; take another")
-        if self.video in videos and len(list(self.deaths.iterdir())) < self.times:
+        if self.video in (*videos, "*") and len(list(self.deaths.iterdir())) < self.times:
             self._die()
         return Batch(tuple(e.example_id for e in piece.examples), (), len(piece.needed))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_core.cluster.machines import on_a_worker
 from opd_core.cluster.work import cut
 from opd_core.cluster.workers import by_workers
 from opd_core.config.load import load_config
@@ -66,5 +67,12 @@ def test_its_workers_do_the_work(address: str, tmp_path: Path) -> None:
     plan = cut([example(v) for v in range(6)], 2, lambda _: True)
     rows = [row for batch in by_workers(work(2), plan) for row in batch.records]
     assert sorted(rows) == [f"{v}-0" for v in range(6)]
+    assert on_a_worker(work(2).config, os.getpid) != os.getpid()
+    with pytest.raises(VideoOPDError, match="^this is not so$"):
+        on_a_worker(work(2).config, refuse, "this is not so")
     with pytest.raises(VideoOPDError, match="3 take 3 cores, and the cluster has 2"):
         list(by_workers(work(3), plan))
+
+
+def refuse(what: str) -> None:
+    raise VideoOPDError(what)

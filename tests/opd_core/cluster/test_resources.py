@@ -21,7 +21,8 @@ def config(*overrides: str) -> Config:
         (["machine.device='cpu'", "machine.threads=3"], 0, 3, 0),
         (["machine.device='auto'"], 0, 1, 0),
         (["machine.device='auto'"], 8, 1, 1),
-        (["machine.device='cuda'", "cluster.devices_per_worker=2"], 0, 1, 2),
+        (["machine.device='cuda'", "cluster.devices_per_worker=2"], 0, 2, 2),
+        (["machine.device='auto'", "cluster.devices_per_worker=2"], 0, 1, 0),
     ],
 )
 def test_cores_and_cards(overrides: list[str], cards_there: int, cores: int, cards: int) -> None:
@@ -32,11 +33,11 @@ def test_cores_and_cards(overrides: list[str], cards_there: int, cores: int, car
 def test_a_cluster_that_is_too_small_is_refused_at_once() -> None:
     """Ray would wait for it."""
     two = config("machine.device='cuda'", "cluster.devices_per_worker=2", "machine.threads=1")
-    refuse_too_few(two, {"GPU": 8.0, "CPU": 4.0})
+    refuse_too_few(two, {"GPU": 8.0, "CPU": 8.0})
     with pytest.raises(VideoOPDError, match="4 take 8 cards, and the cluster has 7; lower"):
         refuse_too_few(two, {"GPU": 7.0, "CPU": 64.0})
-    with pytest.raises(VideoOPDError, match="4 take 4 cores, and the cluster has 3"):
-        refuse_too_few(two, {"GPU": 8.0, "CPU": 3.0})
+    with pytest.raises(VideoOPDError, match="4 take 8 cores, and the cluster has 7"):
+        refuse_too_few(two, {"GPU": 8.0, "CPU": 7.0})
 
 
 def test_a_group_of_cards_needs_a_worker_that_has_them() -> None:

@@ -171,6 +171,16 @@ def test_workers_that_die_before_they_work_end_the_stage(fragile: Callable[..., 
         list(by_workers(fragile(dies_opening=True), plan()))
 
 
+def test_workers_that_die_of_anything_end_the_stage_and_nothing_is_given_up(
+    fragile: Callable[..., Fragile],
+) -> None:
+    given: list[Batch[Any]] = []
+    with pytest.raises(VideoOPDError, match="workers die of whatever they are given"):
+        for batch in by_workers(fragile(video="*"), plan(2)):
+            given.append(batch)
+    assert given == []
+
+
 def test_who_deals_holds_two_pieces_a_worker(fragile: Callable[..., Fragile]) -> None:
     """However slow it is with the rows, and however many pieces there are."""
     handed = taken = 0

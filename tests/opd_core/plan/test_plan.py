@@ -10,7 +10,7 @@ import pytest
 
 from opd_core.config.load import Config, load_config
 from opd_core.config.toml_text import toml_value
-from opd_core.plan import beside, lengths, memory, packs
+from opd_core.plan import beside, lengths, memory, packs, plan_of_config
 from opd_core.plan.cards import CARDS, card, card_of_device
 from opd_core.plan.lengths import Annotations, words_of
 from opd_core.plan.plan import Machine, Plan, plan
@@ -233,6 +233,22 @@ def test_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
     whole = ram(tmp_path)
     (tmp_path / "memory.max").write_text("123456789\n")
     assert ram(tmp_path) == 123456789 < whole
+
+
+def test_of_a_cluster_whose_head_has_no_card_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its workers may have cards, which are not compared with the memory of the head."""
+    monkeypatch.setattr(plan_of_config, "present_card", lambda _: None)
+    monkeypatch.setattr(plan_of_config, "is_cpu", lambda device: device != "cuda")
+
+    def machine(*overrides: str) -> Machine | None:
+        return plan_of_config.this_machine(load_config(EIGHT, overrides))
+
+    there = ["cluster.workers=8", "cluster.address='auto'"]
+    assert machine(*there) is None
+    for here in (there[:1], [], [*there, "machine.device='cpu'"]):
+        assert machine(*here) == Machine(None, ram(), 1)
 
 
 def test_a_plan_is_json() -> None:

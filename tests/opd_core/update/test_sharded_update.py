@@ -66,6 +66,8 @@ CASES: dict[str, tuple[Kind, list[str]]] = {
                           "update.entropy_weight=true", "update.epochs=2"]),
     "moe": ("qwen3_vl_moe", []),
     "bfloat16": ("qwen3_vl", ["student.dtype='bfloat16'"]),
+    "bfloat16 lora": ("qwen3_vl", ["student.dtype='bfloat16'", "update.lora.rank=4",
+                                   "update.learning_rate=1e-2"]),
 }  # fmt: skip
 
 

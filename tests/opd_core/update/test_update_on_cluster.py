@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from opd_core.config.load import Config
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
-from opd_core.update.on_cluster import Asked, update_asked
+from opd_core.update.continuation import continuation
+from opd_core.update.on_cluster import Asked, interruptible, update_asked
 from opd_core.update.student import TrainerFolders
 from storage.runs.saved_steps import SavedSteps
 from tests.opd_core.update.dying_once import DyingOnce
@@ -92,3 +94,27 @@ def test_what_is_of_one_process_is_refused_in_a_sentence(
     config = played.with_settings(*CLUSTER, *settings)
     with pytest.raises(VideoOPDError, match=named):
         update_asked(asked(played, config, tmp_path))
+    with pytest.raises(VideoOPDError, match=named):  # and before anything is sampled
+        continuation(config, config.student.path, 0, None, None)
+
+
+def test_what_one_rank_refuses_ends_the_update_with_its_sentence(
+    played: Round, tmp_path: Path
+) -> None:
+    """Also in the middle of a step, where the other one waits for it."""
+    config = played.with_settings(*CLUSTER)
+    whole = asked(played, config, tmp_path)
+    first = whole.work[0]
+    unscored = replace(first, scores=(None, *first.scores[1:]))
+    with pytest.raises(VideoOPDError, match="has no teacher score, which update.objective"):
+        update_asked(replace(whole, work=[unscored, *whole.work[1:]]))
+    assert not list(tmp_path.glob("*-ray"))
+
+
+def test_ctrl_c_interrupts_whoever_handles_it_meanwhile() -> None:
+    """Ray Train ends the process with 0, and leaves its handler."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
