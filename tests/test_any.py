@@ -34,7 +34,7 @@ BORDERS = {
     "opd_core/annotations": (54, READ),
     "opd_core/cluster": (6, "Ray's actors and references, and what comes back through them"),
     "opd_core/config": (14, READ),
-    "opd_core/engines": (49, MODELS),
+    "opd_core/engines": (50, MODELS),
     "opd_core/hub": (4, "huggingface_hub's progress bars and its HTTP client's errors"),
     "opd_core/model": (43, MODELS),
     "opd_core/prompts": (3, MODELS),
@@ -48,7 +48,7 @@ BORDERS = {
     "storage/audit": (4, LANCE),
     "storage/runs": (13, LANCE),
     "storage/tables": (3, LANCE),
-    "tests": (420, "settings and rows of all kinds, models, and what stands in for a part"),
+    "tests": (421, "settings and rows of all kinds, models, and what stands in for a part"),
 }
 
 
