@@ -56,7 +56,8 @@ def on_a_worker(
     with connected(config):
         needs = of_worker(config, ray.cluster_resources().get("GPU", 0.0))
         remote = ray.remote(num_cpus=needs.cores, num_gpus=needs.cards)(ask)
-        return _answer(ray.get, remote.remote(*given, **named), "of a worker")
+        answer: Answer = _answer(ray.get, remote.remote(*given, **named), "of a worker")
+        return answer
 
 
 def _answer(get: Callable[[object], Answer], ref: object, host: str) -> Answer:
