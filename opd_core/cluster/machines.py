@@ -55,8 +55,12 @@ def on_a_worker(
 
     with connected(config):
         needs = of_worker(config, ray.cluster_resources().get("GPU", 0.0))
-        remote = ray.remote(num_cpus=needs.cores, num_gpus=needs.cards)(ask)
-        answer: Answer = _answer(ray.get, remote.remote(*given, **named), "of a worker")
+
+        def asked() -> Answer:  # Ray takes no built-in functions and no partial ones
+            return ask(*given, **named)
+
+        remote = ray.remote(num_cpus=needs.cores, num_gpus=needs.cards)(asked)
+        answer: Answer = _answer(ray.get, remote.remote(), "of a worker")
         return answer
 
 

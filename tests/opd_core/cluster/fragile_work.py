@@ -68,3 +68,8 @@ class Fragile:
 def example(video: int, sentence: int = 0, seconds: float = 10.0) -> GroundingExample:
     name, span = f"{video}-{sentence}", Span(1.0, 2.0)
     return GroundingExample(name, f"{video}.mp4", seconds, "a ball", span, "nobody", "train")
+
+
+def refuse(what: str) -> None:
+    """What a worker refuses, in the words given."""
+    raise VideoOPDError(what)

@@ -18,7 +18,7 @@ from opd_core.cluster.work import cut
 from opd_core.cluster.workers import by_workers
 from opd_core.config.load import load_config
 from opd_core.types import Policy, VideoOPDError
-from tests.opd_core.cluster.fragile_work import Fragile, example
+from tests.opd_core.cluster.fragile_work import Fragile, example, refuse
 from tests.tiny_config import ROOT
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,3 @@ def test_its_workers_do_the_work(address: str, tmp_path: Path) -> None:
         on_a_worker(work(2).config, refuse, "this is not so")
     with pytest.raises(VideoOPDError, match="3 take 3 cores, and the cluster has 2"):
         list(by_workers(work(3), plan))
-
-
-def refuse(what: str) -> None:
-    raise VideoOPDError(what)
