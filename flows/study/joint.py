@@ -14,9 +14,13 @@ def write_joint(conditions: Sequence[Evidence], folder: Path) -> list[Path]:
     """Write the page and the picture of at least two conditions; returns their paths."""
     name = conditions[0].plan.shared.name
     page, picture = folder / f"{name}.md", folder / f"{name}.svg"
-    draw_front(conditions, picture)
+    draw_front(_in_picture(conditions), picture)
     page.write_text("\n\n".join(_blocks(conditions, picture.name)) + "\n")
     return [page, picture]
+
+
+def _in_picture(conditions: Sequence[Evidence]) -> list[Evidence]:
+    return [e for e in conditions if e.plan.study.in_picture]
 
 
 def _blocks(conditions: Sequence[Evidence], picture: str) -> Iterator[str]:
@@ -28,7 +32,7 @@ def _blocks(conditions: Sequence[Evidence], picture: str) -> Iterator[str]:
         + ", ".join(f"[{e.plan.title}]({e.plan.name}.md)" for e in conditions)
         + "."
     )
-    titles = " and ".join(e.plan.title for e in conditions)
+    titles = " and ".join(e.plan.title for e in _in_picture(conditions))
     yield f"![mIoU against optimiser steps, {titles}]({picture})"
     yield "Means over seeds with 95 % bands; dashed is what trains nothing."
     yield "## Arms"

@@ -15,7 +15,8 @@
     [[claims]]                        what is claimed of which arms (`flows/study/claims.py`)
     [front]                           arms in the picture of all conditions, with their names there
     [conditions.NAME]                 what this condition puts in place of the above; each is a
-                                      study of its own, with its runs and its report
+                                      study of its own, with its runs and its report;
+                                      `in_picture = false`: without a panel in that picture
     [quick]                           what `--quick` puts in place of the above
 
 Tuning runs take the arm's settings, the tune seeds and each learning rate; the best mean IoU on the
@@ -177,6 +178,10 @@ def load_study(path: str | Path, runs: Path, *, quick: bool = False) -> list[Pla
                 runs.resolve() / "-".join(filter(None, (path.stem, "quick" if quick else ""))),
                 quick=quick,
             )
+        )
+    if not any(plan.study.in_picture for plan in plans):
+        raise VideoOPDError(
+            f"{path}: in_picture = false leaves the picture empty; set it in some conditions only"
         )
     return plans
 

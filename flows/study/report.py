@@ -85,7 +85,8 @@ def _blocks(evidence: Evidence, picture: str, numbers: str) -> Iterator[str]:
     )
     yield from _definitions(evidence)
     yield from _annotations(evidence.wrongness)
-    yield "## Claims"
+    if evidence.claims:
+        yield "## Claims"
     for claim in evidence.claims:
         yield f"**{claim.name}: {claim.verdict}.** Claimed: {claim.statement}."
         yield "\n".join(_comparisons(claim))

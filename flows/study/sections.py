@@ -86,6 +86,8 @@ class StudySection(Section):
     front: dict[str, str] = Field(default_factory=dict)
     """The arms in the picture of all conditions, and their names there; none: all, as they are
     called."""
+    in_picture: bool = True
+    """Whether a condition has a panel there; its own page has a picture of its own in any case."""
     claims: tuple[ClaimSection, ...] = ()
 
     @field_validator("claims", mode="before")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from flows.prefect_page.sending import PAGE
 from flows.stage.costs import COSTS_FILE, recording
 from opd_core.types import VideoOPDError
 from storage.files import write_whole
@@ -33,6 +34,9 @@ Key = TypeVar("Key")
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
+
+NOT_ON_PREFECTS_PAGE = {PAGE: "0"}
+"""Nobody reads hundreds of rounds there; the report is what a study says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ def started_workers(jobs: int, log: Path) -> Iterator[Workers]:
     """`jobs` processes for as long as this is open; what they print goes to the end of `log`."""
     from pebble import ProcessExpired, ProcessPool
 
-    os.environ.update(ONE_THREAD)  # theirs from the start; this process computes nothing
+    # Theirs from the start; this process computes nothing.
+    os.environ.update(ONE_THREAD | NOT_ON_PREFECTS_PAGE)
     pool = ProcessPool(
         jobs, initializer=_begin, initargs=[log], context=multiprocessing.get_context("spawn")
     )

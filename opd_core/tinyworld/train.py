@@ -8,8 +8,8 @@ tree, helped at first by two losses which show it where to look (`pointing.py`).
 trained to the end; the student's second stage stops early, while it rises: it sees, it knows the
 format, and it still has most of the task to learn from its teacher. The loose student is trained to
 the end as well, and then on annotations as people make them (`annotators.py`): it sees, and answers
-loosely, as models do that have learned from data of this field. The models of the long scene begin
-with those of the short one.
+loosely, as models do that have learned from data of this field. The long teacher begins with the
+short one, and the long loose student is that teacher, made loose.
 
     stage 1   sigmoid cross-entropy of (second, colour and form) on the merged vision tokens
     stage 2   - mean log p(answer token) * answer_weight + pointing losses (fading out)

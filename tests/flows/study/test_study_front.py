@@ -98,6 +98,20 @@ def test_the_picture_has_few_arms_and_a_name_at_each_end(
     assert abs(heights["Ours 0.50"] - heights["Theirs 0.50"]) > 11, "no name lies on another"
 
 
+def test_a_condition_may_be_left_out_of_the_picture(
+    conditions: list[Evidence], tmp_path: Path
+) -> None:
+    clean, loose = conditions
+    study = loose.plan.study.model_copy(update={"in_picture": False})
+    hidden = replace(loose, plan=replace(loose.plan, study=study))
+    page, picture = write_joint([clean, hidden], tmp_path)
+    words = [text.text for text in ET.parse(picture).iter(f"{SVG}text")]
+    assert "clean annotations" in words and "loose" not in words
+    text = page.read_text()
+    assert "![mIoU against optimiser steps, clean annotations]" in text
+    assert "[loose](" in text and "mIoU, loose |" in text, "its numbers are there"
+
+
 def luminance(colour: str) -> float:
     channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

@@ -231,6 +231,7 @@ MISTAKES = [
     ("[world]", '[world]\nannotations = "lose"', "'lose' is not known; known are: clean, loose"),
     ("[world]", '[world]\nscene = "shrt"', "'shrt' is not known; known are: short, long"),
     ("seeds = [0, 1, 2]", "seeds = []", "seeds = .* is not valid"),
+    ("[world]", "in_picture = false\n[world]", "in_picture = false leaves the picture empty; set"),
     ("[quick]", "[fast]", "unknown key 'fast'"),
     ("[world]", "[world", "cannot be read as TOML"),
 ]

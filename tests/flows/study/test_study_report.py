@@ -82,6 +82,12 @@ def test_the_table_the_verdicts_and_where_they_come_from(
     assert "8 of" not in text and "4 of 4 rounds worked on the very examples" in text
 
 
+def test_without_claims_no_heading_stands_over_nothing(evidence: Evidence, tmp_path: Path) -> None:
+    study = evidence.plan.study.model_copy(update={"claims": ()})
+    write_report(replace(evidence, plan=replace(evidence.plan, study=study)), tmp_path)
+    assert not re.search(r"^## .*\n\n## ", (tmp_path / "mine.md").read_text(), re.MULTILINE)
+
+
 def test_the_numbers_hold_every_point(evidence: Evidence, tmp_path: Path) -> None:
     write_report(evidence, tmp_path)
     numbers = json.loads((tmp_path / "mine.json").read_text())

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.prefect_page.sending import PAGE
 from flows.study.worker import RunRequest, started_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.kill]  # a process imports Prefect
@@ -44,9 +45,11 @@ def test_a_process_that_dies_fails_its_own_request_alone(tmp_path: Path) -> None
     pipes = held(tmp_path, 2)
     absent = [tmp_path / f"absent-{n}.toml" for n in range(3)]
     errors: dict[Path, str | None] = {}
+    pages: list[str] = []
 
     def kill_one_and_answer_the_other() -> None:
         writers = [pipe.open("w") for pipe in pipes]  # opens once a process reads it
+        pages.append(processes(os.getpid())[0].environ()[PAGE])
         processes(os.getpid())[0].kill()
         for writer in writers:
             writer.write("no TOML")
@@ -68,6 +71,7 @@ def test_a_process_that_dies_fails_its_own_request_alone(tmp_path: Path) -> None
     assert all(f"there is no config at {path}" in str(errors[path]) for path in absent)
     assert once_more == {absent[0]: errors[absent[0]]}
     assert not processes(os.getpid())
+    assert pages == ["0"], "its rounds are not on Prefect's page"
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])

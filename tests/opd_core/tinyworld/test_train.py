@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -32,12 +33,20 @@ def test_a_few_steps_write_a_checkpoint_and_its_record(tmp_path: Path) -> None:
     assert lines
 
 
-def test_a_model_of_the_long_scene_begins_with_a_short_one(tmp_path: Path) -> None:
-    still = replace(RECIPES["long-loose-student"], steps=1, lr=0.0, loose_steps=0, **FEW)
-    result = train("long-loose-student", tmp_path / "out", settings=still, shipped=SHIPPED)
+@pytest.mark.parametrize(
+    ("name", "before", "still"),
+    [
+        ("long-teacher", "teacher", {"steps": 1, "lr": 0.0}),
+        ("long-loose-student", "long-teacher", {"loose_steps": 1, "loose_lr": 0.0}),
+    ],
+)
+def test_a_model_of_the_long_scene_begins_with_a_shipped_one(
+    tmp_path: Path, name: str, before: str, still: dict[str, Any]
+) -> None:
+    settings = replace(RECIPES[name], **FEW, **still)
+    result = train(name, tmp_path / "out", settings=settings, shipped=SHIPPED)
     begun, made = (
-        load_file(folder / "model.safetensors")
-        for folder in (SHIPPED / "loose-student", tmp_path / "out")
+        load_file(folder / "model.safetensors") for folder in (SHIPPED / before, tmp_path / "out")
     )
     assert begun.keys() == made.keys()
     assert all(torch.equal(weight, made[name]) for name, weight in begun.items())
