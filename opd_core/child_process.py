@@ -35,12 +35,14 @@ class ChildCrash(Exception):
     """The child ended; the text says how, and what it printed last: `died of SIGSEGV`, `ended with
     exit code 1 (MemoryError)`."""
 
-    def __init__(self, how: str, last_lines: list[str]) -> None:
-        super().__init__(how, last_lines)
+    def __init__(self, how: str, last_lines: list[str], by_signal: bool = False) -> None:
+        super().__init__(how, last_lines, by_signal)
         self.how = how
         """Without what it printed."""
         self.last_lines = last_lines
         """At most three, of what it printed."""
+        self.by_signal = by_signal
+        """Whether it was killed, or crashed outside of Python: no exception has ended it."""
 
     def __str__(self) -> str:
         return f"{self.how} ({self.last_lines[-1].strip()})" if self.last_lines else self.how
@@ -155,10 +157,9 @@ class Child:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         self.end()
-        how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            how = f"died of {signal.Signals(-code).name}"
-        return ChildCrash(how, lines[-3:])
+            return ChildCrash(f"died of {signal.Signals(-code).name}", lines[-3:], by_signal=True)
+        return ChildCrash(f"ended with exit code {code}", lines[-3:])
 
 
 def connect() -> Connection:

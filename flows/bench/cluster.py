@@ -2,21 +2,27 @@
 
     videoopd bench cluster
 
-Both ways have their models open and their videos decoded (in the frame store, as in a round) before
-the clock starts, and take turns. The memory is of two processes of their own: one deals a round of
-100 examples, one a round of 10,000. Their rollouts are the annotated answers (`rollout.source =
-"truth"`): prompts, pixels and rows are those of any other stage, and nobody waits for a model.
+All ways have their models open and their videos decoded (in the frame store, as in a round) before
+the clock starts, and take turns. What two workers could bring at best is what the machine gives to
+two processes that share nothing, each with all of the work of one: cores share caches and memory,
+and one process uses a bit of a second core.
+
+The memory is of two processes of their own: one deals a round of 100 examples, one a round of
+10,000. Their rollouts are the annotated answers (`rollout.source = "truth"`): prompts, pixels and
+rows are those of any other stage, and nobody waits for a model.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 from flows.bench.interleaved import Row, at_least, at_most, medians
 from flows.bench.rounds import drawn_examples
@@ -25,71 +31,131 @@ from opd_core.cluster.computing import Planned
 from opd_core.cluster.connection import connected
 from opd_core.cluster.work import Piece, StageWork, cut
 from opd_core.cluster.workers import opened_workers
-from opd_core.config.load import load_config
+from opd_core.config.load import Config, load_config
 from opd_core.model import peak_memory
+from opd_core.model.tree_model import set_threads
 from opd_core.rollout.answers import Sampling, sample_rollouts
 from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import Scoring
 from opd_core.types import GroundingExample, Policy, Rollout
 
 WORKERS = 2
-EXAMPLES, ROLLOUTS, PROMPTS = 96, 8, 12
+ALONE = "this process"
+EXAMPLES = 512
+"""Half a round of the tiny world, with its own numbers: batches of 64 prompts to answer, two
+rollouts each, and of 32 to score."""
 SMALL, LARGE = 100, 10_000
 SPEED, MEMORY_MIB = 1.7, 100
 
 
 def cluster_rows(config_file: str, repetitions: int) -> Iterator[Row]:
     """Speed, then memory."""
-    yield _speed(config_file, repetitions)
+    yield from _speed(config_file, repetitions)
     yield _memory(config_file)
 
 
-def _speed(config_file: str, repetitions: int) -> Row:
-    overrides = [
-        f"rollout.rollouts_per_example={ROLLOUTS}",
-        f"rollout.prompts_per_batch={PROMPTS}",
-        f"score.prompts_per_batch={PROMPTS}",
-        "machine.threads=1",
-        # Room for the workers of both stages.
-        f"cluster.workers={2 * WORKERS}",
-    ]
-    config = load_config(config_file, overrides)
-    examples = drawn_examples(config, EXAMPLES)
-    plan = cut(examples, PROMPTS, lambda _: True)
-    sampling = Sampling(config, Policy(0, config.student.path, "student"))
-    with decoding_once(config), connected(config), ExitStack() as stack:
-        sample = stack.enter_context(sampling.opened())
-        rollouts = by_example(r for b in sample(Planned(plan)) for r in b.records)
-        longest = 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
-        scoring = Scoring(config, Policy(0, config.teacher.path, "teacher"), longest)
-        score = stack.enter_context(scoring.opened())
-        scored = [_with_answers(piece, rollouts) for piece in plan]
-        stages: list[tuple[StageWork[Any], list[Piece]]] = [(sampling, plan), (scoring, scored)]
-        workers = [
-            (stack.enter_context(opened_workers(work, WORKERS)), pieces) for work, pieces in stages
+def _speed(config_file: str, repetitions: int) -> Iterator[Row]:
+    with ExitStack() as stack:
+        apart = [stack.enter_context(_process_of_its_own(config_file)) for _ in range(WORKERS)]
+        config, stages = stack.enter_context(_opened(config_file))
+        stack.enter_context(connected(config))
+        pools = [
+            (stack.enter_context(opened_workers(stage.work, WORKERS)), stage.pieces)
+            for stage in stages
         ]
-        for pool, _ in workers:
+        for pool, _ in pools:
             pool.wait_until_open()
 
-        def here() -> None:
-            list(sample(Planned(plan)))
-            list(score(Planned(scored)))
-
         def there() -> None:
-            for pool, pieces in workers:
+            for pool, pieces in pools:
                 list(pool.compute(pieces))
 
-        both = {"this process": here, f"{WORKERS} workers": there}
-        seconds = medians(both, repetitions)
-    ratio = seconds["this process"] / seconds[f"{WORKERS} workers"]
-    return at_least(
+        def sharing_nothing() -> None:
+            for process in apart:
+                process.send(True)
+            for process in apart:
+                process.recv()
+
+        seconds = medians(
+            {
+                ALONE: lambda: _compute(stages),
+                f"{WORKERS} workers": there,
+                f"{WORKERS} processes": sharing_nothing,
+            },
+            repetitions,
+        )
+    yield at_least(
         f"rollout and score, tiny world: one process / {WORKERS} workers, warm",
-        ratio,
+        seconds[ALONE] / seconds[f"{WORKERS} workers"],
         SPEED,
         seconds=seconds,
         examples=EXAMPLES,
-        rollouts=EXAMPLES * ROLLOUTS,
     )
+    yield Row(
+        f"what the machine gives: the same, one process / {WORKERS} that share nothing",
+        WORKERS * seconds[ALONE] / seconds[f"{WORKERS} processes"],
+        "x",
+        "",
+        None,
+        {"seconds": seconds},
+    )
+
+
+class _Stage(NamedTuple):
+    work: StageWork[Any]
+    pieces: list[Piece]
+    compute: Callable[[Planned], Iterator[object]]
+    """Opened, in this process."""
+
+
+@contextmanager
+def _opened(config_file: str) -> Iterator[tuple[Config, list[_Stage]]]:
+    """Rollout and score, warm in this process."""
+    # Room for the workers of both stages.
+    config = load_config(config_file, [f"cluster.workers={2 * WORKERS}"])
+    set_threads(config.machine.threads)
+    examples = drawn_examples(config, EXAMPLES)
+    answered, unscored = (
+        cut(examples, section.prompts_per_batch, lambda _: True)
+        for section in (config.rollout, config.score)
+    )
+    sampling = Sampling(config, Policy(0, config.student.path, "student"))
+    with decoding_once(config), sampling.opened() as sample:
+        rollouts = by_example(r for b in sample(Planned(answered)) for r in b.records)
+        longest = 1 + max(len(r.completion_token_ids) for rows in rollouts.values() for r in rows)
+        scoring = Scoring(config, Policy(0, config.teacher.path, "teacher"), longest)
+        scored = [_with_answers(piece, rollouts) for piece in unscored]
+        with scoring.opened() as score:
+            yield config, [_Stage(sampling, answered, sample), _Stage(scoring, scored, score)]
+
+
+def _compute(stages: Sequence[_Stage]) -> None:
+    for stage in stages:
+        list(stage.compute(Planned(stage.pieces)))
+
+
+@contextmanager
+def _process_of_its_own(config_file: str) -> Iterator[Connection]:
+    """Computes all of both stages for whatever it is sent but None, and answers when it has."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(config_file, there), daemon=True)
+    process.start()
+    there.close()
+    here.recv()
+    try:
+        yield here
+    finally:
+        here.send(None)
+        process.join()
+
+
+def _serve(config_file: str, asks: Connection) -> None:
+    with _opened(config_file) as (_, stages):
+        asks.send(True)
+        while asks.recv() is not None:
+            _compute(stages)
+            asks.send(True)
 
 
 def _with_answers(piece: Piece, rollouts: dict[str, list[Rollout]]) -> Piece:

@@ -89,17 +89,23 @@ def _connect(config: Config) -> None:
     section = cluster_of(config)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
+        if section.dashboard:
+            _refuse_incomplete()
         cores = section.workers * of_worker(config, cards_there=math.inf).cores
         with _on_loopback(), warnings.catch_warnings():
             # Lance warns of any fork, also of one that another program follows.
             warnings.filterwarnings("ignore", "lance is not fork-safe")
-            ray.init(
+            context = ray.init(
                 "local",  # RAY_ADDRESS does not count
                 num_cpus=max(cores, os.cpu_count() or 1),
-                include_dashboard=False,
+                include_dashboard=section.dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
+        if section.dashboard:
+            where = f"http://{context.dashboard_url}"
+            asks = "asks for what `ray get-auth-token` prints"
+            print(f"Ray's dashboard: {where}, {asks}", file=sys.stderr, flush=True)
         return
     fix = "start it there (`ray start --head`), or correct or remove cluster.address"
     if section.address != "auto":
@@ -113,6 +119,17 @@ def _connect(config: Config) -> None:
             f"cluster.address = {section.address!r}: {first.rstrip('.')}; {fix}, and compare "
             "~/.ray/auth_token with that of the cluster"
         ) from None
+
+
+def _refuse_incomplete() -> None:
+    """Ray itself would print a traceback."""
+    from ray._private.utils import get_dashboard_dependency_error
+
+    if (missing := get_dashboard_dependency_error()) is not None:
+        raise VideoOPDError(
+            f"cluster.dashboard = true needs packages that are not installed here ({missing}); "
+            'install them with `pip install "videoopd[cluster]"`, or remove the setting'
+        )
 
 
 def _show_token() -> None:

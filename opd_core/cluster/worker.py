@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from opd_core.cluster.freed_memory import keep_freed_memory
 from opd_core.cluster.use import Meter, Use
 from opd_core.cluster.work import Piece, StageWork
 from opd_core.prompts.batches import reading_through
@@ -78,6 +79,7 @@ class Worker(Generic[Record]):
         from opd_core.model.tree_model import set_threads
 
         try:
+            keep_freed_memory()
             set_threads(self._work.config.machine.threads)
             with reading_through(self._store), self._work.opened() as compute:
                 self._opened.set_result(None)

@@ -187,7 +187,7 @@ class Workers(Generic[Record]):
             return ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, VideoOPDError):
-                raise VideoOPDError(str(error.cause)) from None
+                raise error.cause from None
             raise
 
     def _replace(self, member: _Member, dealing: Dealing, how: str) -> Iterator[Batch[Record]]:

@@ -43,7 +43,7 @@ def continuation(
     Raises `VideoOPDError` where the policy cannot be trained under `config`.
     """
     if config.cluster is not None:
-        refuse_unsharded(config)
+        _refuse_unsharded(config)
     lora = config.update.lora
     if lora is None and is_adapter(policy):
         raise VideoOPDError(
@@ -70,7 +70,7 @@ def continuation(
     return None
 
 
-def refuse_unsharded(config: Config) -> None:
+def _refuse_unsharded(config: Config) -> None:
     """Raise `VideoOPDError` for settings of `[update]` that several ranks cannot train with."""
     update = config.update
     for is_set, setting, fix in (

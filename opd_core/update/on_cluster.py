@@ -19,6 +19,7 @@ from typing import Any
 
 from opd_core.cluster import losses
 from opd_core.cluster.connection import connected
+from opd_core.cluster.freed_memory import keep_freed_memory
 from opd_core.cluster.resources import cluster_of, of_worker
 from opd_core.cluster.use import Meter, Use, add
 from opd_core.config.load import Config
@@ -26,7 +27,6 @@ from opd_core.model.ranks import ALONE, PATIENCE_SECONDS, Ranks
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import reading_through, store_in_use
 from opd_core.types import Policy, UpdateStep, VideoOPDError
-from opd_core.update.continuation import refuse_unsharded
 from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
 
 ATTEMPTS = 4
@@ -87,7 +87,6 @@ def update_on_cluster(
 ) -> UpdateResult:
     """Train as `update_student` does, on the workers of `[cluster]`; raises as it does, and where
     the ranks have died too often."""
-    refuse_unsharded(asked.config)
     with connected(asked.config):
         import ray
         from ray.train import TrainingFailedError
@@ -159,6 +158,7 @@ def _rank(told: dict[str, Any]) -> tuple[UpdateResult, list[Use]]:
     """What each rank runs; what all of them have used beside the result."""
     import ray
 
+    keep_freed_memory()
     meter, steps = Meter(), told["steps"]
     asked, store = ray.get(list(told["given"]))
     set_threads(told["threads"])

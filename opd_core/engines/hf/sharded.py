@@ -23,11 +23,11 @@ from torch import Tensor, distributed
 from opd_core import child_process
 from opd_core.child_process import Child, ChildCrash
 from opd_core.engines.base import Request, Sample, SamplingParams, Scored, ScoreRequest
+from opd_core.engines.crash import told
 from opd_core.engines.hf.sampling import HFEngine
 from opd_core.model.ranks import Ranks
 from opd_core.model.sharding import shard, whole_pass
 from opd_core.model.tree_model import TreeModel, choose_device, load_model, set_threads
-from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
     from opd_core.config.load import Config
@@ -122,10 +122,11 @@ def _of_all(others: Sequence[Child]) -> Iterator[None]:
             _tell(others, None)  # their end; says why where one is gone already
             raise
     except ChildCrash as crash:
-        raise VideoOPDError(
+        raise told(
+            crash,
             f"one of the {len(others) + 1} processes that hold the model is gone "
             f"({crash}); where memory is short, raise cluster.teacher_shards or lower "
-            "update.max_tokens_per_pack"
+            "update.max_tokens_per_pack",
         ) from None
 
 

@@ -35,6 +35,7 @@ from opd_core.engines.base import (
     Scored,
     ScoreRequest,
 )
+from opd_core.engines.crash import is_crash, told
 from opd_core.engines.idle_time import EngineTime
 from opd_core.engines.vllm.engine import (
     Prepared,
@@ -43,7 +44,7 @@ from opd_core.engines.vllm.engine import (
     VLLMSettings,
     prepare_environment,
 )
-from opd_core.types import VideoOPDError
+from opd_core.types import EngineCrashError, VideoOPDError
 
 if TYPE_CHECKING:
     from opd_core.config.sections import ScoreSection
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 20.0
 """For an orderly end (vLLM's workers, shared memory); then the child is killed."""
 END = "end of the batch"
+MEND = "free memory or correct the [vllm] section, and rerun the stage, which goes on where it was"
 
 
 class ChildEngine(Child):
@@ -152,6 +154,8 @@ class ChildEngine(Child):
         if status == "refused":
             raise VideoOPDError(content)
         self.end()
+        if status == "crashed":
+            raise EngineCrashError(f"the vLLM process had no memory left ({content}); {MEND}")
         raise RuntimeError(f"the vLLM process failed:\n{content}")
 
     def close(self) -> None:
@@ -179,10 +183,7 @@ def _explained() -> Iterator[None]:
         yield
     except ChildCrash as crash:
         how = ": ".join([crash.how, *filter(None, [" | ".join(crash.last_lines)])])
-        raise VideoOPDError(
-            f"the vLLM process {how}; free memory or correct the [vllm] section, and rerun the "
-            "stage, which goes on where it was"
-        ) from None
+        raise told(crash, f"the vLLM process {how}; {MEND}") from None
 
 
 def _clip(request: Request | ScoreRequest) -> Any:
@@ -252,6 +253,8 @@ def _read(
 
 
 def _problem(error: Exception) -> tuple[str, str]:
+    if (lost := next(filter(is_crash, (error, error.__cause__)), None)) is not None:
+        return "crashed", str(lost).partition("\n")[0]
     if isinstance(error, VideoOPDError):
         return "refused", str(error)
     return "failed", "".join(traceback.format_exception(error))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from opd_core.cluster.work import Compute, Feed, Piece
 from opd_core.config.load import Config
-from opd_core.types import Batch, GroundingExample, Policy, Span, VideoOPDError
+from opd_core.types import Batch, EngineCrashError, GroundingExample, Policy, Span, VideoOPDError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Fragile:
     def _batch(self, piece: Piece) -> Batch[str]:
         videos = {e.video_path for e in piece.examples}
         if self.refuses in videos:
-            raise VideoOPDError(f"{self.refuses} cannot be; take another")
+            raise EngineCrashError(f"{self.refuses} cannot be; take another")
         if self.video in (*videos, "*") and len(list(self.deaths.iterdir())) < self.times:
             self._die()
         return Batch(tuple(e.example_id for e in piece.examples), (), len(piece.needed))

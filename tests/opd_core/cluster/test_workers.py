@@ -25,7 +25,7 @@ from opd_core.model import token_count
 from opd_core.rollout.answers import sample_rollouts
 from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import score_rollouts
-from opd_core.types import Batch, Policy, VideoOPDError
+from opd_core.types import Batch, EngineCrashError, Policy, VideoOPDError
 from tests.opd_core.cluster.fragile_work import Fragile, example
 from tests.opd_core.engines.vllm_fixtures import read_examples
 from tests.tiny_config import ROOT
@@ -163,6 +163,7 @@ def test_a_video_that_kills_three_workers_is_given_up(
 def test_an_error_of_the_work_is_said_as_in_one_process(fragile: Callable[..., Fragile]) -> None:
     with pytest.raises(VideoOPDError) as raised:
         list(by_workers(fragile(refuses="3.mp4"), plan()))
+    assert type(raised.value) is EngineCrashError, "what it is decides whether it is tried again"
     assert str(raised.value) == "3.mp4 cannot be; take another"
 
 

@@ -41,7 +41,7 @@ from opd_core.prompts.batches import EncodedExample, ExampleEncoder
 from opd_core.rollout import answers as rollouts
 from opd_core.scoring.trees import OpenScorer, score_rollouts
 from opd_core.tinyworld.world import World
-from opd_core.types import Policy, TeacherScore, VideoOPDError
+from opd_core.types import EngineCrashError, Policy, TeacherScore, VideoOPDError
 from tests.known import known, largest
 from tests.opd_core.engines.vllm_fixtures import (
     Answers,
@@ -567,7 +567,7 @@ def test_a_killed_engine_is_an_error_of_one_sentence(
     config: Config, encoder: ExampleEncoder, videos: Videos
 ) -> None:
     with (
-        pytest.raises(VideoOPDError, match="the vLLM process died of SIGKILL"),
+        pytest.raises(EngineCrashError, match="the vLLM process died of SIGKILL"),
         opened_vllm(config, config.student.path, "float32", encoder, NEW_TOKENS) as child,
     ):
         os.kill(child.pid, signal.SIGKILL)
