@@ -21,6 +21,7 @@ from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.extensions import Quantise
 from opd_core.model.architectures import architecture_in, architecture_of
 from opd_core.model.lm_head import two_heads
+from opd_core.model.model_config import opened_config
 from opd_core.model.quantised import quantise
 from opd_core.model.weight_files import StoredTensor, stored_tensors
 from opd_core.types import VideoOPDError
@@ -108,6 +109,7 @@ def _open_full(
     with _quiet(), _told(folder, "checkpoint"):
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder,
+            config=opened_config(folder),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             device_map=device,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.model.architectures import Architecture, architecture_in
+from opd_core.model.model_config import opened_config
 from opd_core.model.weight_files import StoredTensor, header
 from opd_core.types import VideoOPDError
 
@@ -96,10 +97,8 @@ def two_heads(folder: Path, family: Architecture) -> VideoOPDError:
 def _is_tied(folder: Path) -> bool:
     """Whether the head is the embedding, by transformers, which knows where older checkpoints of
     each family say it."""
-    from transformers import AutoConfig
-
     try:
-        return bool(AutoConfig.from_pretrained(folder, local_files_only=True).tie_word_embeddings)
+        return bool(opened_config(folder).tie_word_embeddings)
     except (OSError, ValueError) as error:
         raise VideoOPDError(
             f"{folder} has no readable config.json ({str(error).splitlines()[0]}); give the "

@@ -17,30 +17,29 @@ from opd_core.model.checkpoint import (
     save_checkpoint,
 )
 from opd_core.model.file_modes import give_umask_modes
+from opd_core.model.model_config import opened_config
 from opd_core.model.weight_files import stored_tensors
 
 
 def generation_config(folder: Path) -> Any:
     """How the model in `folder` generates: as the folder says, or as follows from its config."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError:
-        model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return GenerationConfig.from_model_config(model_config)
+        return GenerationConfig.from_model_config(opened_config(folder))
 
 
 def published_form(folder: Path, target: Path) -> Path:
     """`folder`; or `target`, with the same checkpoint in it, where fused experts lie as
     transformers writes them and not as their family is published, which is all that vLLM reads."""
     from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig
 
     experts = architecture_in(folder).experts
     if experts is None or not experts.published_transposed:
         return folder
-    width = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().hidden_size
+    width = opened_config(folder).get_text_config().hidden_size
     turned = {
         name
         for name, stored in stored_tensors(folder).items()

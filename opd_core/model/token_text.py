@@ -6,9 +6,14 @@ Only the `tokenizers` library is imported, so that looking at a run costs no sta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opd_core.types import VideoOPDError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
@@ -19,12 +24,7 @@ def token_texts(folder: Path | str, ids: Sequence[int]) -> list[str]:
     A token that is only a part of a character is shown as the vocabulary writes it; an id that the
     vocabulary does not have, as `<id>`. Raises `VideoOPDError` when there is no such file.
     """
-    from tokenizers import Tokenizer
-
-    file = Path(folder) / "tokenizer.json"
-    if not file.is_file():
-        raise VideoOPDError(f"there is no {file}; put the tokenizer of the checkpoint there")
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = tokenizer_of(folder)
     texts = []
     for token_id in ids:
         text = tokenizer.decode([token_id], skip_special_tokens=False)
@@ -32,3 +32,19 @@ def token_texts(folder: Path | str, ids: Sequence[int]) -> list[str]:
             text = tokenizer.id_to_token(token_id) or f"<{token_id}>"
         texts.append(text)
     return texts
+
+
+def tokenizer_of(folder: Path | str) -> Tokenizer:
+    """The tokenizer of `folder`/tokenizer.json, read once while nobody changes it: that of a large
+    vocabulary takes half a second. Raises `VideoOPDError` when there is no such file."""
+    file = Path(folder) / "tokenizer.json"
+    if not file.is_file():
+        raise VideoOPDError(f"there is no {file}; put the tokenizer of the checkpoint there")
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read(file: Path, changed: int) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))

@@ -19,6 +19,8 @@ from opd_core import torchvision_guard
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.extensions import TEMPLATES
 from opd_core.model.architectures import Architecture, architecture_in
+from opd_core.model.kept import kept_while_untouched
+from opd_core.model.model_config import opened_config
 from opd_core.model.positions import PositionRule
 from opd_core.model.vision_input import VisionInput
 from opd_core.spans.answer_reader import THOUGHT
@@ -87,11 +89,9 @@ class PromptEncoder:
         """The rule by which the checkpoint's model places the tokens of a prompt."""
         return PositionRule.of(self._model_config)
 
-    @cached_property
+    @property
     def _model_config(self) -> object:
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self._model_folder, local_files_only=True)
+        return opened_config(self._model_folder)
 
     @cached_property
     def _model_folder(self) -> Path:
@@ -161,20 +161,26 @@ def check_even(clip: VideoClip, second_per_grid: float) -> None:
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a checkpoint folder; raises `VideoOPDError` when there is none."""
+    """The processor of a checkpoint folder, which all of this process share; raises `VideoOPDError`
+    when there is none."""
     torchvision_guard.install()
-    from transformers import AutoProcessor
-
     if not folder.is_dir():
         raise VideoOPDError(f"there is no model folder at {folder}; correct the path in the config")
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return _opened_processor(folder)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise VideoOPDError(
             f"{folder} has no usable processor ({first_line}); copy the processor files of the "
             "base checkpoint into it"
         ) from None
+
+
+@kept_while_untouched
+def _opened_processor(folder: Path) -> object:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def processor_hash(processor: Any) -> str:
