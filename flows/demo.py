@@ -163,7 +163,7 @@ def _next_steps(run_path: Path) -> None:
     )
     videoopd = _command()
     print(f"The run is in {run}. To try next:")
-    print(f"  {videoopd} status {run}")
+    print(f"  {videoopd} view {run}")
     print(f'  {videoopd} query {run} "{sql}"')
     print(f"  {videoopd} show {run} {rollout_id}")
 

@@ -25,9 +25,11 @@ from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
 from flows.alone import alone
+from flows.prefect_page.names import of_stage
 from flows.round import videoopd
 from flows.stage.prepare import opened
 from flows.summaries import StageSummary
+from flows.tracking.live import tracked
 from opd_core.types import VideoOPDError
 from storage.stages import ROUND, Stage
 
@@ -42,12 +44,12 @@ def _alone(stage: Stage) -> Flow[..., Any]:
         overrides: list[str] | None = None,
         force: bool = False,
     ) -> StageSummary:
-        with opened(config, overrides, stages=(stage.name,)) as work:
+        with opened(config, overrides, stages=(stage.name,)) as work, tracked(work.config):
             return run_stage(work, work.policy_at(stage.name, round), force)
 
     run.__name__ = run.__qualname__ = stage.name
     run.__doc__ = stage.about
-    return flow(name="videoopd", flow_run_name=stage.name)(run)
+    return flow(name="videoopd", flow_run_name=of_stage(stage.name))(run)
 
 
 _STAGES = {stage.name: _alone(stage) for stage in ROUND}

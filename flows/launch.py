@@ -56,14 +56,16 @@ def quiet_server() -> Callable[[], None]:
 def run_rounds(config: str, rounds: int, overrides: Sequence[str]) -> None:
     """Run `rounds` rounds and print their table after each."""
     from flows.console.report import print_rounds
+    from flows.tracking.live import tracked
 
-    _checked(config, overrides)
+    loaded = _checked(config, overrides)
     flow = round_flow()
     done: list[RoundSummary] = []
-    for number in range(1, rounds + 1):
-        summary = flow(config, rounds=1, overrides=list(overrides))
-        done += summary.rounds
-        print_rounds(summary.run_path, done, last=number == rounds)
+    with tracked(loaded):
+        for number in range(1, rounds + 1):
+            summary = flow(config, rounds=1, overrides=list(overrides))
+            done += summary.rounds
+            print_rounds(summary.run_path, done, last=number == rounds)
 
 
 def run_stage(
@@ -134,12 +136,13 @@ def _checked(config: str, overrides: Sequence[str], stages: Sequence[str] | None
     that cannot fit into memory is found before a server is started."""
     from flows.stage.memory_check import refuse_what_cannot_fit
     from flows.stage.models import with_folders
-    from flows.stage.prepare import check_folders, refuse_busy
+    from flows.stage.prepare import check_folders, refuse_busy, refuse_missing_trackers
     from opd_core.config.load import load_config
 
     loaded = load_config(config, overrides)
     refuse_busy(loaded)
     check_folders(loaded, config)
+    refuse_missing_trackers(loaded)
     refuse_what_cannot_fit(loaded, stages)
     return with_folders(loaded, config)
 

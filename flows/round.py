@@ -11,26 +11,29 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.numbers.announced import announce
+from flows.numbers.outcome import summarize
+from flows.prefect_page.names import of_rounds
 from flows.stage.older_policies import let_older_go
-from flows.stage.outcome import summarize
 from flows.stage.prepare import opened
 from flows.stages import draw, evaluate, focus, rollout, score, update, validate
 from flows.summaries import RunSummary
+from flows.tracking.live import tracked
 
 
-@flow(name="videoopd", flow_run_name="round", validate_parameters=True, persist_result=False)
+@flow(name="videoopd", flow_run_name=of_rounds, validate_parameters=True, persist_result=False)
 def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -> RunSummary:
     """Run `rounds` rounds of Video-OPD from the newest committed policy on.
 
     config: path of a TOML file. overrides: `section.key=value`, as for `videoopd run --set`, but
     a path in them is relative to the config's folder.
     """
-    with opened(config, overrides) as work:
+    with opened(config, overrides) as work, tracked(work.config) as tell_trackers:
         outcomes = []
         policy = work.policy_of_round()
         if policy.version == 0:
             outcomes.append(summarize(work, 0, [evaluate(work, policy)]))
-        for _ in range(rounds):
+        for left in reversed(range(rounds)):
             policy = work.policy_of_round()  # resume = newest committed update
             stages = [
                 draw(work, policy),  # seeded by policy_version
@@ -44,4 +47,6 @@ def videoopd(config: str, rounds: int = 1, overrides: list[str] | None = None) -
             work.run.finish_round(policy.version + 1)
             let_older_go(work)  # by [policies]; none unless it says so
             outcomes.append(summarize(work, policy.version + 1, stages))
+            tell_trackers()
+            announce(work, outcomes[-1], stages[-1], left)  # on Prefect's page, if one stays
         return RunSummary(str(work.run.path), tuple(outcomes))

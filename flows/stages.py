@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from flows.console.progress import mention, progress
+from flows.console.step_line import step_line
 from flows.stage import prediction_cache, score_cache, uses
 from flows.stage import rows as round_rows
 from flows.stage.appending import appending
@@ -41,6 +42,7 @@ from opd_core.types import (
     Selection,
     TeacherScore,
     Update,
+    UpdateStep,
     VideoOPDError,
     make_rollout_id,
     make_seed,
@@ -311,11 +313,11 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
 
     Begun again in a past round, it supersedes all that was made with later policies.
     """
-    began = time.perf_counter()
     run = work.run
     if policy.version < run.current_policy().version and not begun.again:
         return Done()
     work.about_to_work()
+    began = time.perf_counter()
     from opd_core.update.on_cluster import Asked, update_asked
     from opd_core.update.student import Trained, TrainerFolders, plan_steps
 
@@ -347,9 +349,11 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         for e in round_rows.drawn(work, policy)
         if (answers := tuple(rollouts.get(e.example_id, ())))
     ]
-    saved = run.saved_steps()
+    saved, running = run.saved_steps(), run.running_steps()
     if begun.again:
         saved.clear()
+    if saved.newest() is None:
+        running.clear()
     begun.new_take()
     total = run.rollouts().filter(round_rows.of_round(policy)).select(pl.len()).collect().item()
     uses_scores = round_rows.needs_scores(work)
@@ -364,7 +368,12 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
 
         def going_on(done: int) -> None:
             mention(f"update: goes on at step {done} of {steps}")
-            advance(done)
+            running.go_on_at(policy.version + 1, done)
+            advance(done, made_before=True)
+
+        def made(step: UpdateStep) -> None:
+            running.add(policy.version + 1, step)
+            advance(1, saying=step_line(step))
 
         asked = Asked(
             work.config,
@@ -375,7 +384,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
             trainer,
             restart is not None,
         )
-        result = update_asked(asked, lambda _: advance(1), going_on)
+        result = update_asked(asked, made, going_on)
     new = run.publish_policy(staging, policy, trainer.new)
     first = result.first_step
     row = Update(
@@ -405,14 +414,15 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     run.append("updates", [row], policy_version=policy.version)
     run.keep_newest_trainer()
     saved.clear()
-    uses.forget(run.path, policy.version)
+    running.clear()
+    uses.forget(run.path)
     notes = {
         "stopped_early": result.stopped_early,
         "optimizer_restarted": restart,
         "went_on_at_step": result.went_on_at,
         "workers_lost": losses.total().since(before).workers or None,
     }
-    return Done(1, len(result.steps), notes)
+    return Done(1, len(result.steps), notes, mismatch=row.max_logprob_mismatch)
 
 
 @stage
@@ -447,6 +457,7 @@ def _append_batches(
     name = str(TABLES[table].writer)
     flush_seconds = work.config.storage.flush_seconds
     before = losses.total()
+    largest: float | None = None
     with (
         progress(name, examples) as advance,
         appending(work.run, table, name, policy.version, flush_seconds) as rows,
@@ -454,10 +465,13 @@ def _append_batches(
         for batch in batches:
             rows.add(batch)
             advance(batch.examples)
+            measured = (getattr(row, "engine_mismatch", None) for row in batch.records)
+            known = [largest, *measured]
+            largest = max((one for one in known if one is not None), default=None)
     lost = losses.total().since(before)
     trouble: dict[str, float | None] = {
         "quarantined": rows.quarantined or None,
         "workers_lost": lost.workers or None,
         "done_again": lost.again or None,
     }
-    return Done(copied + rows.added, examples, trouble | notes)
+    return Done(copied + rows.added, examples, trouble | notes, copied, largest)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from opd_core.types import StageUse
+
 Note = str | int | float
 
 
@@ -18,6 +20,10 @@ class Done:
     """Examples (or steps) it worked through."""
     notes: Mapping[str, Note | None] = field(default_factory=dict)
     """What is None is not noted."""
+    copied: int = 0
+    """Of the rows, those that another round or run had computed."""
+    mismatch: float | None = None
+    """Largest |engine - trainer| log-prob of what it computed and compared, nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,12 @@ class StageSummary:
     items: int
     seconds: float
     notes: dict[str, Note] = field(default_factory=dict)
+    copied: int = 0
+    """As in `Done`."""
+    mismatch: float | None = None
+    """As in `Done`."""
+    use: StageUse | None = None
+    """What this execution took."""
 
     def noting(self, **notes: Note | None) -> StageSummary:
         known = {key: value for key, value in notes.items() if value is not None}

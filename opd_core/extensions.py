@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from opd_core.registry import Registry
+from opd_core.tracker import About, Tracker
+from opd_core.types import VideoOPDError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -162,10 +164,29 @@ class Engine:
 
     def installed(self) -> str | None:
         """The version of what it needs; None where that is not installed."""
-        for package in self.needs:
-            with suppress(PackageNotFoundError):
-                return version(package)
-        return None
+        return _installed(self.needs)
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerKind:
+    """What shows a run's numbers as curves."""
+
+    about: str
+    """What it is, in one sentence."""
+    opened: Callable[[About], Tracker]
+    """The run as it is described to it -> what is told of points. Imports what is heavy inside."""
+    needs: tuple[str, ...] = ()
+    """Packages, of which one has to be installed."""
+    look: str = ""
+    """The command that shows what it keeps; `{folder}`, `{project}` and `{name}` stand for them."""
+
+
+def _installed(packages: tuple[str, ...]) -> str | None:
+    """The version of the first of them that is installed."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None
 
 
 def is_the_trainer(engine: str) -> bool:
@@ -221,3 +242,26 @@ ENGINES = Registry(
 """Of `rollout.engine`, `teacher.engine` and `evaluate.engine`."""
 TRAINER = "hf"
 """The engine that is the trainer itself."""
+TRACKERS = Registry(
+    "videoopd.trackers",
+    TrackerKind,
+    {
+        "tensorboard": "flows.tracking.tensorboard:TRACKER",
+        "trackio": "flows.tracking.trackio:TRACKER",
+        "wandb": "flows.tracking.wandb:TRACKER",
+        "mlflow": "flows.tracking.mlflow:TRACKER",
+    },
+)
+"""Of `tracking.to`."""
+
+
+def installed_tracker(name: str) -> TrackerKind:
+    """Raises `VideoOPDError` where its package is not installed."""
+    kind = TRACKERS[name]
+    if kind.needs and _installed(kind.needs) is None:
+        package = kind.needs[0] if name in TRACKERS.foreign else f"videoopd[{name}]"
+        raise VideoOPDError(
+            f"the tracker {name!r} is not installed here; install it with "
+            f'`pip install "{package}"`, or leave it out'
+        )
+    return kind

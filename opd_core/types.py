@@ -33,6 +33,13 @@ class VideoOPDError(Exception):
     """An error a user can cause. Its text is one sentence that names the thing and the fix."""
 
 
+class EngineCrashError(VideoOPDError):
+    """What computes has crashed: a process of an engine was killed, or a device had no memory left.
+
+    The same again may well work, and a stage goes on from its rows: it is tried once more.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Weights that answer: one version of the student's, or the teacher's in a round."""

@@ -48,8 +48,17 @@ class Depth:
 
 def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
     """One verdict a link, from the checkpoints back to the videos; then how the tables came."""
+    for name, link in chain(depth):
+        try:
+            yield Verdict(name, link(run), None)
+        except (BrokenLink, VideoOPDError) as error:
+            yield Verdict(name, None, str(error))
+
+
+def chain(depth: Depth) -> list[tuple[str, Link]]:
+    """The links in order, each by the name that it is told by; none rests on another's verdict."""
     generator = random.Random(depth.seed)
-    chain: list[tuple[str, Link]] = [
+    made: list[tuple[str, Link]] = [
         ("checkpoints hold the weights that were committed", store.weights),
         ("each policy names its parent", store.chain),
         ("nothing stands on superseded rows", audit_takes.takes),
@@ -64,23 +73,19 @@ def audit(run: Run, depth: Depth) -> Iterator[Verdict]:
         ("draws took what the annotation files held", audit_data.draws),
     ]
     if depth.videos > 0:
-        chain.append(
+        made.append(
             ("videos are unchanged", lambda run: again.videos(run, depth.videos, generator))
         )
     if depth.deep > 0:
-        chain += [
+        made += [
             (
                 "sampled again",
                 lambda run: again.sampled(run, depth.deep, depth.tolerance, generator),
             ),
             ("scored again", lambda run: again.scored(run, depth.deep, depth.tolerance, generator)),
         ]
-    chain += [
+    return [
+        *made,
         ("tables were only appended to", store.appended),
         ("every attempt is accounted for", store.attempts),
     ]
-    for name, link in chain:
-        try:
-            yield Verdict(name, link(run), None)
-        except (BrokenLink, VideoOPDError) as error:
-            yield Verdict(name, None, str(error))

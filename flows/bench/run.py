@@ -155,6 +155,12 @@ def _store() -> Iterator[Row]:
     return store_rows()
 
 
+def _view() -> Iterator[Row]:
+    from flows.bench.view import view_rows
+
+    return view_rows()
+
+
 def _decoding() -> Iterator[Row]:
     from flows.bench.decoding import decoding_rows
 
@@ -355,6 +361,7 @@ BENCHES = {
     "memory": Bench("peak memory of scoring: completion rows, full logits", _memory),
     ACCELERATOR: Bench("Qwen3-VL-2B and -8B shapes on CUDA (10 minutes)", _accelerator),
     "store": Bench("a million trajectories in Lance and in Parquet", _store),
+    "view": Bench("pages of `videoopd view` at a million trajectories, and what it costs", _view),
     "decoding": Bench("frames of a video file that one core decodes a second", _decoding),
     "throughput": Bench("trajectories a second of whole rounds, tiny world", _throughput),
     "vllm": Bench("teacher scoring: vLLM against HF trees; idle engines, tiny world", _vllm),

@@ -64,6 +64,7 @@ def number(kind: type[float], holds: Callable[[float], bool], what: str) -> Call
 
 
 at_least_one = number(int, lambda count: count >= 1, "a whole number above 0")
+port = number(int, lambda at: 1 <= at <= 65535, "a port, from 1 to 65535")
 seconds = number(float, lambda s: 0.0 <= s < math.inf, "a number of seconds, 0 or more")
 share = number(float, lambda part: 0.0 <= part <= 1.0, "a share from 0 to 1")
 

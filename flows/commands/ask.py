@@ -1,41 +1,28 @@
-"""What `videoopd diff`, `export` and `audit` print, and the text of tokens for the view of them."""
+"""What `videoopd diff`, `export` and `audit` print."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.console.progress import is_quiet
 from flows.console.report import console, cut, number, table
-from opd_core.model.token_text import token_texts
+from flows.run_tokenizer import texts_of as texts_of  # where docs/ask.md has it
 from opd_core.types import VideoOPDError
-from storage.audit.links import base_path
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flows.audit.walk import Depth
+    from flows.audit.outcome import Auditing
+    from flows.audit.walk import Depth, Verdict
     from storage.asking.diff import Diff
     from storage.runs.run import Run
 
 HUB_FOLDER = "hub-folder"
-
-
-def texts_of(run: Run) -> Callable[[Sequence[int]], list[str]] | None:
-    """Find what reads token ids, the tokenizer of the run's newest checkpoint; None without one.
-
-    For `run.tokens(texts_of(run))`.
-    """
-    folders = sorted((run.path / "policies").glob("v*"), key=lambda folder: folder.stat().st_mtime)
-    for folder in [*reversed(folders), base_path(run)]:
-        if (folder / "tokenizer.json").is_file():
-            return partial(token_texts, folder)
-    return None
 
 
 def print_diff(a: Run, b: Run, format: str) -> None:
@@ -107,8 +94,10 @@ def _export_policy(run: Run, out: Path, names: Sequence[str], replace: bool) -> 
 
 def print_audit(run: Run, depth: Depth, format: str) -> int:
     """Print each link with its count; returns the exit code, 1 when one is broken and named."""
+    from flows.audit.outcome import Auditing
     from flows.audit.walk import audit
 
+    auditing = Auditing(run, depth)
     verdicts = []
     for verdict in audit(run, depth):
         verdicts.append(verdict)
@@ -123,6 +112,7 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
             print(f"    {note}")
         for gone in verdict.checked.let_go:
             print(f"  ? {gone}")
+    _keep(auditing, verdicts)
     broken = [verdict for verdict in verdicts if verdict.broken]
     if format == "json":
         _print_json({"run": str(run.path), "round": run.round, "whole": not broken,
@@ -137,6 +127,14 @@ def print_audit(run: Run, depth: Depth, format: str) -> int:
         end = f"; {open_ends} parts (?) were let go and are not proven" if open_ends else ""
         print(f"all {len(verdicts)} links hold{end}")
     return 1 if broken else 0
+
+
+def _keep(auditing: Auditing, verdicts: Sequence[Verdict]) -> None:
+    """Leave the outcome beside the run, which may be a copy that cannot be written."""
+    try:
+        auditing.keep(verdicts)
+    except (VideoOPDError, OSError) as error:
+        print(f"videoopd: the outcome is not kept: {error}", file=sys.stderr)
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`status`, `query`, `show`, `diff`, `export`: what reads a run."""
+"""`status`, `query`, `show`, `view`, `report`, `diff`, `export`, `track`: what reads a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.arguments import FOLDER, PATH, Choice, command, run, run_at
+from flows.commands.arguments import FOLDER, PATH, RUN_AT, Choice, command, port, run, run_at
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 
@@ -40,9 +40,9 @@ def status(run: str, as_json: bool) -> None:
 )  # fmt: skip
 @force
 def query(run: str, sql: str, format: str | None, out: Path | None, force: bool) -> None:
-    from flows.commands.ask import texts_of
     from flows.commands.targets import opening
     from flows.console.answers import destination, write_answer
+    from flows.run_tokenizer import texts_of
     from storage.asking.query import query
 
     to = destination(format, out, force)
@@ -62,6 +62,34 @@ def show(run: str, id: str) -> None:
 
     with opening() as open_run:
         show(open_run(run), id)
+
+
+@command("view", "look at runs in a browser: curves, rollouts, video beside tokens")
+@click.argument("runs", type=click.Path(), metavar="RUN...", nargs=-1, required=True, help=RUN_AT)
+@click.option("--port", type=port, metavar="N", help="default: 8470, or one that is free")
+@click.option("--no-browser", is_flag=True, help="only print the address")
+def view(runs: tuple[str, ...], port: int | None, no_browser: bool) -> None:
+    from flows.view.memory import stay_small
+
+    stay_small()
+    from flows.commands.targets import opening
+    from flows.view.serve import view
+
+    with opening() as open_run:
+        view([open_run(run) for run in runs], port, not no_browser)
+
+
+@command("report", "a run, or two beside each other, as one HTML file to send or to print")
+@run_at
+@click.argument("other", type=click.Path(), metavar="[RUN2]", required=False, help="another one")
+@click.option("--out", type=PATH, metavar="FILE", help="default: report-RUN.html in this folder")
+@force
+def report(run: str, other: str | None, out: Path | None, force: bool) -> None:
+    from flows.commands.targets import opening
+    from flows.report.write import write_report
+
+    with opening() as open_run:
+        write_report([open_run(name) for name in (run, other) if name is not None], out, force)
 
 
 @command("diff", "in what two runs or rounds differ: inputs and numbers")
@@ -97,3 +125,18 @@ def export(run: str, to: str, out: Path, tables: tuple[str, ...], force: bool) -
 
     with opening() as open_run:
         export(open_run(run), to, out, tables, force)
+
+
+@command("track", "tell a tracker of a run: tensorboard, trackio, wandb, mlflow")
+@run_at
+@click.option("--to", required=True, metavar="NAME", help="the tracker, as in `[tracking]`")
+@click.option(
+    "--out", type=FOLDER, metavar="FOLDER",
+    help="of all trackers, with a folder each (default: as `[tracking]` of the run says)",
+)  # fmt: skip
+def track(run: str, to: str, out: Path | None) -> None:
+    from flows.commands.targets import opening
+    from flows.commands.track import track
+
+    with opening() as open_run:
+        track(open_run(run), to, out)

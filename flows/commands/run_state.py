@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.round_state import RoundState, count, last_config, round_state
 from flows.console.report import ABSENT, accuracy, size_text
+from flows.numbers.round_state import RoundState, count, last_config, round_state
 from flows.stage.left_out import SameReason, left_out
 from flows.stage.typed_config import config_words
 from opd_core.config.sections import FRAMES_FOLDER

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from flows.commands.arguments import command
+import click
+
+from flows.commands.arguments import at_least_one, command
 
 
 @command("up", "start a Prefect server on loopback that serves the deployments")
-def up() -> None:
+@click.option(
+    "--gpus", type=at_least_one, metavar="N",
+    help="cards of this machine: rounds side by side wait for each other's (the limit `gpu`)",
+)  # fmt: skip
+def up(gpus: int | None) -> None:
+    import os
+
     from flows.server.local import up
 
-    up()
+    url = up()
+    if gpus is not None:
+        os.environ["PREFECT_API_URL"] = url  # before Prefect is imported
+        from flows.prefect_page.gpu_limit import LIMIT, set_limit
+
+        set_limit(gpus)
+        print(f"the limit {LIMIT!r} has {gpus} slots")
 
 
 @command("down", "stop what `up` started")

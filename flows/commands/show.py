@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from rich.text import Text
 
-from flows.commands.ask import texts_of
 from flows.console.report import ABSENT, console, number, printable, table
+from flows.run_tokenizer import texts_of
 from opd_core.types import VideoOPDError
 from storage.tables.present import latest
 from storage.tables.schemas import TABLES

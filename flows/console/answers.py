@@ -13,9 +13,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from flows.console.out_file import check_out, write_out
 from flows.console.report import printable
 from opd_core.types import VideoOPDError
-from storage.files import disk_troubles, write_bytes_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,18 +58,7 @@ def destination(format: str | None, out: Path | None, force: bool) -> Destinatio
         raise VideoOPDError(
             f"{ends} names no format; end it with one of {', '.join(SUFFIXES)}, or give --format"
         )
-    if out.is_dir():
-        raise VideoOPDError(f"{out} is a folder; give --out the name of a file in it")
-    if out.exists() and not out.is_file():
-        raise VideoOPDError(
-            f"{out} is no file but a device or a pipe; leave out --out, and redirect"
-        )
-    if not out.parent.is_dir():
-        raise VideoOPDError(
-            f"there is no folder {out.parent} for --out; make it, or choose another"
-        )
-    if out.exists() and not force:
-        raise VideoOPDError(f"{out} is there already; choose another --out, or add --force")
+    check_out(out, force, "leave out --out, and redirect")
     return Destination(format or str(known), out)
 
 
@@ -86,13 +75,7 @@ def write_answer(frame: pl.DataFrame, to: Destination) -> None:
         return
     content = BytesIO()
     _write(frame, to.format, content)
-    try:
-        with disk_troubles(to.out):
-            write_bytes_whole(to.out.resolve(), content.getbuffer())
-    except OSError as error:
-        raise VideoOPDError(
-            f"{to.out} cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    write_out(to.out, content.getbuffer())
     rows = "1 row" if frame.height == 1 else f"{frame.height:,} rows"
     print(f"wrote {rows} to {to.out}")
 

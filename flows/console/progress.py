@@ -3,7 +3,7 @@
     with progress("rollout", total=256) as advance:
         for batch in batches:
             ...
-            advance(len(batch))
+            advance(len(batch), saying="loss 0.62")
 
 Off a terminal (a log file, a flow served by Prefect) it writes a line about every ten seconds, and
 nothing at all for what is quicker. Under pytest it is silent unless VIDEOOPD_PROGRESS=1. `waiting`
@@ -17,11 +17,24 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
 
-Advance = Callable[[int], None]
 SECONDS_PER_LINE = 10.0
+SAYING = 33
+"""Letters of what is said beside a bar on a terminal of 80 columns."""
 QUIET = "VIDEOOPD_QUIET"
+
+
+class Advance(Protocol):
+    def __call__(self, count: int, saying: str = "", made_before: bool = False) -> None:
+        """So many are newly done; `saying` is how the last one was. `made_before`: by an earlier
+        process, which says nothing of how long the rest will take."""
+
+
+Watch = Callable[[str, int], AbstractContextManager[Advance]]
+"""(what, total) -> what is told of each advance, beside the terminal."""
+_watches: list[Watch] = []
 
 
 @contextmanager
@@ -42,11 +55,34 @@ def is_quiet() -> bool:
 
 
 @contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Show what `progress` shows meanwhile in another place, too; also where it is quiet here."""
+    _watches.append(watch)
+    try:
+        yield
+    finally:
+        _watches.remove(watch)
+
+
+@contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """Show how far `what` is; the yielded function is told how many of `total` are newly done."""
+    with ExitStack() as shown:
+        wanted = (_here, *_watches) if total > 0 else ()
+        places = [shown.enter_context(show(what, total)) for show in wanted]
+
+        def advance(count: int, saying: str = "", made_before: bool = False) -> None:
+            for place in places:
+                place(count, saying, made_before)
+
+        yield advance
+
+
+@contextmanager
+def _here(what: str, total: int) -> Iterator[Advance]:
     in_test = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("VIDEOOPD_PROGRESS") != "1"
-    if total <= 0 or is_quiet() or in_test:
-        yield lambda count: None
+    if is_quiet() or in_test:
+        yield lambda count, saying="", made_before=False: None
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:
             yield advance
@@ -76,35 +112,50 @@ def waiting(what: str) -> Iterator[None]:
 def _bar(what: str, total: int) -> Iterator[Advance]:
     from rich import progress as rich
     from rich.console import Console
+    from rich.table import Column
 
+    whole = Column(no_wrap=True, min_width=7)  # on a narrow terminal the bar is what gets shorter
     bar = rich.Progress(
-        "{task.description:<12}",
+        "{task.description:<8}",
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
+        rich.TimeElapsedColumn(table_column=whole),
         "left",
-        rich.TimeRemainingColumn(),
+        rich.TimeRemainingColumn(table_column=whole.copy()),
         console=Console(stderr=True),
         transient=True,
     )
+    plain = len(bar.columns)
     with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(what, total=total, saying="")
+
+        def advance(count: int, saying: str = "", made_before: bool = False) -> None:
+            if made_before:
+                bar.reset(task, total=total, completed=count)
+                return
+            if saying and len(bar.columns) == plain:
+                column = Column(no_wrap=True, min_width=SAYING)
+                bar.columns += (rich.TextColumn("{task.fields[saying]}", table_column=column),)
+            bar.update(task, advance=count, saying=saying)
+
+        yield advance
 
 
 def _lines(what: str, total: int) -> Advance:
     begun = last = time.monotonic()
-    done = 0
+    done = before = 0
 
-    def advance(count: int) -> None:
-        nonlocal done, last
+    def advance(count: int, saying: str = "", made_before: bool = False) -> None:
+        nonlocal begun, done, last, before
         done = min(total, done + count)  # resumed work may count what was done before
         now = time.monotonic()
-        if now - last >= SECONDS_PER_LINE:
+        if made_before:
+            before, begun = done, now
+        elif now - last >= SECONDS_PER_LINE:
             last = now
-            seconds = (now - begun) / done * (total - done) if done else float("nan")
-            print(
-                f"{what}: {done}/{total}, about {seconds:.0f} s left", file=sys.stderr, flush=True
-            )
+            made = done - before
+            left = f"{(now - begun) / made * (total - done):.0f} s left" if made else "nan s left"
+            how = f"; {saying}" if saying else ""
+            print(f"{what}: {done}/{total}, about {left}{how}", file=sys.stderr, flush=True)
 
     return advance

@@ -109,9 +109,9 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def size_text(count: int) -> str:
+def size_text(count: int, precision: int = 0) -> str:
     """Format a number of bytes: `35 MB`."""
-    return decimal(count, precision=0)
+    return decimal(count, precision=precision)
 
 
 def number(value: float | None, style: str = ".3f", absent: str = ABSENT) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
 from flows.evaluation.answers import Answers
-from opd_core.spans.bootstrap import Estimate, estimates
+from flows.numbers.accuracy import intervals
+from opd_core.spans.bootstrap import Estimate
 from opd_core.spans.metrics import per_example
 from opd_core.types import VideoOPDError
 
@@ -53,11 +53,7 @@ def groups(answers: Answers, by: str | None = None) -> Iterator[Group]:
 
 
 def _group(name: str, rows: pl.DataFrame) -> Group:
-    names = list(per_example())
-    values = rows.select(pl.col(names).cast(pl.Float64)).to_numpy()
-    intervals = estimates(np.ascontiguousarray(values), rows["video"].to_list())
-    metrics = dict(zip(names, intervals, strict=True))
-    return Group(name, rows.height, rows["video"].n_unique(), metrics)
+    return Group(name, rows.height, rows["video"].n_unique(), intervals(rows))
 
 
 def numbers(group: Group) -> dict[str, float]:

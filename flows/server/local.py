@@ -105,8 +105,9 @@ def connect() -> Callable[[], None]:
     if url is not None:
         os.environ["PREFECT_API_URL"] = url
         return lambda: None
-    mark = f"{settings.home()}:{os.getpid()}"
-    return start_server(_free_port(), mark, "temporary-server.log", "--no-ui")
+    mark, port = f"{settings.home()}:{os.getpid()}", _free_port()
+    os.environ[settings.TEMPORARY] = _loopback(port)
+    return start_server(port, mark, "temporary-server.log", "--no-ui")
 
 
 def start_server(

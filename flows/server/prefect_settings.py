@@ -43,6 +43,10 @@ _OUR_OWN_IMPORTS = {"PYTHONSAFEPATH": "1"}
 folder `flows` of their own there."""
 
 
+TEMPORARY = "VIDEOOPD_TEMPORARY_SERVER"
+"""Environment: the address of the server that a command has started for itself."""
+
+
 def project_root() -> Path:
     """The folder with `prefect.toml`: this one if it has it, else the checkout of this program; the
     user's own `~/.local/share/videoopd` where it was installed from a wheel."""
@@ -119,6 +123,11 @@ def answers(api_url: str, timeout: float = 3.0) -> bool:
         return error.code in (401, 403)
     except (OSError, ValueError):
         return False
+
+
+def stays(api_url: str | None) -> bool:
+    """Whether the server there outlives the command that uses it."""
+    return bool(api_url) and api_url != os.environ.get(TEMPORARY)
 
 
 def named_server() -> str | None:

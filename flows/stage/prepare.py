@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,12 @@ from flows.stage.models import remember_commits, with_folders
 from flows.stage.processor_cache import processor_hash_of
 from flows.stage.read_data import import_annotations
 from flows.stage.shared_folders import refuse_unshared
+from flows.stage.uses import waiting
 from flows.teachers import Teacher, Teachers, check_shares, shares
 from opd_core.adapter_folder import base_folder, is_adapter
 from opd_core.cluster.connection import staying_connected
 from opd_core.config.load import Config, load_config
-from opd_core.extensions import ENGINES
+from opd_core.extensions import ENGINES, installed_tracker
 from opd_core.focus.select import needs_predictions
 from opd_core.prompts.question_key import prediction_question
 from opd_core.rollout.sampler import sampler_of
@@ -57,12 +58,16 @@ class Work:
     teachers: Teachers
     looking: bool = False
     """Nothing is to be computed: it is asked whether there is anything."""
+    begins: Callable[[], None] = lambda: None
+    """Called once there is something to compute; waits until what it takes is free."""
 
     def about_to_work(self) -> None:
         """A stage calls it once it knows that something is missing, before it writes a row or
         imports what computes. Raises `WorkLeft` where it is only looked at."""
         if self.looking:
             raise WorkLeft
+        with waiting():
+            self.begins()
 
     def predictions(self) -> pl.LazyFrame:
         """The own answers of each example's teacher, to what it is asked; none where the curriculum
@@ -136,10 +141,7 @@ class Work:
         The newest committed one; or its parent while the round that committed it, killed after
         that, is not finished (evaluated, tables tagged).
         """
-        current = self.run.current_policy()
-        if current.version == 0 or self.run.is_finished(current.version):
-            return current
-        return self.run.policy(current.version - 1)
+        return self.policy(self.run.version_of_round())
 
 
 def check_folders(config: Config, name: str) -> None:
@@ -166,6 +168,12 @@ def check_weights(run: Path, *folders: Path) -> None:
             from opd_core.model.checkpoint import check_checkpoint  # and with it torch
 
             check_checkpoint(folder)
+
+
+def refuse_missing_trackers(config: Config) -> None:
+    """Raise `VideoOPDError` where the package of a tracker of the config is not installed."""
+    for name in config.tracking.to:
+        installed_tracker(name)
 
 
 def refuse_busy(config: Config) -> None:
@@ -196,6 +204,7 @@ def opened(
     refuse_busy(written)
     check_folders(written, config)
     if not looking:
+        refuse_missing_trackers(written)
         refuse_what_cannot_fit(written, stages)
     loaded = with_folders(written, config)
     with (

@@ -34,8 +34,12 @@ class Measuring:
     tokens: int
     done: Done | None = None
 
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
     def use(self) -> StageUse:
-        seconds = time.perf_counter() - self.began
+        seconds = self.seconds
         peak, of = peak_memory.peak()
         return _use(self.stage, seconds, token_count.total() - self.tokens, peak, of)
 
@@ -52,11 +56,23 @@ def measuring(run: Path, stage: str, version: int) -> Iterator[Measuring]:
     try:
         yield mine
         if mine.done is not None and mine.done.rows and stage != "update":
+            _file(run).parent.mkdir(exist_ok=True)
             with _file(run).open("a") as file:
                 # Begun on a line of its own, also where a kill or a full disk has cut the last one.
                 file.write("\n" + json.dumps({"version": version, **asdict(mine.use())}) + "\n")
     finally:
         _now = None
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Wait for others: no time of the stage that runs now, if one does."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        if _now is not None:
+            _now.began += time.perf_counter() - began
 
 
 def of_round(run: Path, version: int) -> tuple[StageUse, ...]:
@@ -79,11 +95,10 @@ def of_round(run: Path, version: int) -> tuple[StageUse, ...]:
     return tuple(uses.values())
 
 
-def forget(run: Path, version: int) -> None:
-    """The round of policy `version` is committed: drop its lines, and older ones."""
-    later = [(number, use) for number, use in _lines(run) if number > version]
-    lines = (json.dumps({"version": number, **asdict(use)}) + "\n" for number, use in later)
-    _file(run).write_text("".join(lines))
+def forget(run: Path) -> None:
+    """A round is committed: drop what its stages and those of earlier rounds took. Lines of later
+    rounds are dropped, too: they are of policies that an update which was run again superseded."""
+    _file(run).unlink(missing_ok=True)
 
 
 def _use(stage: str, seconds: float, tokens: int, peak: int, of: str) -> StageUse:
@@ -93,7 +108,6 @@ def _use(stage: str, seconds: float, tokens: int, peak: int, of: str) -> StageUs
 
 def _file(run: Path) -> Path:
     """In a folder that anybody may remove."""
-    (run / _CACHE).mkdir(exist_ok=True)
     return run / _CACHE / "stages.jsonl"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from opd_core import registry
 from opd_core.config.section import LATER, ChoosingSection
 from opd_core.config.sections import (
     FRAMES_FOLDER,
+    TRACKERS_FOLDER,
     ClusterSection,
     DataSection,
     EvaluateSection,
@@ -36,6 +38,7 @@ from opd_core.config.sections import (
     ScoreSection,
     StorageSection,
     TeacherSection,
+    TrackingSection,
     UpdateSection,
     VideoSection,
     VLLMSection,
@@ -56,6 +59,7 @@ _CHANGES_NO_NUMBER = {
     "storage",  # how often rows are appended
     "policies",  # whose weights are kept
     "cluster",  # how many compute it, and where
+    "tracking",  # who is told of it
 }
 """What is not in the hash of a config: keys, and whole sections."""
 
@@ -81,6 +85,7 @@ class Config(ChoosingSection):
     storage: StorageSection = StorageSection()
     machine: MachineSection = MachineSection()
     cluster: Annotated[ClusterSection | None, LATER] = None
+    tracking: Annotated[TrackingSection, LATER] = TrackingSection()
 
     def chosen(self) -> Sequence[str]:
         asked = (teacher.engine for teacher in self.all_teachers)
@@ -351,6 +356,11 @@ class Config(ChoosingSection):
             return None
         return self.frames.path or self.run.path.parent / FRAMES_FOLDER
 
+    @property
+    def trackers_path(self) -> Path:
+        """The folder in which each tracker has one."""
+        return self.tracking.folder or self.run.path.parent / TRACKERS_FOLDER
+
     def to_json(self) -> str:
         """Canonical text: the same config gives the same text on any machine."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1)
@@ -500,7 +510,17 @@ def _absolute(section: BaseModel, folder: Path) -> dict[str, object]:
 
 def absolute_path(path: Path, folder: Path, may_be_a_name: bool) -> Path:
     """A path of a config whose relative ones begin in `folder`. A model's name on the hub stays as
-    it is, unless there is a folder of that name."""
+    it is, unless there is a folder of that name.
+
+    Raises `VideoOPDError` for an address such as s3://bucket/run, which would be a folder "s3:".
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        address = str(path).replace(":/", "://", 1)  # a Path has joined the two slashes
+        raise VideoOPDError(
+            f"{address} is an address, and a path of a config is a file or folder of this machine; "
+            "mount it and give the folder (only the tables of a run can be in an object store, by "
+            "storage.tables)"
+        )
     absolute = (folder / path.expanduser()).resolve()
     is_name = may_be_a_name and not absolute.is_dir() and hub_model(path) is not None
     return path if is_name else absolute

@@ -14,10 +14,19 @@ from typing import Annotated, Literal, NewType, Self
 from pydantic import Field, field_validator, model_validator
 
 from opd_core.config.section import LATER, ChoosingSection, Section
-from opd_core.extensions import CURRICULA, ENGINES, OBJECTIVES, TEMPLATES, Quantise
+from opd_core.extensions import (
+    CURRICULA,
+    ENGINES,
+    OBJECTIVES,
+    TEMPLATES,
+    TRACKERS,
+    Quantise,
+)
 
 FRAMES_FOLDER = "videoopd-frames"
 """Named so that it is not taken for frames of the user's own."""
+TRACKERS_FOLDER = "videoopd-trackers"
+"""As that."""
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -33,16 +42,6 @@ class RunSection(Section):
     path: Path
     """Folder of the run: tables, checkpoints, logs."""
     seed: int = 0
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _is_a_folder(cls, path: object) -> object:
-        if "://" in str(path):
-            raise ValueError(
-                f"run.path = {str(path)!r} is an object store, which has neither the locks nor the "
-                "renames of a run; set run.path to a folder, and storage.tables to the store"
-            )
-        return path
 
 
 class DataSection(Section):
@@ -500,6 +499,18 @@ class ClusterSection(Section):
     address: str | None = None
     """`auto` or `host:port`: a Ray cluster that is there already. None: Ray is started on this
     machine, and ends with the command."""
+    dashboard: bool = False
+    """Start Ray's dashboard with it, on 127.0.0.1, and say where; a cluster that is joined has its
+    own."""
+
+    @model_validator(mode="after")
+    def _dashboard_is_ours(self) -> Self:
+        if self.dashboard and self.address is not None:
+            raise ValueError(
+                "cluster.dashboard is of a Ray that starts with the command, and cluster.address "
+                "names one that is there and has its own; remove cluster.dashboard"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shards_have_cards(self) -> Self:
@@ -510,6 +521,35 @@ class ClusterSection(Section):
                 "cluster.teacher_shards"
             )
         return self
+
+
+class TrackingSection(Section):
+    """Trackers that show the run's numbers while it goes on. They are made of the tables, so that
+    `videoopd track` can tell them later too, and a tracker that fails stops nothing."""
+
+    to: tuple[Annotated[str, TRACKERS], ...] = ()
+    """Which: `tensorboard`, `trackio`, `wandb`, `mlflow`; each is an extra of its own
+    (`pip install "videoopd[trackio]"`) and keeps files on this machine only."""
+    folder: Path | None = None
+    """Where they keep them, a folder each. None: `videoopd-trackers` beside the run's folder, for
+    all runs there."""
+    project: str = "videoopd"
+    """What groups runs in trackio, wandb and mlflow."""
+    seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a command waits at its end for a tracker that is not done; then it is ended."""
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("to")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"tracking.to names {', '.join(twice)} twice; once is enough")
+        return value
 
 
 class VLLMSection(Section):

@@ -176,12 +176,8 @@ def to_bytes(clip: VideoClip, codec: Codec) -> bytes:
 def from_bytes(payload: bytes) -> VideoClip:
     """The clip of `to_bytes`. Raises ValueError when these are not its bytes, or not its pixels."""
     try:
-        digest, length = _HEADER.unpack_from(payload)
-        text = payload[_HEADER.size : _HEADER.size + length]
-        if _digest(text) != digest:
-            raise ValueError("the header is damaged")
-        header = json.loads(text)
-        shape, start = tuple(header["shape"]), _HEADER.size + length
+        header, start = _header(payload)
+        shape = tuple(header["shape"])
         if "jpeg_bytes" in header:
             parts = []
             for size in header["jpeg_bytes"]:
@@ -205,6 +201,26 @@ def from_bytes(payload: bytes) -> VideoClip:
     if clip.pixel_hash != header["pixel_hash"]:
         raise ValueError("the pixels are not those that were kept")
     return clip
+
+
+def pixel_hash_in(file: Path) -> str | None:
+    """What the header of a kept clip says of its pixels, without reading them; None: unreadable."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(_HEADER.size)
+            header, _ = _header(start + stream.read(_HEADER.unpack_from(start)[1]))
+        return str(header["pixel_hash"])
+    except (OSError, struct.error, ValueError, KeyError):
+        return None
+
+
+def _header(payload: bytes) -> tuple[dict[str, Any], int]:
+    """What precedes the frames, and where they begin. Raises ValueError, `struct.error`."""
+    digest, length = _HEADER.unpack_from(payload)
+    text = payload[_HEADER.size : _HEADER.size + length]
+    if _digest(text) != digest:
+        raise ValueError("the header is damaged")
+    return json.loads(text), _HEADER.size + length
 
 
 def _to_jpeg(frame: np.ndarray) -> bytes:

@@ -8,14 +8,13 @@ differ in paths only. Numbers are compared on the examples that both sides have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from opd_core.types import VideoOPDError
+from storage.asking.config_in_force import config_in_force, flat
 from storage.runs import run_folder
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def _inputs(run: Run) -> Iterator[tuple[str, object]]:
         ("code commit", "git_commit"),
     ):
         yield name, _values(rollouts, column)
-    digests = [row["config_hash"] for row in update] or _values(rollouts, "config_hash").split(", ")
-    for key, value in sorted(_flat(_config(run, digests[-1])).items()):
+    for key, value in sorted(flat(config_in_force(run).content).items()):
         if key != "run.path":
             yield f"config {key}", value
 
@@ -113,31 +111,6 @@ def _inputs(run: Run) -> Iterator[tuple[str, object]]:
 def _values(frame: pl.LazyFrame, column: str) -> str:
     distinct = frame.select(pl.col(column).unique()).collect().to_series().drop_nulls()
     return ", ".join(sorted(distinct.to_list())) or ABSENT
-
-
-def _config(run: Run, digest: str) -> dict[str, object]:
-    if digest == ABSENT:
-        digest = str(run_folder.read(run.path)["config_hash"])
-    file = run.path / "configs" / f"{digest}.json"
-    try:
-        content: dict[str, object] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise VideoOPDError(
-            f"{file} cannot be read, and rows name it; restore it from a copy of the run"
-        ) from None
-    return content
-
-
-def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in content.items():
-        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-            value = {str(one.get("name", at)): one for at, one in enumerate(value)}  # of teachers
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _data(a: Run, b: Run) -> tuple[list[Input], list[str]]:

@@ -15,6 +15,7 @@ from opd_core.types import VideoOPDError
 from storage.asking import sql_names
 from storage.asking.described import describe
 from storage.tables.schemas import TABLES
+from storage.tables.takes import ALL_TAKES
 from storage.tables.views import VIEWS, Texts
 
 if TYPE_CHECKING:
@@ -29,17 +30,18 @@ _DESCRIBE = re.compile(
     r"(?:describe|desc|show\s+columns\s+(?:from|in))\s+(?:table\s+)?(.+)", re.IGNORECASE | re.DOTALL
 )
 _SHOW_TABLES = re.compile(r"show\s+tables", re.IGNORECASE)
-ALL_TAKES = "_all"
-"""`rollouts_all` is the table `rollouts` with its superseded rows."""
 _NAMES = (*TABLES, *VIEWS)
 _QUESTIONS = ("select", "with")
 
 
-def query(run: Run, sql: str, texts: Texts | None = None) -> pl.DataFrame:
+def query(
+    run: Run, sql: str, texts: Texts | None = None, trajectories: pl.LazyFrame | None = None
+) -> pl.DataFrame:
     """The answer to one SELECT, WITH, DESCRIBE or SHOW TABLES over tables and views, by name.
 
     A column of the answer without an alias is named by its expression: `median(student_iou)`.
-    `texts` gives the view `tokens` the text of its tokens.
+    `texts` gives the view `tokens` the text of its tokens; `trajectories` stands in for that view
+    (`storage/asking/scalars.py`).
     Raises `VideoOPDError` for anything else, and for a name that does not exist, with the known.
     """
     text = _COMMENT.sub(lambda m: " " if m[1] else m[0], sql).strip().rstrip(";").strip()
@@ -47,10 +49,12 @@ def query(run: Run, sql: str, texts: Texts | None = None) -> pl.DataFrame:
         return _tables()
     if described := _DESCRIBE.fullmatch(text):
         return _described(run, described[1].strip(), texts)
-    return _answer(run, text, texts)
+    return _answer(run, text, texts, trajectories)
 
 
-def _answer(run: Run, text: str, texts: Texts | None) -> pl.DataFrame:
+def _answer(
+    run: Run, text: str, texts: Texts | None, trajectories: pl.LazyFrame | None = None
+) -> pl.DataFrame:
     import polars as pl
 
     first = re.match(r"[(\s]*(\w*)", text)
@@ -64,7 +68,10 @@ def _answer(run: Run, text: str, texts: Texts | None) -> pl.DataFrame:
         raise VideoOPDError(
             f"queries read the run's own tables only: {', '.join(_NAMES)}; leave out read_...()"
         )
-    context = pl.SQLContext(_frames(run, text, texts))
+    frames = _frames(run, text, texts)
+    if trajectories is not None:
+        frames["trajectories"] = trajectories
+    context = pl.SQLContext(frames)
     # As it was typed comes last: its error is the one that is told.
     attempts = list(dict.fromkeys((*sql_names.named(text), text)))
     for attempt in attempts:

@@ -4,15 +4,16 @@ A link is a function of a run: it counts what it has checked, or raises `BrokenL
 thing that is not as it must be, naming row or file and both values. What needs the algorithm
 (selections, answers, videos) is in `flows/audit/walk.py`, which runs them all.
 
-Nothing is taken from a cache: weights are hashed again.
+Nothing is taken from the run's caches: weights are hashed again.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from opd_core.hub.name import cached_model
 from opd_core.types import Span, make_example_id, make_rollout_id, split_hashes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from storage.runs.run import Run
 
+_Rows: TypeAlias = tuple[dict[str, Any], ...]
 PROBABILITY_TOLERANCE = 1e-3
 """Of the teacher's top-k and tail together, which are probability 1."""
 LOGPROB_TOLERANCE = 1e-4
@@ -50,15 +52,25 @@ class Checked:
     """What can be neither proven nor refuted, because it was let go on purpose: what, and why."""
 
 
-def rounds(run: Run) -> list[dict[str, Any]]:
-    """The committed rounds in force, in order: the rows of `updates`."""
-    return run.updates().sort("policy_version").collect().to_dicts()
+def rounds(run: Run) -> _Rows:
+    """The committed rounds in force, in order: the rows of `updates`, which all links ask for."""
+    return _rounds(
+        run,
+        run.tables.version("updates", run.table_version("updates")),
+        run.tables.version("reruns", run.table_version("reruns")),
+    )
 
 
-def settled(run: Run) -> list[dict[str, Any]]:
+@lru_cache(maxsize=1)
+def _rounds(run: Run, updates: int, reruns: int) -> _Rows:
+    """Read once for the versions of the tables that they follow from."""
+    return tuple(run.updates().sort("policy_version").collect().to_dicts())
+
+
+def settled(run: Run) -> _Rows:
     """Rounds whose update was not computed from superseded rows (`takes.py` has the rest)."""
     stale = {s.policy_version for s in run.takes().stale() if s.stage == "update"}
-    return [row for row in rounds(run) if row["parent_version"] not in stale]
+    return tuple(row for row in rounds(run) if row["parent_version"] not in stale)
 
 
 def base_path(run: Run) -> Path:
@@ -253,23 +265,33 @@ def attempts(run: Run) -> Checked:
     notes: list[str] = []
     for name in run.tables.names:
         spec = TABLES[name]
-        columns = {column.name for column in spec.columns}
-        frame, every = run.scan(name), run.scan(name, superseded=True)
-        foreign = every.filter(pl.col("run_id") != run.run_id).select(*spec.key, "run_id").head(1)
-        for row in foreign.collect().iter_rows():
-            raise BrokenLink.at(f"{name}, {row[:-1]}", "run_id", row[-1], run.run_id)
-        if name not in ("updates", "reruns") and "policy_version" in columns:
-            last = frame.select(pl.col("policy_version").max()).collect().item()
+        of_round = "policy_version" in {column.name for column in spec.columns}
+        shown = run.in_force(name)
+        rows = (
+            run.scan(name, superseded=True)
+            .group_by(
+                "run_id", "attempt", *(["policy_version"] if of_round else []),
+                shown=pl.lit(True) if shown is None else shown, maintain_order=True,
+            )
+            .agg(n=pl.len(), key=pl.struct(spec.key).first())
+            .collect()
+        )  # fmt: skip
+        for row in rows.filter(pl.col("run_id") != run.run_id).head(1).iter_rows(named=True):
+            where = f"{name}, {tuple(row['key'].values())}"
+            raise BrokenLink.at(where, "run_id", row["run_id"], run.run_id)
+        if name not in ("updates", "reruns") and of_round:
+            counts = (
+                rows.filter("shown").group_by("policy_version")
+                .agg(pl.col("n").sum(), attempts=pl.col("attempt").n_unique())
+                .sort("policy_version").rows()
+            )  # fmt: skip
+            last = counts[-1][0] if counts else None
             if last is not None and last > current:
                 raise BrokenLink(f"{name}: it has rows of policy {last}, which nothing committed")
-            begun = pl.col("policy_version") == current
-            rows = frame.filter(begun).select(pl.len()).collect().item()
-            if rows and name != "evaluations":
-                notes.append(f"in progress, round {current + 1}: {rows:,} rows of {name}")
-            by_round = frame.group_by("policy_version").agg(n=pl.col("attempt").n_unique())
-            again = by_round.filter(pl.col("n") > 1).sort("policy_version").collect()
-            notes += [f"{name} of policy {v} took {n} attempts" for v, n in again.iter_rows()]
-        seen |= set(every.select(pl.col("attempt").unique()).collect()["attempt"])
+            if last == current and name != "evaluations":
+                notes.append(f"in progress, round {current + 1}: {counts[-1][1]:,} rows of {name}")
+            notes += [f"{name} of policy {v} took {n} attempts" for v, _, n in counts if n > 1]
+        seen |= set(rows["attempt"])
         if orphans := history.orphans(run.tables.folder, name):
             notes.append(f"{name}: {len(orphans)} data files of a killed write, in no version")
     return Checked(len(seen), "attempts", tuple(notes + _leftovers(run, current)))

@@ -116,6 +116,22 @@ class FrameStore:
         store._hashes.tidy()
         return store
 
+    @classmethod
+    def reading(cls, folder: Path) -> Self | None:
+        """The store in `folder` as it is, for looking at it; None where there is none."""
+        return cls(folder, 0) if (folder / FORMAT_FILE).exists() else None
+
+    def clips_of(self, path: Path) -> list[Path]:
+        """The files of all clips of a video file, whatever their frame spec; of one that is gone,
+        those of what it held when it was last looked at."""
+        try:
+            video_hash: str | None = self._hashes.of(path)
+        except OSError:
+            video_hash = self._hashes.last_known(path)
+        if video_hash is None:
+            return []
+        return sorted((self._clips / video_hash[:2]).glob(f"{video_hash[:32]}-*"))
+
     # --- what opd_core/video/clip.py calls a ClipStore -----------------------------------------
 
     def get(self, path: Path, spec: str) -> bytes | None:

@@ -51,6 +51,13 @@ class VideoHashes:
                 self._append({"path": name, "stat": stat, "sha256": digest})
         return digest
 
+    def last_known(self, path: Path) -> str | None:
+        """The hash that was computed last for a file of this name, whatever has become of it."""
+        with self._guard:
+            self._load()
+            known = self._known.get(os.fspath(path.absolute()))
+        return None if known is None else known[1]
+
     def tidy(self) -> None:
         """Rewrite a file that has grown large; a line added meanwhile costs one more hashing."""
         with self._guard:

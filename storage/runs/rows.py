@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from opd_core.types import GroundingExample, Rerun
 from storage.tables import present, views
@@ -14,6 +15,7 @@ from storage.tables.schemas import TABLES
 from storage.tables.takes import Takes
 
 if TYPE_CHECKING:
+    import duckdb
     import polars as pl
 
 Record = TypeVar("Record")
@@ -28,7 +30,23 @@ class RunRows:
         self.teacher_hash = teacher_hash
         """Of the teachers that the run began with, as `updates` names them."""
         self._tag: str | None = None
+        self._versions: Mapping[str, int] = {}
         self._takes: dict[int, Takes] = {}
+
+    def frozen(self, versions: Mapping[str, int] | None = None) -> Self:
+        """The run with every table at one of its versions, by default at those of this moment: what
+        is appended meanwhile is not seen. A version is there for an hour at least
+        (`storage/tables/cleanup.py`)."""
+        other = copy(self)
+        other._versions = self.table_versions() if versions is None else versions
+        return other
+
+    def table_versions(self) -> dict[str, int]:
+        """The version at which each table is read."""
+        return {name: self.tables.version(name, self.table_version(name)) for name in TABLES}
+
+    def table_version(self, name: str) -> int | str | None:
+        return self._versions.get(name, self._tag)
 
     def scan(self, name: str, superseded: bool = False) -> pl.LazyFrame:
         """A table by name, as of the round that the run was opened at.
@@ -36,8 +54,8 @@ class RunRows:
         Without the rows that a rerun has superseded or made stale (`storage/tables/takes.py`), unless
         `superseded`.
         """
-        frame = self.tables.scan(name, self.version)
-        shown = None if superseded else self._shown(name)
+        frame = self.tables.scan(name, self.table_version(name))
+        shown = None if superseded else self.in_force(name)
         return frame if shown is None else frame.filter(shown)
 
     @property
@@ -47,7 +65,7 @@ class RunRows:
 
     def takes(self) -> Takes:
         """Which stages of which rounds were run again."""
-        number = self.tables.version("reruns", self.version)
+        number = self.tables.version("reruns", self.table_version("reruns"))
         if number not in self._takes:
             rows = self.tables.read("reruns", Rerun, version=number)
             self._takes = {number: Takes(tuple(sorted(rows, key=lambda row: row.sequence)))}
@@ -70,7 +88,8 @@ class RunRows:
                 counts[tuple(key)] = counts.get(tuple(key), 0) + count
         return counts
 
-    def _shown(self, name: str) -> pl.Expr | None:
+    def in_force(self, name: str) -> pl.Expr | None:
+        """True of the rows of a table that no rerun has superseded; None where all are."""
         spec = TABLES.get(name)
         return None if spec is None or spec.round_column is None else self.takes().shown(spec)
 
@@ -81,6 +100,19 @@ class RunRows:
     def tokens(self, texts: views.Texts | None = None) -> pl.LazyFrame:
         """One row a token of an answer; `texts` (ids -> texts) fills in the column `text`."""
         return views.tokens(self.scan, self.teacher_hash, texts)
+
+    def duckdb(self, texts: views.Texts | None = None) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection in which every table (`rollouts`; with superseded rows
+        `rollouts_all`) and view is there by name, as of the round that the run was opened at.
+
+        Nothing is read before it is asked for, and nothing of the run can be written through it.
+        `texts` as for `tokens`. Raises `VideoOPDError` where DuckDB is not installed.
+        """
+        from storage.runs.in_duckdb import connection
+
+        shown = {"trajectories": self.trajectories(), "tokens": self.tokens(texts)}
+        tables = {name: self.tables.stored(name, self.table_version(name)) for name in TABLES}
+        return connection(tables, self.takes(), shown)
 
     def examples(self) -> pl.LazyFrame:
         """Every annotation that the run has ever read, as it was first read."""
@@ -102,9 +134,7 @@ class RunRows:
 
     def present_evaluations(self) -> pl.LazyFrame:
         """The answers to what is in the eval split now: what any number is made of."""
-        import polars as pl
-
-        asked = self.present().filter(pl.col("split") == "eval").select("example_id")
+        asked = present.ids_of_split(self.scan, "eval")
         return self.evaluations().join(asked, on="example_id", how="semi", maintain_order="left")
 
     def data_changes(self) -> pl.LazyFrame:
@@ -154,7 +184,7 @@ class RunRows:
         without: Sequence[str] = (),
     ) -> list[Record]:
         """Rows that `scan` shows as records, in the order they were written; as `Tables.read`."""
-        shown = self._shown(name)
+        shown = self.in_force(name)
         if shown is not None:
             filter = shown if filter is None else shown & filter
-        return self.tables.read(name, record, filter, self.version, without)
+        return self.tables.read(name, record, filter, self.table_version(name), without)

@@ -8,6 +8,8 @@
     policies/v<version>/       published checkpoints with a manifest.json; 0 is the base student
     trainer/v<version>/        what training goes on from, of the newest policy
     trainer/steps/             the last saved step of the update in progress
+    trainer/running-steps.jsonl  its steps so far, for whoever looks on
+    audit.json                 what the last `videoopd audit` said
     .locks/  .cache/           who is working on it now; hashes of untouched folders
 
 A run may be moved: paths in rows are relative to it, and the student's may change with the config.
@@ -78,6 +80,12 @@ class Run(RunPolicies):
         """Whether `finish_round` has tagged every table with policy `version` as it is now."""
         tag = self.round_tag(version)
         return all(tag in history.tags(self.tables.folder, name) for name in self.tables.names)
+
+    def version_of_round(self) -> int:
+        """The policy that the round to work on samples from: the newest, or its parent while the
+        round that made it is not finished."""
+        newest = self.newest_version()
+        return newest if not newest or self.is_finished(newest) else newest - 1
 
     def round_tag(self, version: int) -> str:
         """`round-3`; `round-3.1` where the update that makes policy 3 was run again."""
@@ -214,4 +222,5 @@ class Run(RunPolicies):
             tagged[name] = self.tables.tag(name, tag)
             cleanup.clean_up(self.tables, name, self.run_id, since_tag=f"round-{version - 1}")
         self.saved_steps().clear()  # of a kill between the update's row and this
+        self.running_steps().clear()
         return tagged

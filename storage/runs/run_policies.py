@@ -11,6 +11,7 @@ from opd_core.types import Policy, VideoOPDError
 from storage.runs import marks, policies, run_folder, trainer_folders
 from storage.runs.marks import Checkpoint, LetGo
 from storage.runs.rows import RunRows
+from storage.runs.running_steps import RunningSteps
 from storage.runs.saved_steps import SavedSteps
 from storage.tables.provenance import git_commit
 
@@ -42,8 +43,12 @@ class RunPolicies(RunRows):
 
     def current_policy(self) -> Policy:
         """The newest committed policy in force, or the base student before the first update."""
+        return self.policy(self.newest_version())
+
+    def newest_version(self) -> int:
+        """Of the policies that are committed."""
         updates = self.updates().select("policy_version").collect()
-        return self.policy(max(updates.get_column("policy_version").to_list(), default=0))
+        return max(updates.get_column("policy_version").to_list(), default=0)
 
     def policy(self, version: int) -> Policy:
         """A committed policy, its weights checked against what was committed."""
@@ -137,6 +142,10 @@ class RunPolicies(RunRows):
     def saved_steps(self) -> SavedSteps:
         """Of the update in progress, or of one that was killed."""
         return SavedSteps(self.path)
+
+    def running_steps(self) -> RunningSteps:
+        """Of the update in progress, or of one that was killed, for whoever looks on."""
+        return RunningSteps(self.path)
 
     def keep_newest_trainer(self) -> None:
         """Removes what the training of policies before the newest committed one left."""

@@ -37,6 +37,8 @@ Key = str | int | tuple[object, ...]
 
 LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
+BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
+"""Of `Tables.batches`: rows of a batch, and bytes read from files before they are asked for."""
 ROWS_PER_FRAGMENT = 1024
 """Fragments of this size are left alone by compaction. Round tags keep what a compaction replaced,
 so a compaction that rewrote the table each round would cost disk in the square of the rounds."""
@@ -136,6 +138,35 @@ class Tables:
             frame = frame.filter(filter)
         return from_rows(record, frame.select(own).collect().to_arrow())
 
+    def batches(
+        self,
+        name: str,
+        columns: Sequence[str],
+        version: int | str | None = None,
+        where: str | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """The table in the order it was written, some rows at a time: in memory is what is asked of
+        two batches, however many rows there are. `where`: which rows, in Lance's SQL. Not for
+        tables of an older format."""
+        import polars as pl
+
+        scanner = self._dataset(name, version).scanner(
+            columns=list(columns), batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1,
+            io_buffer_size=BATCH_BYTES, scan_in_order=True, filter=where,
+        )  # fmt: skip
+        for batch in scanner.to_batches():
+            yield pl.DataFrame(pl.from_arrow(batch))
+
+    def take(
+        self, name: str, places: Sequence[int], columns: Sequence[str],
+        version: int | str | None = None,
+    ) -> pl.DataFrame:  # fmt: skip
+        """The rows at these places (0: the first that was written), in the order of `places`."""
+        import polars as pl
+
+        found = self._dataset(name, version).take(list(places), columns=list(columns))
+        return pl.DataFrame(pl.from_arrow(found))
+
     def append(
         self,
         name: str,
@@ -213,6 +244,11 @@ class Tables:
     def version(self, name: str, version: int | str | None = None) -> int:
         """The number of a tag's version, or of the current one; quicker than a scan."""
         return int(self._dataset(name, version).version)
+
+    def stored(self, name: str, version: int | str | None = None) -> lance.LanceDataset:
+        """The table as Lance has it, to be read; of an older format without columns that came
+        since."""
+        return self._dataset(name, version)
 
     def versions(self) -> dict[str, int]:
         """The current version of every table."""

@@ -30,6 +30,17 @@ def present(scan: Callable[[str], pl.LazyFrame]) -> pl.LazyFrame:
     return _with_changes(scan).filter(pl.col("is_present")).drop("is_present")
 
 
+def ids_of_split(scan: Callable[[str], pl.LazyFrame], split: str) -> pl.LazyFrame:
+    """example_id of what `present` has in a split; what is in no other is left on disk."""
+    import polars as pl
+
+    last = scan("data_changes").sort("sequence").group_by("item_id").agg(pl.col("split").last())
+    changed = last.select(pl.col("item_id").alias("example_id"), "split")
+    read = scan("examples").filter(pl.col("split") == split).select("example_id")
+    as_read = read.join(changed, on="example_id", how="anti")
+    return pl.concat([as_read, changed.filter(pl.col("split") == split).select("example_id")])
+
+
 def latest(scan: Callable[[str], pl.LazyFrame]) -> pl.LazyFrame:
     """All rows of `examples`, as the files held them last."""
     return _with_changes(scan).drop("is_present")

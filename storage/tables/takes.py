@@ -25,6 +25,8 @@ from storage.tables.schemas import TableSpec
 if TYPE_CHECKING:
     import polars as pl
 
+ALL_TAKES = "_all"
+"""In SQL, `rollouts_all` is the table `rollouts` with its superseded rows."""
 FORCED = "forced"
 """`because` of a take that was asked for."""
 
@@ -69,6 +71,38 @@ class Stale:
     def command(self, config: str) -> str:
         """What runs it again; `config` as one types it."""
         return stage_command(self.stage, config, self.round)
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Rows of a table that a rerun has superseded or made stale."""
+
+    round_column: str
+    rounds: tuple[int, ...]
+    take: int
+    """The newest that is hidden."""
+    stage: str | None
+    """Of a table that several stages write, whose rows they are."""
+
+    def expr(self) -> pl.Expr:
+        """True for them, and false for a row of no round."""
+        import polars as pl
+
+        rows = pl.col(self.round_column).is_in(list(self.rounds)) & (pl.col("take") <= self.take)
+        if self.stage is not None:
+            rows &= pl.col("stage") == self.stage
+        return rows & pl.col(self.round_column).is_not_null()
+
+    def sql(self) -> str:
+        """The same.
+
+        >>> Hidden("policy_version", (1, 2), 0, None).sql()
+        'policy_version IS NOT NULL AND policy_version IN (1, 2) AND take <= 0'
+        """
+        column = self.round_column
+        rounds = ", ".join(map(str, self.rounds))
+        rows = f"{column} IS NOT NULL AND {column} IN ({rounds}) AND take <= {self.take}"
+        return rows if self.stage is None else f"{rows} AND stage = '{self.stage}'"
 
 
 @dataclass(frozen=True)
@@ -130,20 +164,19 @@ class Takes:
         Stale rows of `updates` are shown: they are the chain of policies until an update is run
         again.
         """
-        import polars as pl
+        hidden = self.hidden(spec)
+        return ~reduce(or_, (rows.expr() for rows in hidden)) if hidden else None
 
+    def hidden(self, spec: TableSpec) -> list[Hidden]:
+        """The rows of a table that are superseded or stale; none in a table whose rows are of no
+        round."""
         if spec.round_column is None:
-            return None
-        round_of = pl.col(spec.round_column)
-        hidden: list[pl.Expr] = []
-        for stage, take, rounds in self._hidden(stale_too=spec.name != "updates"):
-            if spec.writer in (None, stage):
-                rows = round_of.is_in(rounds) & (pl.col("take") <= take)
-                hidden.append(rows if spec.writer else rows & (pl.col("stage") == stage))
-        if not hidden:
-            return None
-        shown = ~reduce(or_, hidden)
-        return shown if spec.writer else round_of.is_null() | shown
+            return []
+        return [
+            Hidden(spec.round_column, tuple(rounds), take, None if spec.writer else stage)
+            for stage, take, rounds in self._hidden(stale_too=spec.name != "updates")
+            if spec.writer in (None, stage)
+        ]
 
     def _hidden(self, stale_too: bool) -> Iterator[tuple[str, int, list[int]]]:
         """(stage, newest take that is hidden, policy_versions of its rounds)"""

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 SIZES = (1024, 16_384, 262_144, 4_194_304)
 """Rows of a fragment; those of one size are joined to the next."""
 JOIN_ABOVE = 16
-INDEXED = dict.fromkeys(
-    ("rollouts", "teacher_scores", "selections", "trained_rollouts"), "rollout_id"
-)
+INDEXED = {
+    **dict.fromkeys(("rollouts", "teacher_scores", "selections", "trained_rollouts"), "rollout_id"),
+    **dict.fromkeys(("examples", "teacher_predictions"), "example_id"),
+}
 INDEX_ABOVE_ROWS = 50_000
 """Fewer rows are searched in milliseconds. More get a part of the index of their own: rewriting the
 whole of it each time would cost disk in the square of the rounds."""

@@ -40,7 +40,7 @@ def trajectories(scan: Scan, run_teacher: str) -> pl.LazyFrame:
     examples = scan("examples").select(
         "example_id", "video_path", "query", "span_start", "span_end", "source", "split", "duration"
     )
-    rounds = _rounds(scan, run_teacher)
+    rounds = rounds_of(scan, run_teacher)
     by_teacher = ["example_id", "teacher_hash", "question_hash"]
     answers = (
         scan("teacher_predictions")
@@ -133,7 +133,7 @@ def tokens(scan: Scan, run_teacher: str, texts: Texts | None = None) -> pl.LazyF
     return frame.with_columns(text=text).select(names)
 
 
-def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
+def rounds_of(scan: Scan, run_teacher: str) -> pl.LazyFrame:
     """One row a round: policy_version, teacher_hash, question_hash, trained_in.
 
     The question is the one whose answers focus read, before that the one asked last.
@@ -152,6 +152,23 @@ def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
         .group_by("teacher_hash")
         .agg(asked_last=pl.col("question_hash").sort_by("written_at").last())
     )
+
+    return (
+        round_teachers(scan, run_teacher)
+        .join(focused, on="policy_version", how="left")
+        .join(asked, on="teacher_hash", how="left")
+        .with_columns(question_hash=pl.coalesce("of_focus", "asked_last"))
+        .drop("of_focus", "asked_last")
+    )
+
+
+def round_teachers(scan: Scan, run_teacher: str) -> pl.LazyFrame:
+    """One row a round that has rollouts: policy_version, teacher_hash, trained_in.
+
+    The teacher is the one its update names; before that the run's, or another one that has scored
+    the round last.
+    """
+    import polars as pl
 
     updates = scan("updates").select(
         pl.col("parent_version").alias("policy_version"),
@@ -177,11 +194,37 @@ def _rounds(scan: Scan, run_teacher: str) -> pl.LazyFrame:
             pl.coalesce("of_update", of_score, pl.lit(run_teacher)).alias("teacher_hash"),
             "trained_in",
         )
-        .join(focused, on="policy_version", how="left")
-        .join(asked, on="teacher_hash", how="left")
-        .with_columns(question_hash=pl.coalesce("of_focus", "asked_last"))
-        .drop("of_focus", "asked_last")
     )
+
+
+def teachers_of_round(scan: Scan, run_teacher: str, version: int) -> str:
+    """`teacher_hash` of `round_teachers` of one round, of which alone rows are read."""
+    import polars as pl
+
+    def of_round(name: str) -> pl.LazyFrame:
+        column = "parent_version" if name == "updates" else "policy_version"
+        return scan(name).filter(pl.col(column) == version)
+
+    known = round_teachers(of_round, run_teacher).select("teacher_hash").collect().to_series()
+    return known.item() if len(known) else run_teacher
+
+
+def own_scores(scores: pl.DataFrame, of_round: str) -> pl.DataFrame:
+    """Of scores (rollout_id, teacher_hash, ...) those by the rollouts' own teachers. `of_round`:
+    the teachers of their round, as `updates` names them."""
+    import polars as pl
+
+    mine = scores.filter(pl.col("teacher_hash").is_in(split_hashes(of_round)))
+    return scored_once(mine, of_round)
+
+
+def scored_once(scores: pl.DataFrame, teachers: str) -> pl.DataFrame:
+    """Of scores by `teachers` those that count: of several each rollout has one, and where two have
+    scored it, none does."""
+    import polars as pl
+
+    several = len(split_hashes(teachers)) > 1
+    return scores.filter(pl.len().over("rollout_id") == 1) if several else scores
 
 
 def _as_they_are(rollouts: pl.LazyFrame, scan: Scan) -> pl.LazyFrame:

@@ -341,3 +341,21 @@ def test_killed_writers_leave_a_whole_store(tmp_path: Path) -> None:
     assert start(tmp_path, 40, bound).communicate(timeout=60)[0].split() == ["ready", "done"]
     assert right(tmp_path, 40, bound) > 8
     assert size_of(tmp_path / "frames") <= bound
+
+
+def test_all_clips_of_a_video_are_found_by_its_content_or_its_name_when_it_is_gone(
+    store: FrameStore, tmp_path: Path
+) -> None:
+    first, second = fill(store, tmp_path, ["a", "b"])
+    store.get(first, "another spec")
+    store.put(first, "another spec", payload("again"))
+    looked_at = known(FrameStore.reading(store.folder))
+    found = [file.read_bytes() for file in looked_at.clips_of(first)]
+    assert sorted(found) == sorted([payload("a"), payload("again")])
+    moved = second.rename(tmp_path / "moved.mp4")
+    (clip,) = looked_at.clips_of(moved)
+    assert clip.read_bytes() == payload("b")
+    assert looked_at.clips_of(second) == [clip]  # gone, and known by that name
+    first.write_text("another video")
+    assert looked_at.clips_of(first) == []
+    assert looked_at.clips_of(tmp_path / "never.mp4") == []

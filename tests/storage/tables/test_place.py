@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_core.config.sections import RunSection, StorageSection
+from opd_core.config.sections import StorageSection
 from opd_core.types import Rollout, VideoOPDError
 from storage.audit import links
 from storage.runs.run import Run
@@ -207,5 +207,3 @@ def test_what_is_no_store_is_refused_in_the_config() -> None:
     for wrong in ("gs://bucket/a", "s3://", "runs/tables"):
         with pytest.raises(ValueError, match="set it to s3://BUCKET/PREFIX"):
             StorageSection(tables=wrong)
-    with pytest.raises(ValueError, match="set run.path to a folder, and storage.tables"):
-        RunSection.model_validate({"path": "s3://bucket/run"})

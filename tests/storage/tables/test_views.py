@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.commands.ask import texts_of
+from flows.run_tokenizer import texts_of
 from opd_core.tinyworld.world import World
 from opd_core.types import (
     GroundingExample,
@@ -229,6 +229,21 @@ def test_large_tables_are_indexed_and_answer_the_same(
         wanted = f"select text from rollouts where rollout_id = '{rollout(index).rollout_id}'"
         assert query(run, wanted).height == 1
     assert run.append("rollouts", [rollout(i) for i in range(12)]) == 0
+
+
+def test_examples_and_predictions_are_indexed_by_their_example(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "INDEX_ABOVE_ROWS", 5)
+    for name in ("examples", "teacher_predictions"):
+        one = one_of_each()[name]
+        run.append(name, [replace(one, example_id=f"indexed-{i}") for i in range(8)])
+    run.finish_round(1)
+    for name in ("examples", "teacher_predictions"):
+        (index,) = run.tables._dataset(name).describe_indices()
+        assert index.field_names == ["example_id"]
+        wanted = f"select example_id from {name} where example_id = 'indexed-3'"
+        assert query(run, wanted).height == 1
 
 
 def test_joined_and_indexed_in_parts_a_table_answers_the_same(

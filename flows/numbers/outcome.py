@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import polars as pl
 
+from flows.numbers.rounds import rounds
 from flows.stage.left_out import left_out
 from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
 from flows.stage.rows import eval_examples
 from flows.stage.typed_config import config_words
 from flows.summaries import RoundSummary, StageSummary
-from opd_core.spans.metrics import grounding_metrics
 
 REASONS_TOLD = 3
 TOLD = ("stopped_early", "optimizer_restarted", "went_on_at_step", "workers_lost", "done_again")
@@ -22,18 +22,18 @@ TOLD = ("stopped_early", "optimizer_restarted", "went_on_at_step", "workers_lost
 
 def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> RoundSummary:
     """The policy's evaluation, and the round (of policy `version` - 1) that made it."""
-    answers = work.run.present_evaluations().filter(pl.col("policy_version") == version)
     asked = len(eval_examples(work))
-    (metrics,) = grounding_metrics(answers).collect().iter_rows(named=True)
+    (row,) = rounds(work.run, only=version).to_dicts()
+    answered = row["eval_examples"] or 0
     summary = RoundSummary(
         policy_version=version,
-        eval_examples=metrics["examples"],
-        miou=metrics["strict_miou"],
-        r1_30=metrics["strict_r1_30"],
-        r1_50=metrics["strict_r1_50"],
-        r1_70=metrics["strict_r1_70"],
+        eval_examples=answered,
+        miou=row["strict_miou"],
+        r1_30=row["strict_r1_30"],
+        r1_50=row["strict_r1_50"],
+        r1_70=row["strict_r1_70"],
         eval_asked=asked,
-        no_span=metrics["parse_failures"],
+        no_span=row["parse_failures"],
         annotations_left_out=_count(work, pl.col("stage") == "import"),
         stage_seconds={s.stage: s.seconds for s in stages},
         notes=tuple(
@@ -42,45 +42,12 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
             for key in TOLD
             if key in s.notes
         )
-        + tuple(_unanswered(work, version, asked - metrics["examples"]))
+        + tuple(_unanswered(work, version, asked - answered))
         + tuple(_other_examples(work, version)),
     )
     if version == 0:
         before = (pl.col("stage") == "import") | given_up_for(0)
         return replace(summary, notes=(*summary.notes, *_reasons(work, before)))
-    mine = pl.col("policy_version") == version - 1
-    rollouts = work.run.rollouts().filter(mine)
-    (sampled,) = (
-        rollouts.select(
-            rollouts=pl.len(),
-            without_span=pl.col("predicted_start").is_null().sum(),
-            tokens=pl.col("completion_token_ids").list.len().sum(),
-            engine_mismatch=pl.col("engine_mismatch").max(),
-        )
-        .collect()
-        .iter_rows(named=True)
-    )
-    pairs = (
-        rollouts.filter(pl.col("answered_by") == "student")
-        .select("rollout_id", "sampling_logprobs")
-        .collect()
-        .join(
-            work.run.teacher_scores()
-            .filter(mine & work.teachers.scores())
-            .select("rollout_id", "teacher_logprobs")
-            .collect(),
-            on="rollout_id",
-        )
-        .explode("sampling_logprobs", "teacher_logprobs")
-    )
-    kl = pairs.select((pl.col("sampling_logprobs") - pl.col("teacher_logprobs")).mean()).item()
-    (update,) = (
-        work.run.updates()
-        .filter(pl.col("policy_version") == version)
-        .select("teacher_passes_saved")
-        .collect()
-        .iter_rows(named=True)
-    )
     return replace(
         summary,
         notes=(
@@ -90,13 +57,13 @@ def summarize(work: Work, version: int, stages: Sequence[StageSummary]) -> Round
             *_copied(work, version - 1),
             *_reuse(work, version - 1),
         ),
-        sampling_k1=kl,
-        rollouts=sampled["rollouts"],
-        rollouts_without_span=sampled["without_span"],
-        left_out=_count(work, given_up_for(version)),
-        tokens=sampled["tokens"],
-        engine_mismatch=sampled["engine_mismatch"],
-        teacher_passes_saved=update["teacher_passes_saved"],
+        sampling_k1=row["teacher_kl"],
+        rollouts=row["rollouts"] or 0,
+        rollouts_without_span=row["rollouts_without_span"] or 0,
+        left_out=row["quarantined"],
+        tokens=row["sampled_tokens"] or 0,
+        engine_mismatch=row["engine_mismatch"],
+        teacher_passes_saved=row["teacher_passes_saved"],
     )
 
 

@@ -1,0 +1,1 @@
+"""Trackers: a run's numbers in the tools that people have."""
