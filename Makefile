@@ -39,26 +39,35 @@ $(STAMP): requirements-cpu.txt pyproject.toml $(wildcard build_backend/videoopd_
 demo: $(STAMP)  ## the tiny world, three Video-OPD rounds, and a table of what they brought
 	@$(BIN)/videoopd demo
 
+.PHONY: view
+view: $(STAMP)  ## the demo's run in a browser: curves, rollouts, video beside tokens
+	@$(BIN)/videoopd view runs/tiny
+
 .PHONY: test
-test: lint  ## lint, then pytest (17 minutes)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: style  ## lint, and all of pytest (30 minutes)
+	@failed=0; $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || failed=$$?; \
+	wait $$types || { echo "make: mypy found what stands above" >&2; failed=1; }; \
+	command -v chromium chromium-browser google-chrome > /dev/null || echo "make: no Chromium here:" \
+	  "the tests in a browser (tests/flows/view) were skipped; apt-get install chromium"; \
+	exit $$failed
 
 .PHONY: quick
-quick: $(STAMP)  ## lint, and the tests without servers, kills and whole rounds (2 minutes)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(LINT_IMPORTS)
+quick: style  ## lint, and the tests without servers, kills and whole rounds (5 minutes)
 	@failed=0; $(BIN)/mypy & types=$$!; \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
 	  -m "not server and not kill and not slow and not world" || failed=1; \
 	wait $$types || failed=1; exit $$failed
 
 .PHONY: lint
-lint: $(STAMP)  ## ruff, the order of the imports, mypy
+lint: style  ## ruff, the order of the imports, mypy
+	@$(BIN)/mypy
+
+.PHONY: style
+style: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(LINT_IMPORTS)
-	@$(BIN)/mypy
 
 .PHONY: up
 up: $(STAMP)  ## a Prefect server on loopback that serves the deployments

@@ -7,11 +7,15 @@ the environment when they are imported. No test touches the project's own `.pref
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sqlite3
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +31,15 @@ os.environ |= {
     "TRANSFORMERS_OFFLINE": "1",
 }
 
-# A shell's background job ignores Ctrl-C, and so do its children; some tests press it.
+# A collection walks through all that torch and Prefect have imported: a twentieth of a round.
+gc.set_threshold(50_000, 20, 20)
+
+# A shell's background job ignores Ctrl-C, what nohup began the end of its terminal, and so do their
+# children; some tests send both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from flows.server import prefect_settings  # noqa: E402
 
@@ -53,15 +63,38 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+LONGEST = (
+    "test_two_machines.py", "test_older_policies.py", "test_vllm.py", "test_moe_rounds.py",
+    "test_update_on_cluster.py", "test_killed_update.py", "test_deployments.py", "test_kill.py",
+    "test_rerun.py", "test_study.py", "test_place.py", "test_run_page.py",
+    "test_sharded_teacher.py", "test_rollouts.py", "test_real_vocabulary_round.py",
+    "test_scalars.py", "test_trajectory_page.py", "test_cluster_round.py",
+    "test_hub_folder.py", "test_trackers.py", "test_commands.py",
+    "test_objective_rounds.py", "test_workers.py", "test_vllm_server.py", "test_focus_rounds.py",
+)  # fmt: skip
+"""Files whose tests take a minute or more, the longest first: they begin in this order, so that no
+worker is alone with one at the end (with pytest-xdist's `--no-loadscope-reorder`)."""
 WORLD = ("tiny_world", "models", "prefect_api")
 """Fixtures that take seconds before a test begins, and whose tests mostly do whole stages."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out."""
+    """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out. Put the
+    longest files first."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
     for item in items:
         if set(WORLD) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.world)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_frames_of_other_tests() -> None:
+    """What another file's tests have decoded in this process would not go into a frame store."""
+    if "opd_core.prompts.batches" in sys.modules:
+        from opd_core.prompts.batches import forget_decoded
+
+        forget_decoded()
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +117,9 @@ def tiny_config(tmp_path: Path, tiny_world: World) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """An untrained teacher behind a real server on loopback, started once for all tests."""
+    """An untrained teacher behind a real server on loopback, which holds 3 GB while it runs."""
     pytest.importorskip("vllm")
     from tests.opd_core.engines.vllm_fixtures import make_model
     from tests.vllm_server import Served, vllm_server
@@ -114,3 +147,20 @@ def prefect_api() -> Iterator[str]:
     # The heartbeat's thread costs each flow a second.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield url
+
+
+@pytest.fixture(scope="session")
+def prefect_home(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes a home for another server, with the tables of its database, which Prefect makes in five
+    CPU seconds."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("prefect-home")
+        with (
+            closing(sqlite3.connect(f"{_HOME}/prefect.db")) as known,
+            closing(sqlite3.connect(home / "prefect.db")) as new,
+        ):
+            known.backup(new)
+        return home
+
+    return make

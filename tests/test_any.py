@@ -15,18 +15,23 @@ from tests.tiny_config import ROOT
 PREFECT = "flows and tasks of Prefect, and click, which calls back with whatever it was given"
 READ = "what TOML, JSON and CSV files of people hold, before it is checked"
 MODELS = "models, processors and tokenizers of transformers, peft and vLLM"
+ROWS = "rows as polars gives them, of columns of several types"
 LANCE = "Lance's datasets, and rows as they come out of them"
 
 BORDERS = {
     "flows": (4, PREFECT),
-    "flows/audit": (7, PREFECT),
-    "flows/bench": (32, READ),
-    "flows/commands": (19, PREFECT),
+    "flows/audit": (8, PREFECT),
+    "flows/bench": (40, READ),
+    "flows/commands": (18, PREFECT),
     "flows/console": (4, PREFECT),
     "flows/evaluation": (2, READ),
+    "flows/numbers": (13, ROWS),
+    "flows/prefect_page": (6, PREFECT),
     "flows/server": (1, PREFECT),
     "flows/stage": (7, PREFECT),
     "flows/study": (18, READ),
+    "flows/view": (8, "what templates are given, and rows"),
+    "flows/tracking": (8, "rows of frames, and the records of trackers, which have no types"),
     "opd_core": (
         9,
         "what another package put at an entry point, and messages to a child process",
@@ -42,13 +47,13 @@ BORDERS = {
     "opd_core/templates": (1, READ),
     "opd_core/tinyworld": (21, MODELS),
     "opd_core/update": (22, MODELS),
-    "opd_core/video": (11, "av's streams and packets, and the messages of the decoding process"),
+    "opd_core/video": (12, "av's streams and packets, and the messages of the decoding process"),
     "storage": (5, LANCE),
     "storage/asking": (2, LANCE),
     "storage/audit": (4, LANCE),
-    "storage/runs": (13, LANCE),
+    "storage/runs": (15, "Lance's datasets, and what DuckDB asks of one"),
     "storage/tables": (3, LANCE),
-    "tests": (421, "settings and rows of all kinds, models, and what stands in for a part"),
+    "tests": (448, "settings and rows of all kinds, models, and what stands in for a part"),
 }
 
 

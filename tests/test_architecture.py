@@ -25,6 +25,7 @@ STORAGE_MAY = {
     "opd_core.hub.name",
     "storage",
     "lance",
+    "duckdb",
     "pyarrow",
     "polars",
     "numpy",

@@ -58,6 +58,16 @@ def test_it_holds_the_demos_files_and_the_markers_of_types(installed: Installed)
         assert (installed.site / package / "py.typed").is_file()
 
 
+def test_it_holds_what_is_no_python_beside_the_modules(installed: Installed) -> None:
+    beside = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "flows").rglob("*")
+        if path.suffix in (".html", ".css", ".js", ".svg")
+    ]
+    assert {path.parent.name for path in beside} >= {"templates", "static"}
+    assert [path for path in beside if not (installed.site / path).is_file()] == []
+
+
 def test_an_editable_install_uses_the_checkouts(tmp_path: Path) -> None:
     with zipfile.ZipFile(build("build_editable", tmp_path)) as wheel:
         assert [name for name in wheel.namelist() if name.startswith("flows/")] == []

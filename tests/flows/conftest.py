@@ -7,17 +7,17 @@ every IoU is 0, and so is the bound on the teacher's.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opd_core.tinyworld.world import World
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("student", "teacher")
@@ -27,6 +27,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 Launch = Callable[..., int]
 KILL_SCRIPT = Path(__file__).with_name("kill_points.py")
 KILLED = -9
+MODULES = ("flows.round", "flows.console.plan_tables")
+"""Of a round, Prefect's among them: for processes that speak to no server."""
 
 
 @pytest.fixture(scope="session")
@@ -92,21 +94,24 @@ def _toml(value: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def command_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def command_environment(prefect_home: Callable[[], Path]) -> dict[str, str]:
     """For a process of its own: a Prefect home of its own, and no server named."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    home = tmp_path_factory.mktemp("prefect-home")
-    return kept | {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    return kept | {"PREFECT_HOME": str(prefect_home()), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="session")
 def command(command_environment: dict[str, str]) -> Command:
-    """`command("run", config)` runs `videoopd run config` in a process of its own."""
+    """`command("run", config)` runs `videoopd run config` in a process of its own, which starts
+    the Prefect server that it needs unless it is given the address of one."""
 
-    def run(*arguments: object, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "flows.cli", *(str(a) for a in arguments)],
-            env=command_environment,
+    def run(
+        *arguments: object, server: str | None = None, timeout: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
+        given = {} if server is None else {"PREFECT_API_URL": server}
+        return forked.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=command_environment | given,
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -117,33 +122,24 @@ def command(command_environment: dict[str, str]) -> Command:
     return run
 
 
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Launch]:
-    """`launch(config, "before save", 1)`: exit code of a process that runs one round."""
-    server = subprocess.Popen(
-        [sys.executable, str(KILL_SCRIPT), "--serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """`launch(config, "before save", 1)`: exit code of a process that runs one round; with
+    `seconds` it is killed when it has lasted so long."""
 
     def run(
         config: Path, point: str | None = None, n: int = 1, seconds: float | None = None
     ) -> int:
-        request: dict[str, Any] = {
-            "config": str(config),
-            "log": str(config.with_name("log.txt")),
-            "overrides": [],
-            "point": point,
-            "n": n,
-            "seconds": seconds,
-        }
-        assert server.stdin is not None and server.stdout is not None
-        print(json.dumps(request), file=server.stdin, flush=True)
-        return int(server.stdout.readline())
+        killed = [] if point is None else [point, n]
+        with config.with_name("log.txt").open("a") as log:
+            process = forked.Popen(
+                [sys.executable, KILL_SCRIPT, *killed, config],
+                stdout=log, stderr=log, modules=MODULES,
+            )  # fmt: skip
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
-    yield run
-    server.stdin.close()
-    server.wait(timeout=30)
+    return run

@@ -2,25 +2,19 @@
 
     python tests/flows/kill_points.py "before append:rollouts" 2 CONFIG     the flow, no server
     python tests/flows/kill_points.py --command "after publish" 1 CONFIG    `videoopd run CONFIG`
-    python tests/flows/kill_points.py --serve                               many, from stdin
+    python tests/flows/kill_points.py CONFIG                                the flow, undisturbed
 
 A point is `before` or `after`, a target, and for `append` the table (for `write` the mode); the
 number says which call.
-`--serve` imports everything once and forks a process for each request, a JSON line
-`{"config", "log", "rounds", "overrides", "point", "n", "seconds"}`, which saves five seconds a run;
-its parent never opens a table or runs a model, so nothing of them is carried over the fork.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,70 +85,12 @@ def run_without_server(config: str, rounds: int = 1, overrides: Sequence[str] = 
             setattr(loop, name, getattr(stages, name))
 
 
-def serve() -> None:
-    """Answer each request with a line: the exit code, negative for a signal."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
-    _import_all()
-    print("ready", file=replies, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _run_request(request)
-        print(_wait(pid, request.get("seconds")), file=replies, flush=True)
-
-
-def _import_all() -> None:
-    from opd_core import torchvision_guard
-
-    torchvision_guard.install()
-    for name in (
-        "lance", "polars", "peft", "flows.round", "opd_core.update.student",
-        "opd_core.engines.hf.sampling", "opd_core.scoring.trees",
-        "transformers.models.qwen3_vl.modeling_qwen3_vl",
-        "transformers.models.qwen3_vl.processing_qwen3_vl",
-    ):  # fmt: skip
-        importlib.import_module(name)
-
-
-def _run_request(request: dict[str, Any]) -> None:
-    code = 1
-    try:
-        with Path(request["log"]).open("a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        if request.get("point"):
-            arm(request["point"], request["n"])
-        run_without_server(request["config"], request.get("rounds", 1), request["overrides"])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _wait(pid: int, seconds: float | None) -> int:
-    """Exit code of the child, which is killed after `seconds`."""
-    end = None if seconds is None else time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, 0 if end is None else os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if end is not None and time.monotonic() >= end:
-            os.kill(pid, signal.SIGKILL)
-            end = None
-        time.sleep(0.005)
-
-
 def main(arguments: Sequence[str]) -> None:
-    if arguments == ["--serve"]:
-        serve()
-        return
     command = arguments[0] == "--command"
-    point, n, config = arguments[1:] if command else arguments
-    arm(point, int(n))
+    *killed, config = arguments[1:] if command else arguments
+    if killed:
+        point, n = killed
+        arm(point, int(n))
     if command:
         from flows.cli import main as videoopd
 

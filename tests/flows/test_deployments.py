@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,17 @@ def test_up_again_changes_nothing(up: Project) -> None:
     assert again.returncode == 0
     assert again.stdout.startswith("already up: http://127.0.0.1:")
     assert (up.folder / ".prefect" / "server.json").read_text() == before
+
+
+@pytest.mark.server
+def test_up_says_how_many_cards_rounds_share(up: Project) -> None:
+    url = json.loads((up.folder / ".prefect" / "server.json").read_text())["url"]
+    for cards in (3, 2):
+        done = up.videoopd("up", "--gpus", cards)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(f"the limit 'gpu' has {cards} slots\n")
+        with urllib.request.urlopen(f"{url}/v2/concurrency_limits/gpu") as reply:
+            assert json.load(reply)["limit"] == cards
 
 
 @pytest.mark.server

@@ -18,6 +18,7 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
@@ -185,6 +186,14 @@ def test_a_teacher_that_is_not_needed_answers_nothing(
 FEW = {"rollout.examples_per_round": 5, "evaluate.max_examples": 1}
 
 
+@pytest.fixture(scope="module")
+def asked(write_config: WriteConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose teacher was asked."""
+    folder = tmp_path_factory.mktemp("asked")
+    run_without_server(str(write_config(folder, FEW)), 1)
+    return folder / "run"
+
+
 def predictions(run: Path) -> list[dict[str, Any]]:
     columns = ("example_id", "prediction_index", "question_hash", "text", "seed", "pixel_hash",
                "reused_from")  # fmt: skip
@@ -193,12 +202,11 @@ def predictions(run: Path) -> list[dict[str, Any]]:
 
 
 def test_another_runs_answers_need_no_teacher(
-    write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: Any, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_without_server(str(write_config(tmp_path / "first", FEW)), 1)
-    theirs = predictions(tmp_path / "first" / "run")
-    origin = Run.open(tmp_path / "first" / "run").run_id
-    cached = {"teacher.cache": "../first/run"}
+    theirs = predictions(asked)
+    origin = Run.open(asked).run_id
+    cached = {"teacher.cache": asked}
     with monkeypatch.context() as patched:
 
         def computed(work: Any, plan: Any, among: Any) -> Any:
@@ -217,23 +225,23 @@ def test_another_runs_answers_need_no_teacher(
     assert {row["reused_from"] for row in predictions(tmp_path / "third" / "run")} == {origin}
 
 
-def test_another_question_is_asked_again(write_config: Any, tmp_path: Path) -> None:
-    first = write_config(tmp_path / "first", FEW)
-    run_without_server(str(first), 1)
-    cached = {"teacher.cache": "../first/run", "prompt.template": "json"}
+def test_another_question_is_asked_again(write_config: Any, asked: Path, tmp_path: Path) -> None:
+    cached = {"teacher.cache": asked, "prompt.template": "json"}
     run_without_server(str(write_config(tmp_path / "second", FEW | cached)), 1)
     found = predictions(tmp_path / "second" / "run")
     assert {row["reused_from"] for row in found} == {None}
     assert not {r["question_hash"] for r in found} & {
-        r["question_hash"] for r in predictions(tmp_path / "first" / "run")
+        r["question_hash"] for r in predictions(asked)
     }
 
 
 def test_a_run_whose_question_changes_asks_its_examples_again(
-    write_config: Any, tmp_path: Path
+    write_config: Any, tiny_world: World, tmp_path: Path
 ) -> None:
     """All examples each round, so that round 2 has the very examples of round 1."""
-    every = FEW | {"rollout.examples_per_round": 100}
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(tiny_world.train.read_text().splitlines()[:4]))
+    every = FEW | {"rollout.examples_per_round": 100, "data.train": train}
     run_without_server(str(write_config(tmp_path, every)), 1)
     before = predictions(tmp_path / "run")
     run_without_server(str(write_config(tmp_path, every | {"prompt.template": "json"})), 1)
@@ -246,9 +254,10 @@ def test_a_run_whose_question_changes_asks_its_examples_again(
     assert answers.collect()["teacher_answers"].to_list() == [2], "not mixed"
 
 
-def test_answers_to_other_pixels_are_refused(write_config: Any, tmp_path: Path) -> None:
-    run_without_server(str(write_config(tmp_path / "first", FEW)), 1)
-    first = tmp_path / "first" / "run"
+def test_answers_to_other_pixels_are_refused(
+    write_config: Any, asked: Path, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(asked, tmp_path / "first" / "run"))
     rewrite(first, "teacher_predictions", lambda rows: rows[0].update(pixel_hash="0"))
     config = write_config(tmp_path / "second", FEW | {"teacher.cache": "../first/run"})
     with pytest.raises(VideoOPDError, match=r"answers to 1 examples, .* other pixels .*without"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from opd_core.prompts.encoder import load_processor
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.run import Run
+from tests import forked
 from tests.foreign_package import install
 from tests.storage.finished_run import rewrite
 
@@ -242,12 +242,13 @@ def with_their_packages(folder: Path, code: str, *arguments: object) -> str:
     theirs = install(folder / "site", "their_parts", SOURCE, POINTS)
     protocols = install(folder / "judges", "their_protocols", PROTOCOLS, PROTOCOL_POINTS)
     path = os.pathsep.join(map(str, (ROOT, theirs, protocols)))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+    done = forked.run(
+        [sys.executable, "-c", code, *arguments],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    printed: str = done.stdout
+    return printed
 
 
 @pytest.mark.slow
@@ -291,7 +292,7 @@ def _judged_by_their_protocols(run: Run, others: list[Path], protocols: Path) ->
 
     def said(*commands: list[str], path: Sequence[Path] = (*others, protocols)) -> list[str]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             cwd=ROOT, env=environment, capture_output=True, text=True,
         )  # fmt: skip
@@ -482,7 +483,7 @@ def test_an_import_of_a_format_of_another_package(tiny_world: World, tmp_path: P
     outcomes = {}
     for path in (str(ROOT), os.pathsep.join((str(ROOT), str(theirs)))):
         environment = os.environ | {"PYTHONPATH": path}
-        outcomes[path] = subprocess.run(
+        outcomes[path] = forked.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True
         )
     without, done = outcomes.values()

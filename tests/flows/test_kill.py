@@ -9,7 +9,6 @@ lost, bit for bit in every column that is no timing and no provenance, and the s
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from storage.asking.contents import contents as everything
 from storage.runs.policies import read_manifest, weights_hash
 from storage.runs.run import Run
 from storage.tables.schemas import TABLES
+from tests import forked
 from tests.flows.conftest import KILL_SCRIPT, KILLED, Launch
 
 pytestmark = pytest.mark.kill
@@ -173,8 +173,8 @@ def test_the_real_command_killed_is_finished_by_itself(
     command_environment: dict[str, str], point: str, n: int,
 ) -> None:  # fmt: skip
     config = write_config(tmp_path, ROUND)
-    killed = subprocess.run(
-        [sys.executable, str(KILL_SCRIPT), "--command", point, str(n), str(config)],
+    killed = forked.run(
+        [sys.executable, KILL_SCRIPT, "--command", point, n, config],
         env=command_environment,
         capture_output=True,
         text=True,

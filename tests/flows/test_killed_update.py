@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from flows import stages
 from flows.cli import main
+from flows.numbers.steps import steps
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
@@ -25,10 +26,11 @@ from opd_core.update.saved_step import update_key
 from storage.asking.contents import contents
 from storage.runs.run import Run
 from storage.runs.saved_steps import SavedSteps
-from tests.flows.conftest import KILLED, Launch
+from tests.flows.conftest import KILLED, Launch, WriteConfig
 from tests.stages_before import stages_before
 
 pytestmark = pytest.mark.kill
+Undisturbed = Callable[..., Path]
 
 STEPS = 8
 ROUND = {
@@ -60,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def before_update(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before_update(write_config: WriteConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose first round lacks its update and what follows."""
     folder = tmp_path_factory.mktemp("before-update")
     with opened(str(write_config(folder, ROUND))) as work:
@@ -69,14 +71,41 @@ def before_update(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "run"
 
 
-def copied(write_config: Any, folder: Path, before: Path, **changes: Any) -> Path:
+@pytest.fixture(scope="module")
+def undisturbed(
+    launch: Launch,
+    write_config: WriteConfig,
+    before_update: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Undisturbed:
+    """`undisturbed(lora)`: the config of such an update that nobody killed, made once."""
+    made: dict[str, Path] = {}
+
+    def run(**changes: Any) -> Path:
+        if (key := str(changes)) not in made:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            config = copied(write_config, folder, before_update, **changes)
+            assert launch(config) == 0, said(config)
+            made[key] = config
+        return made[key]
+
+    return run
+
+
+def copied(write_config: WriteConfig, folder: Path, before: Path, **changes: Any) -> Path:
     shutil.copytree(before, folder / "run")
-    path: Path = write_config(folder, ROUND | changes)
-    return path
+    return write_config(folder, ROUND | changes)
 
 
 def saved_steps(config: Path) -> list[str]:
     return sorted(p.name for p in config.with_name("run").glob("trainer/steps/*"))
+
+
+def steps_seen(config: Path, running: bool) -> list[int]:
+    """What whoever looks on sees of the update."""
+    frame = steps(Run.open(config.with_name("run")))
+    assert set(frame["running"]) <= {running}
+    return frame["step"].to_list()
 
 
 def said(config: Path) -> str:
@@ -114,14 +143,15 @@ def assert_as_undisturbed(config: Path, undisturbed: Path) -> None:
         assert ours[name] == theirs[name], name
     assert_same(trainer_state(config), trainer_state(undisturbed))
     assert saved_steps(config) == [], "it goes away when the policy is committed"
+    assert steps_seen(config, running=False) == list(range(STEPS))
+    assert not Run.open(config.with_name("run")).running_steps().path.exists()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_steps_it_ends_as_one_that_nobody_killed(
-    launch: Launch, write_config: Any, before_update: Path, tmp_path: Path, case: str
-) -> None:
-    undisturbed = copied(write_config, tmp_path / "undisturbed", before_update, **CASES[case])
-    assert launch(undisturbed) == 0, said(undisturbed)
+    launch: Launch, write_config: WriteConfig, before_update: Path, undisturbed: Undisturbed,
+    tmp_path: Path, case: str,
+) -> None:  # fmt: skip
     config = copied(write_config, tmp_path / "killed", before_update, **CASES[case])
     moments = random.Random(case)
     done = 0
@@ -131,31 +161,33 @@ def test_killed_at_random_steps_it_ends_as_one_that_nobody_killed(
         assert launch(config, f"{point} step", calls) == KILLED, said(config)
         done += calls - 1  # the step that was hit was not saved, made or not
         assert saved_steps(config) == ([f"step-{done}"] if done else [])
+        assert steps_seen(config, running=True) == list(range(done))
     assert launch(config) == 0, said(config)
     went_on = f"update: goes on at step {done} of {STEPS}"
     assert (went_on in said(config)) == (done > 0)
-    assert_as_undisturbed(config, undisturbed)
+    assert_as_undisturbed(config, undisturbed(**CASES[case]))
 
 
 @pytest.mark.parametrize("point", ["before save", "after save", "after publish", "before saved",
                                    "after saved", "after append:updates"])  # fmt: skip
 def test_killed_beside_a_step_it_ends_as_one_that_nobody_killed(
-    launch: Launch, write_config: Any, before_update: Path, tmp_path: Path, point: str
-) -> None:
-    undisturbed = copied(write_config, tmp_path / "undisturbed", before_update)
-    assert launch(undisturbed) == 0, said(undisturbed)
+    launch: Launch, write_config: WriteConfig, before_update: Path, undisturbed: Undisturbed,
+    tmp_path: Path, point: str,
+) -> None:  # fmt: skip
     config = copied(write_config, tmp_path / "killed", before_update)
     assert launch(config, point, 3 if point.endswith("saved") else 1) == KILLED, said(config)
     step = {"before saved": 2, "after saved": 3}.get(point, STEPS - 1)
     assert f"step-{step}" in saved_steps(config)
-    assert launch(config) == 0, said(config)
     committed = point == "after append:updates"
+    told = {"before saved": 3, "after saved": 3}.get(point, STEPS)
+    assert steps_seen(config, running=not committed) == list(range(told))
+    assert launch(config) == 0, said(config)
     assert (f"goes on at step {step} of {STEPS}" in said(config)) != committed
-    assert_as_undisturbed(config, undisturbed)
+    assert_as_undisturbed(config, undisturbed())
 
 
 @pytest.fixture
-def killed(launch: Launch, write_config: Any, before_update: Path, tmp_path: Path) -> Path:
+def killed(launch: Launch, write_config: WriteConfig, before_update: Path, tmp_path: Path) -> Path:
     """The config of an update that has saved its fourth step and was killed."""
     config = copied(write_config, tmp_path / "killed", before_update)
     assert launch(config, "before step", 5) == KILLED, said(config)
@@ -164,23 +196,22 @@ def killed(launch: Launch, write_config: Any, before_update: Path, tmp_path: Pat
 
 
 def test_a_step_of_another_update_is_never_used(
-    launch: Launch, write_config: Any, before_update: Path, tmp_path: Path, killed: Path
+    launch: Launch, write_config: WriteConfig, undisturbed: Undisturbed, killed: Path
 ) -> None:
     other = {"update.learning_rate": 2e-4}
     write_config(killed.parent, ROUND | other)
     assert launch(killed) == 0, said(killed)
-    undisturbed = copied(write_config, tmp_path / "undisturbed", before_update, **other)
-    assert launch(undisturbed) == 0
     assert "goes on" not in said(killed)
-    assert_as_undisturbed(killed, undisturbed)
+    assert_as_undisturbed(killed, undisturbed(**other))
 
 
 def test_how_often_steps_are_saved_makes_no_other_update(
-    launch: Launch, write_config: Any, killed: Path
+    launch: Launch, write_config: WriteConfig, killed: Path
 ) -> None:
     write_config(killed.parent, ROUND | {"update.save_minutes": "never"})
     assert launch(killed, "before step", 3) == KILLED
     assert saved_steps(killed) == ["step-4"]
+    assert steps_seen(killed, running=True) == list(range(6)), "two since"
     assert f"goes on at step 4 of {STEPS}" in said(killed)
 
 
@@ -217,7 +248,7 @@ def test_a_saved_step_that_cannot_be_read_is_told_in_a_sentence(
 
 
 def test_steps_are_saved_as_often_as_the_config_says(
-    launch: Launch, write_config: Any, before_update: Path, tmp_path: Path
+    launch: Launch, write_config: WriteConfig, before_update: Path, tmp_path: Path
 ) -> None:
     config = copied(write_config, tmp_path, before_update, **{"update.save_minutes": 10.0})
     assert launch(config, "before step", STEPS) == KILLED
@@ -225,7 +256,9 @@ def test_steps_are_saved_as_often_as_the_config_says(
 
 
 @pytest.mark.parametrize("wrong", ["sometimes", -1])
-def test_a_wrong_number_of_minutes_is_told(write_config: Any, tmp_path: Path, wrong: Any) -> None:
+def test_a_wrong_number_of_minutes_is_told(
+    write_config: WriteConfig, tmp_path: Path, wrong: Any
+) -> None:
     with pytest.raises(VideoOPDError, match="update.save_minutes = .* to 0 for each step, or to"):
         load_config(write_config(tmp_path, {"update.save_minutes": wrong}))
 

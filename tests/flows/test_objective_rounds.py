@@ -18,6 +18,7 @@ from opd_core.update.continuation import OPTIMIZER_FILE
 from storage.audit import links
 from storage.audit.links import BrokenLink
 from storage.runs.run import Run
+from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 from tests.storage.finished_run import rewrite
 from tests.tiny_config import as_toml, tiny_settings
@@ -33,18 +34,32 @@ CASES: dict[str, dict[str, Any]] = {
     "student_topk_reverse_kl": {"update.student_topk": 4, **WHOLE},
     "grpo": {"rollout.rollouts_per_example": 4, "update.grpo.reference_kl": 0.1,
              "update.grpo.format_reward": 0.5},
-    "sft": {"rollout.source": "truth", "rollout.rollouts_per_example": 1},
+    "sft": {"rollout.source": "truth", "rollout.rollouts_per_example": 1, "update.epochs": 3},
     "base": {"rollout.source": "base", "update.objective": "exact_reverse_kl"},
     "OP-FKD": {"rollout.source": "teacher", "update.objective": "exact_forward_kl"},
     "OP-RKD": {"rollout.source": "teacher", "update.objective": "exact_reverse_kl"},
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of all cases, side by side."""
+    return tmp_path_factory.mktemp("objectives")
+
+
+def config_of(shared: Path, write_config: WriteConfig, case: str) -> Path:
+    """The config of a case, beside its run of one round."""
+    folder = shared / case
+    if not folder.exists():
+        settings = {**EVERYTHING, "update.objective": case, **CASES[case]}
+        run_without_server(str(write_config(folder, settings)), 1)
+    return folder / "config.toml"
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_round_and_its_audit(case: str, write_config: Any, tmp_path: Path) -> None:
-    config = write_config(tmp_path, {**EVERYTHING, "update.objective": case, **CASES[case]})
-    run_without_server(str(config), 1)
-    run = Run.open(tmp_path / "run")
+def test_a_round_and_its_audit(case: str, shared: Path, write_config: Any) -> None:
+    config = config_of(shared, write_config, case)
+    run = Run.open(config.with_name("run"))
     (update,) = run.updates().collect().to_dicts()
     assert update["rollouts"] > 0 and update["policy_hash"] != update["parent_hash"]
     loaded = load_config(config)
@@ -64,12 +79,8 @@ def test_a_round_and_its_audit(case: str, write_config: Any, tmp_path: Path) -> 
         assert verdict.broken is None, verdict
 
 
-def test_the_truth_is_trained_as_it_is_annotated(write_config: Any, tmp_path: Path) -> None:
-    config = write_config(
-        tmp_path, {**EVERYTHING, "update.objective": "sft", **CASES["sft"], "update.epochs": 3}
-    )
-    run_without_server(str(config), 1)
-    run = Run.open(tmp_path / "run")
+def test_the_truth_is_trained_as_it_is_annotated(shared: Path, write_config: Any) -> None:
+    run = Run.open(config_of(shared, write_config, "sft").with_name("run"))
     rows = run.trajectories().select("text", "span_start", "span_end", "student_iou").collect()
     for text, start, end, iou in rows.iter_rows():
         assert f"{start:.1f} - {end:.1f}" in text and iou > 0.9

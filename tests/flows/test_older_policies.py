@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ from flows.audit.walk import Depth, audit
 from flows.cli import main
 from flows.stage.older_policies import best_policy
 from flows.stage.prepare import opened
+from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs.marks import record
 from storage.runs.run import Run
+from tests.flows.conftest import KILLED, Launch
 from tests.flows.kill_points import run_without_server
 from tests.known import known
 from tests.tiny_config import as_toml, tiny_settings
@@ -49,6 +49,14 @@ def five_rounds(
     run_without_server(config(folder, tiny_world, **kind), 2)
     assert main(["tag", f"{folder / 'run'}@1", "paper"]) == 0
     run_without_server(config(folder, tiny_world, **kind, **KEEP), 3)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run that has kept everything so far."""
+    folder = tmp_path_factory.mktemp("two")
+    run_without_server(config(folder, tiny_world), 2)
     return folder / "run"
 
 
@@ -197,10 +205,10 @@ def test_one_may_tag_while_a_round_runs(five_rounds: Path, tmp_path: Path, told:
 
 
 def test_a_rerun_keeps_what_it_needs_and_lets_the_superseded_go(
-    tiny_world: Any, tmp_path: Path
+    tiny_world: Any, two_rounds: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    run_without_server(config(tmp_path, tiny_world), 3)
+    run = Path(shutil.copytree(two_rounds, tmp_path / "run"))
+    run_without_server(config(tmp_path, tiny_world), 1)
     assert main(["tag", f"{run}@3", "old"]) == 0
     few = config(tmp_path, tiny_world, **{"policies.keep": ["tagged"]})
     with opened(few) as work:
@@ -225,14 +233,11 @@ def test_a_rerun_keeps_what_it_needs_and_lets_the_superseded_go(
 @pytest.mark.kill
 @pytest.mark.parametrize("point", ["after record", "before remove", "after remove"])
 def test_killed_while_letting_go_it_is_made_good_by_the_next_round(
-    tiny_world: Any, tmp_path: Path, point: str
+    tiny_world: Any, two_rounds: Path, tmp_path: Path, launch: Launch, point: str
 ) -> None:
-    run = tmp_path / "run"
-    run_without_server(config(tmp_path, tiny_world), 2)
+    run = Path(shutil.copytree(two_rounds, tmp_path / "run"))
     few = config(tmp_path, tiny_world, **{"policies.keep": []})
-    script = Path(__file__).with_name("kill_points.py")
-    killed = subprocess.run([sys.executable, str(script), point, "1", few], check=False)
-    assert killed.returncode == -9
+    assert launch(Path(few), point) == KILLED
     recorded = [1] if point == "after record" else [1, 2]
     assert gone(run) == recorded, "the record comes first"
     v1 = run / "policies" / "v1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,8 @@ from storage.runs.run import Run
 from storage.runs.run_folder import CONFIG_SOURCE_FILE
 from storage.stages import STAGES
 from storage.tables.schemas import TABLES
+from tests import forked
+from tests.flows.conftest import MODULES
 from tests.flows.kill_points import run_without_server
 from tests.stages_before import stages_before
 
@@ -179,8 +180,9 @@ with opened(config) as work:
 
 def kill(config: str, name: str, point: str, n: int) -> None:
     """Force a stage of round 1 in a process that dies at a point."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, config, name, point, str(n)],
+    done = forked.run(
+        [sys.executable, "-c", KILLED, config, name, point, n],
+        modules=MODULES,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'flows'}"},
         capture_output=True,
         text=True,
@@ -319,17 +321,20 @@ def test_a_rerun_of_nothing_and_of_what_is_not_there(write_config: Any, tmp_path
     assert verdicts(run) == {}
 
 
-def test_the_command_runs_a_stage(write_config: Any, tmp_path: Path, command: Any) -> None:
+def test_the_command_runs_a_stage(
+    write_config: Any, tmp_path: Path, command: Any, prefect_api: str
+) -> None:
     config = write_config(tmp_path)
     begin(str(config))
     done = command("stage", "score", config, "--force")
     assert done.returncode == 0, done.stderr
     assert re.match(r"score of round 1: \d+ rows; ", done.stdout)
     assert "fork" not in done.stderr, "the server is started beside Lance, not forked from it"
-    done = command("stage", "rollout", config, "--force", "--set", "rollout.max_new_tokens=5")
+    change = ("--set", "rollout.max_new_tokens=5")
+    done = command("stage", "rollout", config, "--force", *change, server=prefect_api)
     assert done.returncode == 0, done.stderr
     assert takes(tmp_path / "run", "rollouts", 0) == {0: 20, 1: 20}, "the teacher was asked too"
-    done = command("stage", "stale", config, "--set", "rollout.max_new_tokens=5")
+    done = command("stage", "stale", config, *change, server=prefect_api)
     assert done.returncode == 0, done.stderr
     told = [line.split(";")[0].split(":")[0] for line in done.stdout.splitlines()]
     assert told[:2] == ["score of round 1", "focus of round 1"]

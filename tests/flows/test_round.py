@@ -265,10 +265,10 @@ def test_the_summary_says_what_the_tables_say(
 
 
 def test_run_again_it_goes_on_with_round_three(
-    run: Run, two_rounds: tuple[Path, str], command: Any
+    run: Run, two_rounds: tuple[Path, str], command: Any, prefect_api: str
 ) -> None:
     before = count(run)
-    done = command("run", two_rounds[0])
+    done = command("run", two_rounds[0], server=prefect_api)
     assert done.returncode == 0, done.stderr
     assert run.current_policy().version == 3
     after = count(run)

@@ -3,8 +3,6 @@ what the next round goes on from."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from opd_core.update.continuation import OPTIMIZER_FILE
 from opd_core.update.trainer_state import WEIGHTS_FILE
 from storage.audit import links
 from storage.runs.run import Run
-from tests.flows.conftest import WriteConfig
+from tests.flows.conftest import KILLED, Launch, WriteConfig
 from tests.flows.kill_points import run_without_server
 
 TRUTH = {
@@ -68,7 +66,7 @@ def test_two_rounds(write_config: WriteConfig, tmp_path: Path, recipe: str) -> N
 
 @pytest.mark.kill
 def test_a_second_round_that_was_killed_ends_with_the_same_weights(
-    write_config: WriteConfig, tmp_path: Path
+    launch: Launch, write_config: WriteConfig, tmp_path: Path
 ) -> None:
     """Killed between the trainer's folder and the policy's, then just after the commit."""
     settings = TRUTH | RECIPES["float32, 8-bit"]
@@ -77,10 +75,10 @@ def test_a_second_round_that_was_killed_ends_with_the_same_weights(
     config = write_config(tmp_path / "killed", settings)
     run_without_server(str(config), 1)
     for point in ("after rename", "after append:updates"):
-        script = Path(__file__).with_name("kill_points.py")
-        done = subprocess.run([sys.executable, str(script), point, "1", str(config)], check=False)
-        assert done.returncode == -9
-        folders = sorted(f.name for f in (config.parent / "run" / "trainer").iterdir())
+        assert launch(config, point) == KILLED
+        folders = sorted(
+            f.name for f in (config.parent / "run" / "trainer").iterdir() if f.is_dir()
+        )
         assert folders == ["v1", "v2"], "of the round before, and what could be taken for the next"
     run = Run.open(config.parent / "run")
     assert run.policy(2).weights_hash == expected.weights_hash

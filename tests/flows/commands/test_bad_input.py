@@ -20,7 +20,7 @@ import pytest
 
 from flows import stages
 from flows.console.report import rounds_table
-from flows.stage.outcome import REASONS_TOLD
+from flows.numbers.outcome import REASONS_TOLD
 from flows.stage.prepare import opened
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
@@ -461,13 +461,13 @@ def fill(path: Path, leave: int) -> None:
 
 @pytest.mark.server
 def test_a_full_disk_ends_the_command_with_code_2(
-    command: Any, write_config: WriteConfig, tmp_path: Path, small_disk: Path
+    command: Any, write_config: WriteConfig, tmp_path: Path, small_disk: Path, prefect_api: str
 ) -> None:
     # No frames, whose store would add a warning where it is what does not fit.
     settings = {"run.path": small_disk / "run", "frames.enabled": False}
     config = write_config(tmp_path, settings)
     fill(small_disk / "filler", leave=200_000)
-    done = command("run", config)
+    done = command("run", config, server=prefect_api)
     assert "its disk is full" in said(done)
     (small_disk / "filler").unlink()
-    assert command("run", config).returncode == 0
+    assert command("run", config, server=prefect_api).returncode == 0

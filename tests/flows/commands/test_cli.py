@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +30,7 @@ from flows.console.progress import progress
 from opd_core.model.token_text import token_texts
 from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
+from tests import forked
 from tests.tiny_config import as_toml, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +42,7 @@ def command(*words: object) -> list[str]:
 
 def videoopd(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """The real command, in a process of its own."""
-    return subprocess.run(
+    return forked.run(
         command(*words),
         cwd=ROOT,
         env=os.environ | environment,
@@ -213,7 +220,7 @@ def test_control_c_that_polars_turned_into_a_panic_is_no_traceback(
 
 @pytest.mark.server
 def test_control_c_says_how_to_continue(tiny_config: Callable[..., Path]) -> None:
-    process = subprocess.Popen(
+    process = forked.Popen(
         command("run", tiny_config({"rollout.examples_per_round": 64}), "--rounds", 50),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -295,6 +302,57 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(
         for _ in range(3):
             advance(1)
     assert capsys.readouterr().err == "rollout: 2/4, about 11 s left\n"
+
+
+def test_a_line_says_how_the_last_step_was_and_what_was_made_before_is_no_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VIDEOOPD_PROGRESS", "1")
+    clock = iter([0.0, 20.0, 30.0, 40.0])
+    monkeypatch.setattr("flows.console.progress.time.monotonic", lambda: next(clock))
+    with progress("update", 10) as advance:
+        advance(4, made_before=True)
+        advance(1, saying="loss 0.5")
+        advance(1, saying="loss 0.4")
+    assert capsys.readouterr().err == (
+        "update: 5/10, about 50 s left; loss 0.5\nupdate: 6/10, about 40 s left; loss 0.4\n"
+    )
+
+
+BAR = """
+import time
+from flows.console.progress import progress
+with progress("update", 12) as advance:
+    advance(4, made_before=True)
+    for number in range(8):
+        time.sleep(0.1)
+        advance(1, saying="loss 0.628, KL 0.710, 1,216 tok/s")
+"""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_of_80_columns_has_loss_kl_speed_and_the_time_left(quiet: bool) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    added = {"TERM": "xterm-256color", "VIDEOOPD_QUIET": "1" if quiet else "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BAR], stderr=slave, env=kept | added, cwd=ROOT
+    )
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    assert process.wait() == 0
+    lines = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode().replace("\r", "\n").split("\n")
+    if quiet:
+        assert lines == [""]
+        return
+    assert max(map(len, lines)) <= 80
+    wanted = r"update +\S+ 1[012]/12 0:00:0\d left 0:00:0\d loss 0\.628, KL 0\.710, 1,216 tok/s"
+    assert any(re.fullmatch(wanted, line.strip()) for line in lines), lines
 
 
 def test_progress_is_silent_in_tests(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from storage.runs import run_folder
 from storage.runs.run import Run
+from tests import forked
 from tests.flows.conftest import WriteConfig
 from tests.flows.kill_points import run_without_server
 
@@ -607,7 +608,7 @@ def test_quiet_rounds_are_one_line(
 ) -> None:
     from flows.console.progress import quietly
     from flows.console.report import print_rounds
-    from flows.stage.outcome import summarize
+    from flows.numbers.outcome import summarize
 
     with opened(str(finished[0])) as work:
         summary = summarize(work, 1, [])
@@ -705,8 +706,8 @@ def test_bench_lists_what_it_measures(told: Told) -> None:
 def test_transformers_draws_no_bars(finished: tuple[Path, Path]) -> None:
     """Neither where a server is involved nor where none is: `evaluate` loads a model by itself."""
     config, _ = finished
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "evaluate", str(config), "--model",
+    done = forked.run(
+        [sys.executable, "-m", "flows.cli", "evaluate", config, "--model",
          str(load_config(config).teacher.path)],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=200,
     )  # fmt: skip
@@ -715,7 +716,7 @@ def test_transformers_draws_no_bars(finished: tuple[Path, Path]) -> None:
 
 def test_output_on_a_full_disk_is_a_sentence(finished: tuple[Path, Path]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-m", "flows.cli", "query", str(finished[1]), "SELECT 1"],
             cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=100,
         )  # fmt: skip

@@ -27,15 +27,15 @@ LORA = QUICK | {"update.lora.rank": 4, "update.learning_rate": 1e-2}
 PLAIN = """
 import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor
-folder = sys.argv[1]
-model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-processor = AutoProcessor.from_pretrained(folder)
-assert processor.video_processor is not None
-assert not any(info.values()), info
-ours = {"opd_core", "storage", "flows"} & set(sys.modules)
-assert not ours, ours
-total = sum(p.double().abs().sum().item() for p in model.parameters())
-print(type(model).__name__, type(processor).__name__, f"{total:.6f}")
+for folder in sys.argv[1:]:
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.video_processor is not None
+    assert not any(info.values()), info
+    ours = {"opd_core", "storage", "flows"} & set(sys.modules)
+    assert not ours, ours
+    total = sum(p.double().abs().sum().item() for p in model.parameters())
+    print(type(model).__name__, type(processor).__name__, f"{total:.6f}")
 """
 
 
@@ -54,15 +54,28 @@ def runs(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return folders
 
 
-def loaded_by_anybody(folder: Path) -> str:
-    """What a plain Python says of the folder, started elsewhere and importing nothing of ours."""
+@pytest.fixture(scope="module")
+def exports(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of `full` its newest policy, of `lora` its first one, which becomes a whole model."""
+    folder = tmp_path_factory.mktemp("exports")
+    exported(str(runs["full"]), folder / "full")
+    exported(f"{runs['lora']}@1", folder / "lora")
+    return {name: folder / name for name in runs}
+
+
+@pytest.fixture(scope="module")
+def loaded_by_anybody(runs: dict[str, Path], exports: dict[str, Path]) -> dict[Path, list[str]]:
+    """What a plain Python says of policies and exports, started elsewhere and importing nothing of
+    ours."""
+    folders = [*(run / "policies" / "v2" for run in runs.values()), *exports.values()]
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSTARTUP")}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN, str(folder)],
+        [sys.executable, "-I", "-c", PLAIN, *map(str, folders)],
         cwd="/", env=kept, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.splitlines()[-1]
+    said = done.stdout.splitlines()[-len(folders) :]
+    return {folder: line.split() for folder, line in zip(folders, said, strict=True)}
 
 
 def exported(run: str, out: Path) -> ModelCard:
@@ -72,11 +85,13 @@ def exported(run: str, out: Path) -> ModelCard:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_any_program_loads_a_policy(runs: dict[str, Path], kind: str) -> None:
+def test_any_program_loads_a_policy(
+    runs: dict[str, Path], loaded_by_anybody: dict[Path, list[str]], kind: str
+) -> None:
     folder = runs[kind] / "policies" / "v2"
     ours: Any = load_model(folder, "float32")
     total = sum(p.double().abs().sum().item() for p in ours.parameters())
-    said = loaded_by_anybody(folder).split()
+    said = loaded_by_anybody[folder]
     assert said[:2] == ["Qwen3VLForConditionalGeneration", "Qwen3VLProcessor"]
     assert float(said[2]) == pytest.approx(total, rel=1e-6)
 
@@ -108,8 +123,9 @@ def test_exports_have_the_mode_of_the_umask(
 
 
 def test_a_full_policy_is_exported_with_its_weights(
-    runs: dict[str, Path], tmp_path: Path, models: dict[str, Path]
-) -> None:
+    runs: dict[str, Path], tmp_path: Path, exports: dict[str, Path],
+    loaded_by_anybody: dict[Path, list[str]],
+) -> None:  # fmt: skip
     run = Run.open(runs["full"])
     for name, version in ((f"{runs['full']}@1", 1), (str(runs["full"]), 2)):
         out = tmp_path / str(version)
@@ -122,14 +138,15 @@ def test_a_full_policy_is_exported_with_its_weights(
         names = {p.name for p in out.iterdir()}
         assert not names & {"optimizer.pt", "manifest.json"}
         assert {"config.json", "tokenizer.json", "README.md"} <= names
-    loaded_by_anybody(out)
+    assert loaded_by_anybody[exports["full"]][0] == "Qwen3VLForConditionalGeneration"
 
 
-def test_an_adapter_is_exported_merged_into_its_base(runs: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "merged"
-    exported(f"{runs['lora']}@1", out)
+def test_an_adapter_is_exported_merged_into_its_base(
+    runs: dict[str, Path], exports: dict[str, Path], loaded_by_anybody: dict[Path, list[str]]
+) -> None:
+    out = exports["lora"]
     assert not (out / "adapter_config.json").exists()
-    loaded_by_anybody(out)
+    assert loaded_by_anybody[out][0] == "Qwen3VLForConditionalGeneration"
     merged: Any = load_model(out, "float32")
     policy: Any = load_model(Run.open(runs["lora"]).policy(1).path, "float32")
     layers = [(n, m) for n, m in policy.named_modules() if hasattr(m, "get_delta_weight")]

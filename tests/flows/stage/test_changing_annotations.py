@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,45 @@ OLD = {name: [(f"one of {name}", 0, 2), (f"two of {name}", 1, 4)] for name in NA
 EVAL = [("end of a", 2, 5), ("end of a again", 3, 5)]
 
 
-@pytest.fixture
-def config(write_config: WriteConfig, tmp_path: Path) -> Path:
-    write(tmp_path, OLD)
-    annotate(tmp_path / "eval.jsonl", row("a.mp4", *EVAL))
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_videos(tmp_path_factory.mktemp("videos"), *NAMES)
+
+
+def written(write_config: WriteConfig, folder: Path, videos: Path) -> Path:
+    """A config whose annotation files lie beside it."""
+    write(folder, OLD)
+    annotate(folder / "eval.jsonl", row("a.mp4", *EVAL))
     settings = {
-        "data.videos": write_videos(tmp_path / "videos", *NAMES),
-        "data.train": tmp_path / "train.jsonl",
-        "data.eval": tmp_path / "eval.jsonl",
+        "data.videos": videos,
+        "data.train": folder / "train.jsonl",
+        "data.eval": folder / "eval.jsonl",
         "focus.curriculum": "uniform",
         "rollout.examples_per_round": 20,
     }
-    return write_config(tmp_path, settings)
+    return write_config(folder, settings)
+
+
+@pytest.fixture
+def config(write_config: WriteConfig, tmp_path: Path, videos: Path) -> Path:
+    return written(write_config, tmp_path, videos)
+
+
+@pytest.fixture(scope="module")
+def first_round(
+    write_config: WriteConfig, videos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run after one round."""
+    folder = tmp_path_factory.mktemp("first")
+    run_without_server(str(written(write_config, folder, videos)))
+    return folder / "run"
+
+
+@pytest.fixture
+def after_a_round(config: Path, first_round: Path, tmp_path: Path) -> Path:
+    """The config, and beside it a run of one round."""
+    shutil.copytree(first_round, tmp_path / "run")
+    return config
 
 
 def write(folder: Path, events: dict[str, Any]) -> None:
@@ -55,9 +83,8 @@ def holds(folder: Path) -> None:
 
 
 def test_removed_and_corrected_annotations_are_no_longer_drawn(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    after_a_round: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_without_server(str(config))
     assert drawn(tmp_path / "run", 1) == {q for some in OLD.values() for q, *_ in some}
     assert changes(tmp_path) == []
     write(tmp_path, {
@@ -65,7 +92,7 @@ def test_removed_and_corrected_annotations_are_no_longer_drawn(
         "b.mp4": [("one of b.mp4", 0.5, 2.5)],
         "c.mp4": [*OLD["c.mp4"], ("three of c.mp4", 2, 3)],
     })  # fmt: skip
-    summary = run_without_server(str(config))
+    summary = run_without_server(str(after_a_round))
     run = Run.open(tmp_path / "run")
     second = run.draws().filter(policy_version=1).collect()
     spans = run.examples().collect().filter(query="one of b.mp4")
@@ -85,7 +112,7 @@ def test_removed_and_corrected_annotations_are_no_longer_drawn(
     told = capsys.readouterr().out
     assert "6 train and 2 eval examples; 2 that are no longer annotated are kept" in told
     write(tmp_path, OLD)
-    run_without_server(str(config))
+    run_without_server(str(after_a_round))
     assert drawn(tmp_path / "run", 3) == {q for some in OLD.values() for q, *_ in some}
     assert [c for s, c, _ in changes(tmp_path) if s == 2] == [
         "removed", "removed", "returned", "returned",
@@ -136,29 +163,27 @@ def test_an_update_of_a_selection_that_has_lost_examples_names_the_way_on(
 
 
 def test_what_moves_to_the_eval_split_is_never_trained_on_again(
-    config: Path, tmp_path: Path
+    after_a_round: Path, tmp_path: Path
 ) -> None:
-    run_without_server(str(config))
     write(tmp_path, OLD)  # still there, and in the eval split too
     annotate(tmp_path / "eval.jsonl", row("a.mp4", *EVAL), row("b.mp4", *OLD["b.mp4"]))
-    summary = run_without_server(str(config))
+    summary = run_without_server(str(after_a_round))
     assert not drawn(tmp_path / "run", 2) & {"one of b.mp4", "two of b.mp4"}
     assert [c for _, c, _ in changes(tmp_path)] == ["moved", "moved"]
     assert summary.rounds[-1].eval_examples == 4
     (note,) = [n for n in summary.rounds[-1].notes if "policy 1 answered" in n]
     assert "policy 1 answered 2 examples and policy 2 4, 2 of them the same" in note
     annotate(tmp_path / "eval.jsonl", row("a.mp4", *EVAL))
-    run_without_server(str(config))
+    run_without_server(str(after_a_round))
     assert {"one of b.mp4", "two of b.mp4"} <= drawn(tmp_path / "run", 3)
     holds(tmp_path)
 
 
-def test_means_are_over_the_present_eval_split(config: Path, tmp_path: Path) -> None:
-    run_without_server(str(config))
+def test_means_are_over_the_present_eval_split(after_a_round: Path, tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run")
     assert {m["examples"] for m in report.accuracy(run).values()} == {2}
     annotate(tmp_path / "eval.jsonl", row("a.mp4", EVAL[0]))
-    summary = run_without_server(str(config))
+    summary = run_without_server(str(after_a_round))
     assert summary.rounds[-1].eval_examples == 1
     run = Run.open(tmp_path / "run")
     assert {v: m["examples"] for v, m in report.accuracy(run).items()} == {0: 1, 1: 1, 2: 1}
@@ -167,12 +192,11 @@ def test_means_are_over_the_present_eval_split(config: Path, tmp_path: Path) -> 
 
 
 def test_show_draws_over_the_length_as_annotated_now(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    after_a_round: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_without_server(str(config))
     longer = (row(name, *some, duration=6.5) for name, some in OLD.items())
     annotate(tmp_path / "train.jsonl", *longer)
-    with opened(str(config)):
+    with opened(str(after_a_round)):
         pass
     run = Run.open(tmp_path / "run")
     assert [change for _, change, _ in changes(tmp_path)] == ["corrected"] * 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,39 @@ NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 TRAIN = [row(name, (f"one of {name}", 0, 2), (f"two of {name}", 1, 4)) for name in NAMES]
 
 
-@pytest.fixture
-def config(write_config: WriteConfig, tmp_path: Path) -> Path:
-    """Four videos of two sentences; evaluated on three of them."""
+def written(write_config: WriteConfig, folder: Path) -> Path:
+    """A config of four videos of two sentences; evaluated on three of them."""
     settings = {
-        "data.videos": write_videos(tmp_path / "videos", *NAMES),
-        "data.train": annotate(tmp_path / "train.jsonl", *TRAIN),
+        "data.videos": write_videos(folder / "videos", *NAMES),
+        "data.train": annotate(folder / "train.jsonl", *TRAIN),
         "data.eval": annotate(
-            tmp_path / "eval.jsonl", *(row(name, (f"end of {name}", 2, 5)) for name in NAMES[:3])
+            folder / "eval.jsonl", *(row(name, (f"end of {name}", 2, 5)) for name in NAMES[:3])
         ),
         "focus.curriculum": "uniform",
         "rollout.examples_per_round": 20,
         "rollout.prompts_per_batch": 2,
     }
-    return write_config(tmp_path, settings)
+    return write_config(folder, settings)
+
+
+@pytest.fixture
+def config(write_config: WriteConfig, tmp_path: Path) -> Path:
+    return written(write_config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first_round(write_config: WriteConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run after one round, with every video there."""
+    folder = tmp_path_factory.mktemp("first")
+    run_without_server(str(written(write_config, folder)))
+    return folder / "run"
+
+
+@pytest.fixture
+def after_a_round(config: Path, first_round: Path, tmp_path: Path) -> Path:
+    """The config, and beside it a run of one round."""
+    shutil.copytree(first_round, tmp_path / "run")
+    return config
 
 
 def rows(folder: Path) -> dict[str, int]:
@@ -45,9 +65,9 @@ def rows(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "one file"])
 def test_a_folder_that_is_away_between_rounds_is_one_sentence_and_no_row(
-    config: Path, tmp_path: Path, left: str
+    after_a_round: Path, tmp_path: Path, left: str
 ) -> None:
-    run_without_server(str(config))
+    config = after_a_round
     before = rows(tmp_path)
     (tmp_path / "videos").rename(tmp_path / "away")
     if left != "nothing":
@@ -126,10 +146,10 @@ def test_a_folder_that_goes_away_in_the_middle_of_a_stage(
 
 
 def test_a_disk_that_lists_files_and_gives_none(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after_a_round: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files are there by name, and reading any of them is an error of the system."""
-    run_without_server(str(config))
+    config = after_a_round
     before = rows(tmp_path)
     whole = Path.open
 
@@ -151,15 +171,14 @@ def test_a_disk_that_lists_files_and_gives_none(
     assert Run.open(tmp_path / "run").current_policy().version == 2
 
 
-def test_a_decoder_that_is_lost_twice_is_given_up(config: Path, tmp_path: Path) -> None:
+def test_a_decoder_that_is_lost_twice_is_given_up(after_a_round: Path, tmp_path: Path) -> None:
     from opd_core.types import QuarantinedItem
 
-    run_without_server(str(config), 2)
     run = Run.open(tmp_path / "run")
     (lost, *_) = run.draws().filter(policy_version=0).collect()["example_id"]
     from flows.stage.given_up import given_up
 
-    with opened(str(config)) as work:
+    with opened(str(after_a_round)) as work:
         for version, expected in ((7, set()), (8, {lost})):
             item = QuarantinedItem(lost, "rollout", "a.mp4", "hung", version, "decoder lost")
             work.run.append("quarantine", [item], stage="rollout", policy_version=version)

@@ -58,7 +58,10 @@ def few_words(tiny_world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The run of two rounds whose answers often say the same."""
     folder = tmp_path_factory.mktemp("few-words")
     config = folder / "tiny.toml"
-    config.write_text(as_toml(tiny_settings(folder / "run", tiny_world) | FEW_WORDS))
+    train = folder / "train.jsonl"
+    train.write_text("\n".join(tiny_world.train.read_text().splitlines()[:12]))
+    settings = FEW_WORDS | {"data.train": str(train)}
+    config.write_text(as_toml(tiny_settings(folder / "run", tiny_world) | settings))
     summary = run_without_server(str(config), 2)
     for made, number in zip(summary.rounds[1:], (1, 2), strict=True):
         (note,) = (n for n in made.notes if n.startswith("score: "))
@@ -141,7 +144,7 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
     """Round 2, which copies from round 1, is killed after each append of its score stage."""
     monkeypatch.setattr("flows.stage.score_cache.ROWS_AT_ONCE", 5)
     settings = FEW_WORDS | {
-        "rollout.examples_per_round": 24, "storage.flush_seconds": 0, "score.prompts_per_batch": 8
+        "rollout.examples_per_round": 12, "storage.flush_seconds": 0, "score.prompts_per_batch": 4
     }  # fmt: skip
     whole = tiny_config(settings | {"run.path": str(tmp_path / "whole")}, "whole.toml")
     run_without_server(str(whole), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,32 @@ def test_executions_of_a_stage_count_together_and_the_running_one_is_last(run: P
         assert use.tokens is not None
         assert use.tokens_per_second == pytest.approx(use.tokens / use.seconds)
         assert use.memory_of == "process" and use.peak_memory > 10 * MIB
-    uses.forget(run, 2)
     assert [use.stage for use in uses.of_round(run, 3)] == ["score", "rollout"]
-    assert uses.of_round(run, 2) == ()
+
+
+def test_a_committed_round_leaves_nothing_of_policies_that_it_superseded(run: Path) -> None:
+    uses.forget(run)  # where none was kept
+    for version in (2, 3, 4):
+        work(run, "rollout", version, 10)
+    uses.forget(run)
+    assert [uses.of_round(run, version) for version in (2, 3, 4)] == [(), (), ()]
+    work(run, "evaluate", 3, 10)
+    assert [use.stage for use in uses.of_round(run, 3)] == ["evaluate"]
 
 
 def test_a_stage_without_tokens_has_no_speed(run: Path) -> None:
     work(run, "focus", 0, 0)
     (use,) = uses.of_round(run, 0)
     assert use.tokens is None and use.tokens_per_second is None
+
+
+def test_waiting_for_others_is_no_time_of_a_stage(run: Path) -> None:
+    with uses.waiting():
+        pass  # where none runs
+    with uses.measuring(run, "score", 0) as now:
+        with uses.waiting():
+            time.sleep(0.3)
+        assert now.seconds < 0.2 and now.use().seconds < 0.2
 
 
 def test_a_stage_that_failed_or_a_line_that_was_cut_counts_nothing(run: Path) -> None:

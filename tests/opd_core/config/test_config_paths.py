@@ -18,7 +18,7 @@ from tests.tiny_config import ROOT
 
 PATHS = [
     "run.path", "data.train", "data.eval", "data.videos", "student.path", "teacher.path",
-    "teacher.cache", "frames.path", "score.cache",
+    "teacher.cache", "frames.path", "score.cache", "tracking.folder",
 ]  # fmt: skip
 
 
@@ -51,6 +51,16 @@ def test_a_path_begins_in_the_shells_folder(
     overrides = from_folder([f"{key} = {written}"], shell)
     config = load_config(ROOT / "configs" / "tiny.toml", overrides)
     assert value_at(config, key) == Path(found.format(shell=shell, home=Path.home()))
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("typed", [True, False], ids=["in a shell", "in a config"])
+def test_an_address_is_no_path(key: str, typed: bool, tmp_path: Path) -> None:
+    overrides = [f"{key}=s3://bucket/a"]
+    with pytest.raises(VideoOPDError, match="s3://bucket/a is an address.*storage.tables"):
+        whole = from_folder(overrides, tmp_path) if typed else overrides
+        load_config(ROOT / "configs" / "tiny.toml", whole)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_path_key_is_forgotten() -> None:

@@ -1,0 +1,218 @@
+"""The process that others are forked off (`tests/forked.py`): `python fork_server.py MODULE...`.
+
+It imports what is heavy and the modules, then waits on its standard input, a socket, for requests,
+and ends with whoever holds the other end. A forked process leaves `serve` with its request, does
+what it says as `__main__`, and ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+import types
+import warnings
+from pathlib import Path
+from typing import NoReturn, TypedDict
+
+HEAVY = (
+    "lance", "polars", "peft", "cv2", "requests", "tiktoken",
+    "torch.profiler._cupti_monitor", "torch.utils.serialization",
+    "transformers.models.qwen3_vl.modeling_qwen3_vl",
+    "transformers.models.qwen3_vl.processing_qwen3_vl",
+    "opd_core.engines.hf.sampling", "opd_core.scoring.trees", "opd_core.update.student",
+    "opd_core.rollout.answering", "opd_core.plan.plan_of_config",
+    "storage.runs.run", "storage.asking.contents",
+)  # fmt: skip
+OF_PREFECT = (
+    "anyio", "asgi_lifespan", "cachetools", "coolname", "dateutil", "dotenv", "fsspec", "griffe",
+    "httpx", "humanize", "opentelemetry.trace", "orjson", "pendulum", "pluggy",
+    "prometheus_client", "pydantic_extra_types.pendulum_dt", "pydantic_settings", "rich.console",
+    "rich.progress", "slugify", "starlette.status", "toml", "websockets",
+)  # fmt: skip
+"""What Prefect needs. Itself it reads its settings when it is imported."""
+
+TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny" / "teacher"
+
+
+class Request(TypedDict):
+    words: list[str]
+    """What stands behind `python`."""
+    environment: dict[str, str]
+    folder: str
+    session: bool
+    """Whether it gets one of its own."""
+
+
+def import_all(modules: list[str]) -> None:
+    from opd_core import torchvision_guard
+
+    torchvision_guard.install()
+    for name in (*HEAVY, *OF_PREFECT):
+        importlib.import_module(name)
+    _open_a_processor()
+    assert "prefect" not in sys.modules, "it would keep the settings of this process"
+    for name in modules:
+        importlib.import_module(name)
+
+
+def _open_a_processor() -> None:
+    """It looks through all models of transformers, once a process."""
+    from opd_core.prompts.encoder import load_processor
+
+    load_processor(TINY)
+
+
+def serve(control: socket.socket) -> tuple[Request, list[int]] | None:
+    """Fork for each request; returns it in the forked process, with what are to be its
+    standard streams, and None when nobody asks more."""
+    ended, wake = socket.socketpair()
+    for end in (ended, wake):
+        end.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    running: dict[int, int] = {}
+    with selectors.DefaultSelector() as selector:
+        for end in (control, ended):
+            selector.register(end, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if ended in ready:
+                ended.recv(4096)
+                _tell_ends(running)
+            if control not in ready:
+                continue
+            head, handles, _, _ = socket.recv_fds(control, 4, 4)
+            if not head:
+                return None
+            (length,) = struct.unpack("!I", head)
+            request: Request = json.loads(control.recv(length, socket.MSG_WAITALL))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="lance is not fork-safe")
+                pid = os.fork()
+            if pid == 0:
+                break
+            *standard, told = handles
+            for handle in standard:
+                os.close(handle)
+            os.write(told, struct.pack("!i", pid))
+            running[pid] = told
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for end in (control, ended, wake):
+        end.close()
+    for handle in (*running.values(), handles.pop()):
+        os.close(handle)
+    return request, handles
+
+
+def _tell_ends(running: dict[int, int]) -> None:
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        told = running.pop(pid)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it
+            os.write(told, struct.pack("!i", status))
+        os.close(told)
+
+
+def become(request: Request, standard: list[int]) -> NoReturn:
+    """Be the process that was asked for."""
+    if request["session"]:
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    path = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    if theirs := [folder for folder in path if folder and folder not in sys.path]:
+        sys.path[:0] = theirs
+        _forget_ours()
+    for number, handle in enumerate(standard):
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(  # noqa: SIM115
+        2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace"
+    )
+    end(_code_of(request["words"]))
+
+
+def _forget_ours() -> None:
+    """What packages are there, and what of ours they add to, is read when our modules are
+    imported."""
+    for name in [n for n in sys.modules if n.split(".")[0] in ("flows", "opd_core", "storage")]:
+        del sys.modules[name]
+
+
+def _code_of(words: list[str]) -> int:
+    """Do it; the exit code, as Python gives it."""
+    try:
+        _do(words)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def end(code: int) -> NoReturn:
+    """As a Python process ends, but that no module is taken apart: half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _do(words: list[str]) -> None:
+    """What `python WORDS` does; the folder it stands in is no place for imports, as with -P."""
+    if words[0] == "-P":
+        words = words[1:]
+    match words:
+        case ["-m", module, *rest]:
+            sys.argv = [module, *rest]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["-c", code, *rest]:
+            sys.argv = ["-c", *rest]
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(code, "<string>", "exec"), main.__dict__)
+        case [script, *rest]:
+            sys.argv = [script, *rest]
+            runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    asked = socket.socket(fileno=os.dup(0))
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import_all(sys.argv[1:])
+    gc.collect()
+    gc.freeze()
+    forked = serve(asked)
+    if forked is None:
+        end(0)
+    become(*forked)

@@ -1,0 +1,158 @@
+"""`subprocess`, but a Python process begins with everything heavy imported: four CPU seconds less.
+
+It is a real process, with its own id, environment, folder, output, session and signals, and it
+ends as any. Only its imports are there already, because it is forked off a process that has
+imported them (`tests/fork_server.py`). What is read of the environment at import is the tests' own,
+so a process that is to find another there, or whose start is tested, is `subprocess`'s. Neither
+`/proc` nor `psutil` can tell its arguments and its environment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.fork_server import Request
+
+SERVER = Path(__file__).with_name("fork_server.py")
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON")
+"""How the names of variables begin that a test may mean and that are read by what is there already.
+(Those of torch are none of it: it sets some itself in the tests' process.)"""
+
+
+class ForkServer:
+    """The process that has imported what heavy there is, and `modules`; begun with the first fork.
+
+    It opens no table, runs no model and knows no Prefect, so that nothing of them is carried over
+    a fork, and each process finds the server of its own.
+    """
+
+    def __init__(
+        self, *modules: str, off: Callable[..., subprocess.Popen[str]] = subprocess.Popen
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        self._control, self._lock = ours, threading.Lock()
+        self.environment = os.environ | {"PYTHONPATH": str(SERVER.parents[1])}
+        self._process = off(
+            [sys.executable, str(SERVER), *modules], stdin=theirs, env=self.environment
+        )
+        theirs.close()
+
+    def fork(self, request: Request, handles: list[int]) -> tuple[int, socket.socket]:
+        """The new process's id, and what says at its end how it ended."""
+        ours, theirs = socket.socketpair()
+        message = json.dumps(request).encode()
+        with theirs, self._lock:
+            head = struct.pack("!I", len(message))
+            socket.send_fds(self._control, [head], [*handles, theirs.fileno()])
+            self._control.sendall(message)
+        return _number(ours), ours
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.wait(timeout=60)
+
+
+@functools.cache
+def fork_server(*modules: str) -> ForkServer:
+    """The one of these tests. Where modules are named, it is itself forked off the one without."""
+    if not modules:
+        server = ForkServer()
+    else:
+        server = ForkServer(*modules, off=Popen)
+    atexit.register(server.close)
+    return server
+
+
+class Popen(subprocess.Popen[str]):
+    """`subprocess.Popen` of `[sys.executable, ...]`: a module, a script or `-c`."""
+
+    def __init__(
+        self, args: Sequence[object], *, modules: tuple[str, ...] = (), **options: Any
+    ) -> None:
+        self._server = fork_server(*modules)
+        super().__init__(list(map(str, args)), **options)
+
+    def _execute_child(self, *given: Any) -> None:
+        names = inspect.signature(subprocess.Popen._execute_child).parameters  # type: ignore[attr-defined]
+        asked = dict(zip(list(names)[1:], given, strict=True))
+        program, *words = asked["args"]
+        environment = dict(os.environ if asked["env"] is None else asked["env"])
+        changed = {name for name, _ in environment.items() ^ self._server.environment.items()}
+        changed -= {"PYTHONPATH", "PYTHONBREAKPOINT"}  # the latter is Ray's, read by breakpoint()
+        if wrong := sorted(name for name in changed if name.startswith(READ_AT_IMPORT)):
+            raise ValueError(f"{wrong[0]} is read at import; start this process with subprocess")
+        assert program == sys.executable and not asked["pass_fds"] and not asked["preexec_fn"]
+        handles = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"]]
+        self.pid, self._end = self._server.fork(
+            {
+                "words": words,
+                "environment": environment,
+                "folder": os.fspath(asked["cwd"] or Path.cwd()),
+                "session": asked["start_new_session"],
+            },
+            [standard if handle == -1 else handle for standard, handle in enumerate(handles)],
+        )
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(asked[name] for name in pipes))  # type: ignore[attr-defined]
+
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        """Called by `poll` and `__del__`."""
+        if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid == self.pid and self.returncode is None:
+                    self._handle_exitstatus(status)  # type: ignore[attr-defined]
+            finally:
+                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        return self.returncode
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        """Called by `wait`, until the process has ended; it is no child of ours."""
+        self._end.setblocking(flags != os.WNOHANG)
+        try:
+            return self.pid, _number(self._end)
+        except BlockingIOError:
+            return 0, 0
+
+
+def run(
+    args: Sequence[object], *, input: str | None = None, timeout: float | None = None,
+    check: bool = False, capture_output: bool = False, **options: Any,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """`subprocess.run`, which the process does not outlive."""
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with Popen(args, **options) as process:
+        try:
+            said, told = process.communicate(input, timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, said, told)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _number(end: socket.socket) -> int:
+    """The next number that the fork server says."""
+    said = end.recv(4)
+    if len(said) < 4:
+        raise ChildProcessError("the fork server has ended")
+    (number,) = struct.unpack("!i", said)
+    return int(number)
