@@ -27,6 +27,7 @@ ADDED = ("videoopd_torchvision.pth", "videoopd_torchvision.py")
 SHIPPED = (
     "prefect.toml",
     "configs/*.toml",
+    "configs/prefect/*.yaml",
     "configs/studies/*.toml",
     "configs/tiny/*/*",
 )

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows.cli import program  # noqa: E402
+from flows.numbers import rounds, stages, steps  # noqa: E402
+from flows.tracking import names  # noqa: E402
 from opd_core.config.load import Config  # noqa: E402
 from opd_core.config.section import Section  # noqa: E402
 from opd_core.config.sections import ModelPath  # noqa: E402
@@ -39,6 +41,7 @@ from opd_core.extensions import (  # noqa: E402
     ENGINES,
     OBJECTIVES,
     TEMPLATES,
+    TRACKERS,
     Engine,
     Objective,
 )
@@ -60,6 +63,7 @@ def pages() -> dict[Path, str]:
         reference / "tables.md": tables_page(),
         reference / "commands.md": commands_page(),
         reference / "objectives.md": objectives_page(),
+        reference / "trackers.md": trackers_page(),
         docs / "tree.md": tree_page((docs / "tree.md").read_text(encoding="utf-8")),
     }
 
@@ -295,6 +299,35 @@ def objectives_page() -> str:
         _table(("protocol", "", "numbers"), protocols),
     ]
     return _page("Objectives, curricula, engines, templates, protocols", *blocks)
+
+
+def trackers_page() -> str:
+    """What trackers are told, by name, and the columns of the numbers it is made of."""
+    kinds = ((f"`{name}`", TRACKERS[name].about) for name in TRACKERS)
+    told = (
+        (f"`{name}`", axis, known_from or "ours", means)
+        for name, axis, known_from, means in names.listed()
+    )
+    blocks = [
+        "What `[tracking]` and `videoopd track` tell ([how](../how-to/track.md)). Another package "
+        "adds a tracker by an entry point of the group `videoopd.trackers`. What a run has not is "
+        "not told, and never a zero.",
+        "## Trackers",
+        _table(("tracker", "what it is"), kinds),
+        "## Names",
+        "MLflow writes `_` for `@`.",
+        _table(("name", "axis", "known from", "what it is"), told),
+    ]
+    of_numbers = (("rounds", rounds.columns()), ("steps", steps.columns()))
+    for name, columns in (*of_numbers, ("stages", stages.columns())):
+        rows = ((f"`{column}`", means) for column, means in columns.items())
+        blocks += [
+            f"## `flows.numbers.{name}`",
+            f"`{name}(run)` gives a polars frame: in Python, `from flows.numbers.{name} import "
+            f"{name}`.",
+            _table(("column", "what it is"), rows),
+        ]
+    return _page("Trackers and numbers", *blocks)
 
 
 def _with_its_module(name: str, function: object) -> list[str]:
