@@ -41,7 +41,7 @@ BORDERS = {
     "opd_core/config": (14, READ),
     "opd_core/engines": (50, MODELS),
     "opd_core/hub": (4, "huggingface_hub's progress bars and its HTTP client's errors"),
-    "opd_core/model": (43, MODELS),
+    "opd_core/model": (44, MODELS),
     "opd_core/prompts": (3, MODELS),
     "opd_core/spans": (2, "columns that a protocol names itself"),
     "opd_core/templates": (1, READ),
