@@ -12,11 +12,13 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 _HOME = tempfile.mkdtemp(prefix="videoopd-tests-")
@@ -48,6 +50,8 @@ prefect_settings.apply()
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from opd_core import child_process  # noqa: E402
+from tests import forked  # noqa: E402
 from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
 
 if TYPE_CHECKING:
@@ -95,6 +99,16 @@ def no_frames_of_other_tests() -> None:
         from opd_core.prompts.batches import forget_decoded
 
         forget_decoded()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vllm_begins_with_its_imports() -> Iterator[None]:
+    """An engine's process of these tests' own process is forked: nine CPU seconds less, each of
+    forty times. Those of a command or a worker begin as anybody's."""
+    with pytest.MonkeyPatch.context() as patch:
+        known = SimpleNamespace(**vars(subprocess) | {"Popen": forked.child_of_vllm})
+        patch.setattr(child_process, "subprocess", known)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -43,6 +44,8 @@ OF_PREFECT = (
 )  # fmt: skip
 """What Prefect needs. Itself it reads its settings when it is imported."""
 
+MOST_HANDLES = 8
+
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny" / "teacher"
 
 
@@ -53,18 +56,21 @@ class Request(TypedDict):
     folder: str
     session: bool
     """Whether it gets one of its own."""
+    kept: list[int]
+    """The handles that stay open under their numbers, beside the standard streams."""
+    parent: int
+    """Who asks; the fork server is what the kernel calls the parent."""
 
 
 def import_all(modules: list[str]) -> None:
+    """The modules, or what is heavy where none are named."""
     from opd_core import torchvision_guard
 
     torchvision_guard.install()
-    for name in (*HEAVY, *OF_PREFECT):
+    for name in modules or (*HEAVY, *OF_PREFECT):
         importlib.import_module(name)
     _open_a_processor()
-    assert "prefect" not in sys.modules, "it would keep the settings of this process"
-    for name in modules:
-        importlib.import_module(name)
+    assert modules or "prefect" not in sys.modules, "it would keep the settings of this process"
 
 
 def _open_a_processor() -> None:
@@ -93,7 +99,7 @@ def serve(control: socket.socket) -> tuple[Request, list[int]] | None:
                 _tell_ends(running)
             if control not in ready:
                 continue
-            head, handles, _, _ = socket.recv_fds(control, 4, 4)
+            head, handles, _, _ = socket.recv_fds(control, 4, MOST_HANDLES)
             if not head:
                 return None
             (length,) = struct.unpack("!I", head)
@@ -128,7 +134,7 @@ def _tell_ends(running: dict[int, int]) -> None:
         os.close(told)
 
 
-def become(request: Request, standard: list[int]) -> NoReturn:
+def become(request: Request, handles: list[int]) -> NoReturn:
     """Be the process that was asked for."""
     if request["session"]:
         os.setsid()
@@ -140,15 +146,38 @@ def become(request: Request, standard: list[int]) -> NoReturn:
     if theirs := [folder for folder in path if folder and folder not in sys.path]:
         sys.path[:0] = theirs
         _forget_ours()
-    for number, handle in enumerate(standard):
-        os.dup2(handle, number)
+    _have_parent(request["parent"])
+    # Two steps: a number that one is to have may be another's now.
+    above = max(*handles, *request["kept"], 2) + 1
+    for place, handle in enumerate(handles):
+        os.dup2(handle, above + place)
         os.close(handle)
+    for place, number in enumerate([0, 1, 2, *request["kept"]]):
+        os.dup2(above + place, number)
+        os.close(above + place)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(  # noqa: SIM115
         2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace"
     )
     end(_code_of(request["words"]))
+
+
+def _have_parent(pid: int) -> None:
+    """Who asked for this process is its parent for as long as it lives."""
+    kernel = os.getppid
+
+    def getppid() -> int:
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return kernel()
+        try:
+            return kernel() if select.select([process], [], [], 0)[0] else pid
+        finally:
+            os.close(process)
+
+    os.getppid = getppid
 
 
 def _forget_ours() -> None:

@@ -19,31 +19,45 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.fork_server import Request
 
 SERVER = Path(__file__).with_name("fork_server.py")
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON")
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON", "VLLM_", "TORCH_COMPILE_")
 """How the names of variables begin that a test may mean and that are read by what is there already.
 (Those of torch are none of it: it sets some itself in the tests' process.)"""
 
 
+VLLM = (
+    "opd_core.engines.vllm.child", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker",
+    "vllm.v1.engine.llm_engine", "vllm.model_executor.models.qwen3_vl",
+    "vllm.model_executor.models.qwen2_5_vl", "vllm.entrypoints.anthropic.protocol",
+    "vllm.entrypoints.launchers.utils", "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.lora.resolver", "vllm.v1.pool.flash_maxsim", "compressed_tensors.compressors",
+)  # fmt: skip
+"""Of an engine's process: nine CPU seconds of imports."""
+
+
 class ForkServer:
-    """The process that has imported what heavy there is, and `modules`; begun with the first fork.
+    """The process that has imported `modules`, or what heavy there is; begun with the first fork.
 
     It opens no table, runs no model and knows no Prefect, so that nothing of them is carried over
     a fork, and each process finds the server of its own.
     """
 
     def __init__(
-        self, *modules: str, off: Callable[..., subprocess.Popen[str]] = subprocess.Popen
+        self,
+        *modules: str,
+        environment: Mapping[str, str] | None = None,
+        off: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
     ) -> None:
         ours, theirs = socket.socketpair()
         self._control, self._lock = ours, threading.Lock()
-        self.environment = os.environ | {"PYTHONPATH": str(SERVER.parents[1])}
+        root = {"PYTHONPATH": str(SERVER.parents[1])}
+        self.environment = {**os.environ, **(environment or {}), **root}
         self._process = off(
             [sys.executable, str(SERVER), *modules], stdin=theirs, env=self.environment
         )
@@ -66,9 +80,14 @@ class ForkServer:
 
 @functools.cache
 def fork_server(*modules: str) -> ForkServer:
-    """The one of these tests. Where modules are named, it is itself forked off the one without."""
+    """The one of these tests. Where modules are named, it is itself forked off the one without, but
+    vLLM's, whose environment is another."""
     if not modules:
         server = ForkServer()
+    elif modules == VLLM:
+        from opd_core.engines.vllm.engine import prepare_environment
+
+        server = ForkServer(*VLLM, environment=prepare_environment("cpu", 1))
     else:
         server = ForkServer(*modules, off=Popen)
     atexit.register(server.close)
@@ -93,14 +112,17 @@ class Popen(subprocess.Popen[str]):
         changed -= {"PYTHONPATH", "PYTHONBREAKPOINT"}  # the latter is Ray's, read by breakpoint()
         if wrong := sorted(name for name in changed if name.startswith(READ_AT_IMPORT)):
             raise ValueError(f"{wrong[0]} is read at import; start this process with subprocess")
-        assert program == sys.executable and not asked["pass_fds"] and not asked["preexec_fn"]
-        handles = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"]]
+        assert program == sys.executable and not asked["preexec_fn"]
+        kept = sorted(asked["pass_fds"])
+        handles = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"], *kept]
         self.pid, self._end = self._server.fork(
             {
                 "words": words,
                 "environment": environment,
                 "folder": os.fspath(asked["cwd"] or Path.cwd()),
                 "session": asked["start_new_session"],
+                "kept": kept,
+                "parent": os.getpid(),
             },
             [standard if handle == -1 else handle for standard, handle in enumerate(handles)],
         )
@@ -126,6 +148,16 @@ class Popen(subprocess.Popen[str]):
             return self.pid, _number(self._end)
         except BlockingIOError:
             return 0, 0
+
+
+def child_of_vllm(args: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """`subprocess.Popen` for `opd_core.child_process`: forked where it is vLLM's on a CPU, in the
+    environment that the fork server's imports have read."""
+    known = fork_server(*VLLM).environment if "opd_core.engines.vllm.child" in args else {}
+    read = {name for name, _ in options["env"].items() ^ known.items()}
+    if not known or any(name.startswith(READ_AT_IMPORT) for name in read - {"PYTHONPATH"}):
+        return subprocess.Popen(args, **options)
+    return Popen(args, modules=VLLM, **options)
 
 
 def run(

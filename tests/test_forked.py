@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
 import pytest
 
+from opd_core.child_process import PARENT_CHECK_SECONDS
 from tests import forked
 
 How = Callable[..., subprocess.CompletedProcess[str]]
@@ -57,6 +60,26 @@ def test_it_finds_what_any_process_finds(tmp_path: Path, session: bool) -> None:
 )  # fmt: skip
 def test_it_ends_as_any_process_ends(code: str) -> None:
     assert ends(code, forked.run) == ends(code, subprocess.run)
+
+
+def test_it_is_its_askers_child_with_the_handles_it_was_given() -> None:
+    ours, theirs = Pipe()
+    code = f"""
+import os, sys
+from opd_core.child_process import connect
+sys.argv = ["", "{theirs.fileno()}", "{os.getpid()}"]
+connection = connect()
+connection.recv()
+connection.send(os.getppid())
+"""
+    with forked.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, pass_fds=(theirs.fileno(),)
+    ) as process:
+        theirs.close()
+        time.sleep(2 * PARENT_CHECK_SECONDS)  # it ends where its parent is another
+        ours.send("go on")
+        assert ours.recv() == os.getpid()
+    assert process.returncode == 0
 
 
 def test_its_errors_and_interrupts_have_a_traceback() -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from opd_core.adapter_folder import ADAPTER_CONFIG, base_folder, is_adapter
 from opd_core.extensions import Quantise
 from opd_core.model.architectures import architecture_in, architecture_of
+from opd_core.model.kept import kept_while_untouched
 from opd_core.model.lm_head import two_heads
 from opd_core.model.model_config import opened_config
 from opd_core.model.quantised import quantise
@@ -29,8 +31,17 @@ from opd_core.types import VideoOPDError
 
 def check_checkpoint(folder: Path) -> None:
     """Raises `VideoOPDError` unless a full checkpoint, or an adapter and its base, holds every
-    weight of its model in its shape and no other. Reads headers only."""
-    _open(folder, "float32", "meta")
+    weight of its model in its shape and no other. Reads headers only; a full checkpoint that was
+    found whole is not looked at again by this process while its files are the same."""
+    if is_adapter(folder):
+        _open(folder, "float32", "meta")
+    else:
+        _check_full(folder)
+
+
+@partial(kept_while_untouched, reads_weights=True)
+def _check_full(folder: Path) -> None:
+    _open_full(folder, "float32", "meta", stored_tensors(folder))
 
 
 def open_checkpoint(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from opd_core.model.checkpoint import open_checkpoint
+from opd_core.model import checkpoint
+from opd_core.model.checkpoint import check_checkpoint, open_checkpoint
 from opd_core.model.kept import kept_while_untouched
 from opd_core.model.model_config import opened_config
+from opd_core.model.weight_files import stored_tensors
 from opd_core.prompts.encoder import load_processor, processor_hash
 from opd_core.types import VideoOPDError
 from tests.tiny_config import ROOT
@@ -70,3 +75,31 @@ def test_a_model_that_is_opened_and_changed_leaves_the_config_as_it_was() -> Non
     model.config.text_config.vocab_size = 7
     assert opened_config(SHIPPED) is kept
     assert kept.to_json_string(use_diff=False) == before
+
+
+def test_a_checkpoint_is_found_whole_once_until_its_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    def counted(folder: Path) -> Any:
+        looks.append(folder)
+        return stored_tensors(folder)
+
+    monkeypatch.setattr(checkpoint, "stored_tensors", counted)
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "student"))
+    check_checkpoint(folder)
+    check_checkpoint(folder)
+    assert looks == [folder]
+    weights = folder / "model.safetensors"
+    before = weights.stat()
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file({n: t for n, t in tensors.items() if n != name}, weights, {"format": "pt"})
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):  # what is wrong is looked at again
+        with pytest.raises(VideoOPDError, match=re.escape(name)):
+            check_checkpoint(folder)
+    shutil.copyfile(SHIPPED / "model.safetensors", weights)
+    check_checkpoint(folder)
+    assert len(looks) == 4
