@@ -52,11 +52,15 @@ import pytest  # noqa: E402
 
 from opd_core import child_process  # noqa: E402
 from tests import forked  # noqa: E402
+from tests.fork_server import ray_forks_workers  # noqa: E402
+from tests.ray_worker import DOOR  # noqa: E402
 from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from opd_core.tinyworld.world import World
     from tests.vllm_server import Served
+
+ray_forks_workers(begins=forked.fork_server)
 
 # What a test takes depends on what else the machine does; speed is `make bench`'s.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -102,10 +106,12 @@ def no_frames_of_other_tests() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def vllm_begins_with_its_imports() -> Iterator[None]:
-    """An engine's process of these tests' own process is forked: nine CPU seconds less, each of
-    forty times. Those of a command or a worker begin as anybody's."""
+def workers_begin_with_their_imports() -> Iterator[None]:
+    """An engine's process of these tests' own process is forked, and so are the workers of a Ray
+    that it or a forked process starts: nine CPU seconds less for each. Those of a `subprocess`
+    begin as anybody's."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DOOR, forked.door().getsockname())
         known = SimpleNamespace(**vars(subprocess) | {"Popen": forked.child_of_vllm})
         patch.setattr(child_process, "subprocess", known)
         yield

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.abc
 import json
 import os
 import runpy
@@ -24,8 +25,12 @@ import threading
 import traceback
 import types
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NoReturn, TypedDict
+
+from tests.ray_worker import DOOR
 
 HEAVY = (
     "lance", "polars", "peft", "cv2", "requests", "tiktoken",
@@ -44,8 +49,16 @@ OF_PREFECT = (
 )  # fmt: skip
 """What Prefect needs. Itself it reads its settings when it is imported."""
 
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON", "VLLM_", "TORCH_COMPILE_")
+"""How the names of variables begin that a test may mean and that are read by what is there already.
+(Those of torch are none of it but these: it sets some itself in the tests' process.)"""
 MOST_HANDLES = 8
+DOOR_HANDLE = "--door="
+"""Before the handle of a listening socket, at which others than the tests' process ask."""
 
+BEGAN_WITH = dict(os.environ)
+"""Imports set variables, too."""
+RAY_WORKER = Path(__file__).with_name("ray_worker.py")
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny" / "teacher"
 
 
@@ -80,58 +93,122 @@ def _open_a_processor() -> None:
     load_processor(TINY)
 
 
-def serve(control: socket.socket) -> tuple[Request, list[int]] | None:
-    """Fork for each request; returns it in the forked process, with what are to be its
-    standard streams, and None when nobody asks more."""
+class _RaysConstants(importlib.abc.MetaPathFinder):
+    """Puts `tests/ray_worker.py` in the place of Ray's script as soon as Ray is imported."""
+
+    NAME = "ray._private.ray_constants"
+
+    def __init__(self, begins: Callable[[], object]) -> None:
+        self._begins = begins
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: object = None
+    ) -> ModuleSpec | None:
+        if name != self.NAME:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def and_ours(module: types.ModuleType) -> None:
+            execute(module)
+            self._begins()
+            # Joined to a folder, which it replaces.
+            setattr(module, "SETUP_WORKER_FILENAME", str(RAY_WORKER))  # noqa: B010
+
+        spec.loader.exec_module = and_ours  # type: ignore[method-assign]
+        return spec
+
+
+def ray_forks_workers(begins: Callable[[], object] = lambda: None) -> None:
+    """A Ray that this process starts begins its workers by `tests/ray_worker.py`; `begins` is
+    called when it is imported."""
+    if _RaysConstants.NAME not in sys.modules:  # else it was imported with this in force
+        sys.meta_path.insert(0, _RaysConstants(begins))
+
+
+def read_otherwise(environment: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """Names of variables of which another value was read by what is imported."""
+    changed = {name for name, _ in environment.items() ^ ours.items()}
+    changed -= {"PYTHONPATH", "PYTHONBREAKPOINT"}  # the latter is Ray's, read by breakpoint()
+    return sorted(name for name in changed if name.startswith(READ_AT_IMPORT))
+
+
+def serve(control: socket.socket, door: socket.socket | None) -> tuple[Request, list[int]] | None:
+    """Fork for each request; returns it in the forked process, with what are to be its standard
+    streams, and None when nobody asks more. Who asks at the door lives as long as its process."""
     ended, wake = socket.socketpair()
     for end in (ended, wake):
         end.setblocking(False)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    running: dict[int, int] = {}
+    running: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
-        for end in (control, ended):
+        for end in filter(None, (control, ended, door)):
             selector.register(end, selectors.EVENT_READ)
         while True:
-            ready = {key.fileobj for key, _ in selector.select()}
-            if ended in ready:
+            ready = [key for key, _ in selector.select()]
+            sources = [key.fileobj for key in ready]
+            for gone in (key for key in ready if key.data is not None):
+                selector.unregister(gone.fileobj)  # who asked was killed: so is its process
+                if gone.data in running:
+                    os.kill(gone.data, signal.SIGKILL)
+            if ended in sources:
                 ended.recv(4096)
-                _tell_ends(running)
-            if control not in ready:
+                _tell_ends(running, selector)
+            if control in sources:
+                head, handles, _, _ = socket.recv_fds(control, 4, MOST_HANDLES)
+                if not head:
+                    return None
+                asking = socket.socket(fileno=handles.pop())
+                request = _request(control, head)
+            elif door in sources and door is not None:
+                asking, _ = door.accept()
+                head, handles, _, _ = socket.recv_fds(asking, 4, MOST_HANDLES)
+                request = _request(asking, head)
+                if read_otherwise(request["environment"], BEGAN_WITH):
+                    asking.close()
+                    _close(handles)
+                    continue
+            else:
                 continue
-            head, handles, _, _ = socket.recv_fds(control, 4, MOST_HANDLES)
-            if not head:
-                return None
-            (length,) = struct.unpack("!I", head)
-            request: Request = json.loads(control.recv(length, socket.MSG_WAITALL))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="lance is not fork-safe")
                 pid = os.fork()
             if pid == 0:
                 break
-            *standard, told = handles
-            for handle in standard:
-                os.close(handle)
-            os.write(told, struct.pack("!i", pid))
-            running[pid] = told
+            _close(handles)
+            asking.sendall(struct.pack("!i", pid))
+            running[pid] = asking
+            if control not in sources:
+                selector.register(asking, selectors.EVENT_READ, pid)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for end in (control, ended, wake):
+    for end in filter(None, (control, ended, wake, door, asking, *running.values())):
         end.close()
-    for handle in (*running.values(), handles.pop()):
-        os.close(handle)
     return request, handles
 
 
-def _tell_ends(running: dict[int, int]) -> None:
+def _request(source: socket.socket, head: bytes) -> Request:
+    (length,) = struct.unpack("!I", head)
+    request: Request = json.loads(source.recv(length, socket.MSG_WAITALL))
+    return request
+
+
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
+def _tell_ends(running: dict[int, socket.socket], selector: selectors.BaseSelector) -> None:
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        told = running.pop(pid)
-        with contextlib.suppress(BrokenPipeError):  # nobody waits for it
-            os.write(told, struct.pack("!i", status))
-        os.close(told)
+        with running.pop(pid) as asking, contextlib.suppress(OSError):  # nobody waits for it
+            if asking in selector.get_map():
+                selector.unregister(asking)
+            asking.sendall(struct.pack("!i", status))
 
 
 def become(request: Request, handles: list[int]) -> NoReturn:
@@ -155,6 +232,8 @@ def become(request: Request, handles: list[int]) -> NoReturn:
     for place, number in enumerate([0, 1, 2, *request["kept"]]):
         os.dup2(above + place, number)
         os.close(above + place)
+    if DOOR in os.environ:
+        ray_forks_workers()
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(  # noqa: SIM115
@@ -238,10 +317,16 @@ if __name__ == "__main__":
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import_all(sys.argv[1:])
+    *modules, last = ["", *sys.argv[1:]]
+    at_door = None
+    if last.startswith(DOOR_HANDLE):
+        at_door = socket.socket(fileno=int(last.removeprefix(DOOR_HANDLE)))
+    elif last:
+        modules.append(last)
+    import_all(modules[1:])
     gc.collect()
     gc.freeze()
-    forked = serve(asked)
+    forked = serve(asked, at_door)
     if forked is None:
         end(0)
     become(*forked)

@@ -14,23 +14,20 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import Request
+from tests.fork_server import DOOR_HANDLE, Request, read_otherwise
 
 SERVER = Path(__file__).with_name("fork_server.py")
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON", "VLLM_", "TORCH_COMPILE_")
-"""How the names of variables begin that a test may mean and that are read by what is there already.
-(Those of torch are none of it: it sets some itself in the tests' process.)"""
-
-
 VLLM = (
     "opd_core.engines.vllm.child", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker",
     "vllm.v1.engine.llm_engine", "vllm.model_executor.models.qwen3_vl",
@@ -52,15 +49,18 @@ class ForkServer:
         self,
         *modules: str,
         environment: Mapping[str, str] | None = None,
+        door: socket.socket | None = None,
         off: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
     ) -> None:
         ours, theirs = socket.socketpair()
         self._control, self._lock = ours, threading.Lock()
         root = {"PYTHONPATH": str(SERVER.parents[1])}
         self.environment = {**os.environ, **(environment or {}), **root}
-        self._process = off(
-            [sys.executable, str(SERVER), *modules], stdin=theirs, env=self.environment
-        )
+        words = [sys.executable, str(SERVER), *modules]
+        kept: tuple[int, ...] = ()
+        if door is not None:
+            words, kept = [*words, f"{DOOR_HANDLE}{door.fileno()}"], (door.fileno(),)
+        self._process = off(words, stdin=theirs, env=self.environment, pass_fds=kept)
         theirs.close()
 
     def fork(self, request: Request, handles: list[int]) -> tuple[int, socket.socket]:
@@ -79,11 +79,23 @@ class ForkServer:
 
 
 @functools.cache
+def door() -> socket.socket:
+    """Where Ray's `tests/ray_worker.py` asks for workers: the fork server answers, not a thread of
+    ours, which Ray keeps from running while it waits for its first worker."""
+    folder = tempfile.mkdtemp(prefix="videoopd-tests-ray-")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/door")
+    listener.listen()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return listener
+
+
+@functools.cache
 def fork_server(*modules: str) -> ForkServer:
     """The one of these tests. Where modules are named, it is itself forked off the one without, but
     vLLM's, whose environment is another."""
     if not modules:
-        server = ForkServer()
+        server = ForkServer(door=door())
     elif modules == VLLM:
         from opd_core.engines.vllm.engine import prepare_environment
 
@@ -108,9 +120,7 @@ class Popen(subprocess.Popen[str]):
         asked = dict(zip(list(names)[1:], given, strict=True))
         program, *words = asked["args"]
         environment = dict(os.environ if asked["env"] is None else asked["env"])
-        changed = {name for name, _ in environment.items() ^ self._server.environment.items()}
-        changed -= {"PYTHONPATH", "PYTHONBREAKPOINT"}  # the latter is Ray's, read by breakpoint()
-        if wrong := sorted(name for name in changed if name.startswith(READ_AT_IMPORT)):
+        if wrong := read_otherwise(environment, self._server.environment):
             raise ValueError(f"{wrong[0]} is read at import; start this process with subprocess")
         assert program == sys.executable and not asked["preexec_fn"]
         kept = sorted(asked["pass_fds"])
@@ -153,9 +163,9 @@ class Popen(subprocess.Popen[str]):
 def child_of_vllm(args: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """`subprocess.Popen` for `opd_core.child_process`: forked where it is vLLM's on a CPU, in the
     environment that the fork server's imports have read."""
-    known = fork_server(*VLLM).environment if "opd_core.engines.vllm.child" in args else {}
-    read = {name for name, _ in options["env"].items() ^ known.items()}
-    if not known or any(name.startswith(READ_AT_IMPORT) for name in read - {"PYTHONPATH"}):
+    if "opd_core.engines.vllm.child" not in args:
+        return subprocess.Popen(args, **options)
+    if read_otherwise(options["env"], fork_server(*VLLM).environment):
         return subprocess.Popen(args, **options)
     return Popen(args, modules=VLLM, **options)
 

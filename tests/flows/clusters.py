@@ -33,12 +33,13 @@ def two_machines(cores: int = 1) -> Iterator[Cluster]:
     They and those who join them listen on 127.0.0.1 alone.
     """
     from ray._private import ray_constants
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
 
+    ensure_token_if_auth_enabled(create_token_if_missing=True)  # as Ray does where it starts one
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
-        "RAY_AUTH_MODE": "disabled",  # for all of them alike
     }
     with (
         patch.dict(os.environ, environment),

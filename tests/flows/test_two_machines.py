@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from opd_core.types import VideoOPDError
 from storage.asking.contents import contents, differences
 from storage.file_system import Shown, shown
 from storage.runs.run import Run
+from tests import forked
 from tests.flows.clusters import (
     PATIENCE_SECONDS,
     STAGES,
@@ -42,13 +42,13 @@ def test_a_machine_dies_in_each_stage_and_the_round_ends_as_if_none_had(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # ranks anywhere import what kills them
     calm = write_config(tmp_path / "calm", ROUND)
-    subprocess.run([sys.executable, "-m", "tests.flows.clusters", str(calm)], check=True)
+    forked.run([sys.executable, "-m", "tests.flows.clusters", str(calm)], check=True)
     expected = contents(Run.open(calm.with_name("run")))
     assert len(expected["rollouts"]) == 20
     with two_machines() as cluster:
         hit = write_config(tmp_path / "hit", ROUND | {"cluster.address": cluster.address})
         deaths: list[str] = []
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "tests.flows.clusters", str(hit), str(tmp_path)]
         )
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from opd_core.update.continuation import continuation
 from opd_core.update.on_cluster import Asked, interruptible, update_asked
 from opd_core.update.student import TrainerFolders
 from storage.runs.saved_steps import SavedSteps
+from tests import forked
 from tests.opd_core.update.dying_once import DyingOnce
 from tests.opd_core.update.played_round import Round, assert_same_policy, assert_same_result
 from tests.tiny_config import ROOT
@@ -68,10 +68,13 @@ def test_an_update_whose_driver_is_killed_goes_on(played: Round, tmp_path: Path)
     script = (
         "import os, pickle, sys\n"
         "from opd_core.update.on_cluster import update_asked\n"
-        "update_asked(pickle.load(open(sys.argv[1], 'rb')), lambda _: os.kill(os.getpid(), 9))\n"
+        "def told(step):\n"
+        "    if step.step == 1:  # so the one before was saved\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "update_asked(pickle.load(open(sys.argv[1], 'rb')), told)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "asked")]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert forked.run(command, cwd=ROOT).returncode == -signal.SIGKILL
     went_on: list[int] = []
     result = update_asked(work, on_going_on=went_on.append)
     assert went_on and went_on[0] >= 1
