@@ -86,6 +86,7 @@ def door() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/door")
     listener.listen()
+    atexit.register(listener.close)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return listener
 

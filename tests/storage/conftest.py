@@ -10,6 +10,7 @@ import pytest
 
 from storage.runs.run import Run
 from storage.tables.lance_tables import Tables
+from tests import forked
 from tests.storage.storage_factories import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def started(*arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        begun = subprocess.Popen if prefix else forked.Popen
+        process = begun(
             [*prefix, sys.executable, str(Path(__file__).with_name("storage_worker.py"))]
             + [str(argument) for argument in arguments],
             stdin=subprocess.PIPE,

@@ -19,6 +19,7 @@ from flows.stage.costs import read_costs
 from flows.study.plan import load_study
 from flows.study.rows import read_result
 from storage.runs.run import Run
+from tests import forked
 from tests.flows.conftest import WriteConfig
 from tests.stages_before import stages_before
 
@@ -70,7 +71,7 @@ class Study:
         return ["study", str(self.file), "--runs", str(self.runs), "--out", str(self.out)]
 
     def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return forked.Popen(
             [sys.executable, "-m", "flows.cli", *self.arguments, "--jobs", "1"],
             env=self._environment,
             cwd=ROOT,
