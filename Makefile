@@ -10,6 +10,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
+# Tests wait for servers and processes, so there is one more than cores; each has up to 5 GB.
+TESTERS ?= 3
+
 LINT_IMPORTS := $(BIN)/lint-imports --no-logo --no-cache
 
 # After the install nothing needs the network, and nothing may try.
@@ -46,7 +49,7 @@ view: $(STAMP)  ## the demo's run in a browser: curves, rollouts, video beside t
 .PHONY: test
 test: style  ## lint, and all of pytest (30 minutes)
 	@failed=0; $(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || failed=$$?; \
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder || failed=$$?; \
 	wait $$types || { echo "make: mypy found what stands above" >&2; failed=1; }; \
 	command -v chromium chromium-browser google-chrome > /dev/null || echo "make: no Chromium here:" \
 	  "the tests in a browser (tests/flows/view) were skipped; apt-get install chromium"; \
@@ -55,7 +58,7 @@ test: style  ## lint, and all of pytest (30 minutes)
 .PHONY: quick
 quick: style  ## lint, and the tests without servers, kills and whole rounds (5 minutes)
 	@failed=0; $(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	$(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile \
 	  -m "not server and not kill and not slow and not world" || failed=1; \
 	wait $$types || failed=1; exit $$failed
 

@@ -89,6 +89,9 @@ def _connect(config: Config) -> None:
     section = cluster_of(config)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if section.address is None:
+        # Ray's own choice is 15: whatever else runs here would then come before the workers, and
+        # they do what this process does where there is no [cluster].
+        os.environ.setdefault("RAY_worker_niceness", "0")
         if section.dashboard:
             _refuse_incomplete()
         cores = section.workers * of_worker(config, cards_there=math.inf).cores

@@ -39,6 +39,7 @@ def two_machines(cores: int = 1) -> Iterator[Cluster]:
     ensure_token_if_auth_enabled(create_token_if_missing=True)  # as Ray does where it starts one
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else all other tests come first
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
     with (

@@ -14,7 +14,7 @@ import pytest
 
 from opd_core import faults
 from opd_core.cluster import losses
-from opd_core.cluster.connection import staying_connected
+from opd_core.cluster.connection import connected, staying_connected
 from opd_core.cluster.dealing import IN_HAND
 from opd_core.cluster.losses import Losses
 from opd_core.cluster.work import Piece, cut
@@ -73,6 +73,14 @@ def kill_a_worker() -> None:
     idle = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
     busy = [p for p in ray_processes() if not p.cmdline()[0].startswith(idle)]
     os.kill(busy[0].pid, signal.SIGKILL)
+
+
+def test_workers_have_the_priority_of_who_began_them(tiny_config: Callable[..., Path]) -> None:
+    """Ray's own have the least that there is, so that any other program comes first."""
+    import ray
+
+    with connected(both(tiny_config)[1]):
+        assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
 
 
 def test_rollouts_and_scores_are_those_of_one_process(
