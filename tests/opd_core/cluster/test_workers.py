@@ -80,7 +80,7 @@ def test_workers_have_the_priority_of_who_began_them(tiny_config: Callable[..., 
     import ray
 
     with connected(both(tiny_config)[1]):
-        assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 def test_rollouts_and_scores_are_those_of_one_process(
