@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,8 @@ import torch
 
 from opd_core.config.load import Config
 from opd_core.model.ranks import Ranks
-from opd_core.types import (
-    GroundingExample,
-    Policy,
-    Rollout,
-    TeacherScore,
-    TrainedRollout,
-    UpdateStep,
-    VideoOPDError,
-)
+from opd_core.types import GroundingExample, Policy, TrainedRollout, UpdateStep, VideoOPDError
+from opd_core.update.rows import Outline
 from opd_core.update.step_record import FirstStep
 from opd_core.update.trained_model import TrainedModel
 from opd_core.update.trainer_state import save_whole
@@ -138,7 +131,7 @@ def update_key(
     config: Config,
     parent: Policy,
     plan: Sequence[Sequence[GroundingExample]],
-    rollouts: Sequence[tuple[Rollout, TeacherScore | None]],
+    rollouts: Iterable[Outline],
     begins_with: str,
 ) -> str:
     """A hash of all that decides what an update computes. `begins_with`: what its optimiser
@@ -151,8 +144,9 @@ def update_key(
         [[example.example_id for example in batch] for batch in plan],
     ]
     digest = hashlib.sha256(json.dumps(content).encode())
-    for rollout, score in rollouts:
-        reward = (rollout.student_iou, rollout.predicted_span is not None)
+    for rollout in rollouts:
+        score = rollout.score
+        reward = (rollout.student_iou, rollout.has_span)
         numbers = (rollout.completion_token_ids, rollout.sampling_logprobs, reward)
         of_score = score and (score.teacher_hash, score.content_hash, score.teacher_logprobs)
         digest.update(json.dumps([rollout.rollout_id, numbers, of_score]).encode())

@@ -110,6 +110,11 @@ class StepRecord:
                 else:
                     self._teacher = None
 
+    @property
+    def tokens(self) -> int:
+        """Of all completions, also those that are not in the loss."""
+        return sum(self._lengths)
+
     def by_rollout(self) -> Iterator[tuple[str, tuple[float, ...]]]:
         """(rollout id, its student log-probs), in the order of the packs."""
         for key, part in zip(self.keys, self._student_T().split(self._lengths), strict=True):
