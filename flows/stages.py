@@ -27,7 +27,7 @@ from flows.stage.given_up import given_up
 from flows.stage.prepare import Work
 from flows.stage.read_data import changes_of_round
 from flows.stage.task import StageFunction as stage
-from flows.stage.typed_config import config_words
+from flows.stage.trained_rows import trained_rows
 from flows.summaries import Done
 from opd_core.cluster import losses
 from opd_core.faults import NEXT_ROUND
@@ -50,7 +50,6 @@ from opd_core.types import (
 from opd_core.video.presence import refuse_missing
 from storage.files import disk_troubles
 from storage.runs.begun import Begun
-from storage.stages import stage_command
 from storage.tables.schemas import TABLES
 
 
@@ -319,36 +318,10 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     work.about_to_work()
     began = time.perf_counter()
     from opd_core.update.on_cluster import Asked, update_asked
-    from opd_core.update.student import Trained, TrainerFolders, plan_steps
+    from opd_core.update.student import TrainerFolders, plan_steps
 
     restart = work.continuation(policy)
-    selected = run.selections().filter(round_rows.of_round(policy) & pl.col("selected"))
-    ids = set(selected.select("rollout_id").collect()["rollout_id"])
-    if not ids:
-        raise VideoOPDError(
-            f"round {policy.round} has no selected rollouts; run the focus stage first"
-        )
-    sampled = run.read("rollouts", Rollout, round_rows.of_round(policy))
-    rollouts = by_example(r for r in sampled if r.rollout_id in ids)
-    if lost := round_rows.gone(work, policy) & rollouts.keys():
-        raise VideoOPDError(
-            f"{len(lost)} examples of round {policy.round} that were selected are no longer in "
-            f"{work.config.data.train.name}, {min(lost)} among them; choose again with "
-            f"`{stage_command('focus', config_words(run), policy.round, force=True)}`"
-        )
-    scores = round_rows.scores_of(work, policy)
-    unscored = ids - scores.keys() if round_rows.needs_scores(work) else set()
-    if unscored:
-        raise VideoOPDError(
-            f"{len(unscored)} selected rollouts of round {policy.round} have no score of teacher "
-            f"{work.teachers.names}, {min(unscored)} among them; put back the "
-            "teacher that the round was selected with, or start a new run"
-        )
-    trained = [
-        Trained(e, answers, tuple(scores.get(r.rollout_id) for r in answers))
-        for e in round_rows.drawn(work, policy)
-        if (answers := tuple(rollouts.get(e.example_id, ())))
-    ]
+    rows = trained_rows(work, policy)
     saved, running = run.saved_steps(), run.running_steps()
     if begun.again:
         saved.clear()
@@ -362,7 +335,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
     trainer = TrainerFolders(
         run.trainer_folder(policy), run.trainer_staging(policy.version + 1), saved
     )
-    steps = len(plan_steps([t.example for t in trained], work.config, policy.version))
+    steps = len(plan_steps(rows.examples, work.config, policy.version))
     before = losses.total()
     with progress("update", steps) as advance, disk_troubles(run.path):
 
@@ -378,7 +351,7 @@ def update(work: Work, policy: Policy, begun: Begun) -> Done:
         asked = Asked(
             work.config,
             policy,
-            trained,
+            rows,
             staging,
             run.policy(0).path,
             trainer,

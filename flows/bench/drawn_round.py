@@ -24,7 +24,7 @@ from opd_core.config.load import Config, load_config
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, UpdateStep
 
 if TYPE_CHECKING:
-    from opd_core.update.student import Trained
+    from opd_core.update.rows import Trained
 
 SENTENCES, ROLLOUTS, ANSWER, STEPS = 4, 8, 20, 3
 LORA = ("update.lora.rank=32", "update.learning_rate=1e-5")
@@ -178,7 +178,7 @@ def _trained(
     rollouts: Mapping[str, list[Rollout]],
     scores: Mapping[str, TeacherScore],
 ) -> list[Trained]:
-    from opd_core.update.student import Trained
+    from opd_core.update.rows import Trained
 
     return [
         Trained(e, tuple(rollouts[e.example_id]),
@@ -188,10 +188,12 @@ def _trained(
 
 
 def _update(config: Config, policy: Policy, work: Sequence[Trained]) -> list[UpdateStep]:
+    from opd_core.update.rows import HeldRows
     from opd_core.update.student import update_student
 
     with tempfile.TemporaryDirectory(dir=policy.path.parent) as staging:
-        return list(update_student(config, policy, work, Path(staging) / "policy").steps)
+        new = Path(staging) / "policy"
+        return list(update_student(config, policy, HeldRows(work), new).steps)
 
 
 class _measured:

@@ -158,7 +158,8 @@ def measured_bytes(config: Config, how: str) -> dict[str, float]:
     from opd_core.rollout.answers import evaluate, predict, sample_rollouts
     from opd_core.rollout.by_example import by_example
     from opd_core.scoring.trees import score_rollouts
-    from opd_core.update.student import Trained, update_student
+    from opd_core.update.rows import HeldRows, Trained
+    from opd_core.update.student import update_student
 
     read = read_timelens(config.data.train, "train")
     examples = [e for e in read if isinstance(e, GroundingExample)][:EXAMPLES]
@@ -191,7 +192,9 @@ def measured_bytes(config: Config, how: str) -> dict[str, float]:
         for batch in record("score", lambda: list(score_rollouts(config, teacher, pairs)))
         for s in batch.records
     }
-    work = [Trained(e, tuple(r), tuple(scores[x.rollout_id] for x in r)) for e, r in pairs]
+    work = HeldRows(
+        [Trained(e, tuple(r), tuple(scores[x.rollout_id] for x in r)) for e, r in pairs]
+    )
     with tempfile.TemporaryDirectory() as place:
         record("update", lambda: update_student(config, student, work, Path(place) / "policy"))
     record("evaluate", lambda: list(evaluate(config, student, examples, set())))

@@ -17,7 +17,8 @@ from opd_core.rollout.answers import evaluate, predict, sample_rollouts
 from opd_core.rollout.by_example import by_example
 from opd_core.scoring.trees import score_rollouts
 from opd_core.types import Batch, GroundingExample, Policy, Rollout, TeacherScore
-from opd_core.update.student import Trained, update_student
+from opd_core.update.rows import HeldRows, Trained
+from opd_core.update.student import update_student
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def recompute(config: Config, done: FinishedRound) -> float:
     _drain(sample_rollouts(config, policy, answered, set()))
     _drain(score_rollouts(config, teacher, work))
     with tempfile.TemporaryDirectory() as folder:
-        update_student(config, policy, trained, Path(folder))
+        update_student(config, policy, HeldRows(trained), Path(folder))
     _drain(evaluate(config, after, done.evaluated, set()))
     return time.perf_counter() - began
 
@@ -74,7 +75,8 @@ def round_seconds(config_file: str, examples: int, rollouts_each: int) -> dict[s
     seconds["score"] = time.perf_counter() - began
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        update_student(config, policy, _trained(drawn, rollouts, scores), Path(folder))
+        trained = HeldRows(_trained(drawn, rollouts, scores))
+        update_student(config, policy, trained, Path(folder))
     seconds["update"] = time.perf_counter() - began
     return seconds
 

@@ -21,7 +21,8 @@ from flows.bench.rounds import drawn_examples, sampled, trained_on
 from flows.bench.tiny_config import world_config
 from opd_core.config.load import Config, load_config
 from opd_core.types import Policy
-from opd_core.update.student import Trained, update_student
+from opd_core.update.rows import HeldRows
+from opd_core.update.student import update_student
 
 EXAMPLES, ROLLOUTS, TRAIN_VIDEOS = 64, 8, 96
 SETTINGS = [
@@ -39,7 +40,7 @@ class Job:
     """An update, whose result is thrown away."""
 
     config: Config
-    work: list[Trained]
+    rows: HeldRows
 
     def run(self, together: bool) -> tuple[float, float]:
         """Seconds of its steps, before and after which the model is opened and saved; and of a CPU
@@ -52,7 +53,7 @@ class Job:
         policy, cpu = Policy(0, self.config.student.path, "student"), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             result = update_student(
-                self.config, policy, self.work, Path(folder) / "new", ranks=ranks
+                self.config, policy, self.rows, Path(folder) / "new", ranks=ranks
             )
         return sum(step.seconds for step in result.steps), time.process_time() - cpu
 
@@ -62,7 +63,7 @@ def sharded_update_rows(repetitions: int) -> Iterator[Row]:
         config = load_config(world_config(Path(folder), 0, TRAIN_VIDEOS, eval_videos=4), SETTINGS)
         examples = drawn_examples(config, EXAMPLES)
         rollouts = sampled(config, Policy(0, config.student.path, "student"), examples)
-        job = Job(config, trained_on(config, examples, rollouts))
+        job = Job(config, HeldRows(trained_on(config, examples, rollouts)))
         context = multiprocessing.get_context("spawn")
         pools = [
             ProcessPoolExecutor(1, context, initializer=_join, initargs=(rank, folder))

@@ -21,7 +21,6 @@ from opd_core.types import (
     Policy,
     QuarantinedItem,
     Rollout,
-    TeacherScore,
     VideoOPDError,
     make_rollout_id,
     make_seed,
@@ -142,17 +141,6 @@ def refuse_other_scores(work: Work, policy: Policy) -> None:
 def needs_scores(work: Work) -> bool:
     """Whether the objective is made of the teacher's scores, or the selection."""
     return work.config.needs_teacher_scores or curriculum.needs_scores(work.config.focus)
-
-
-def scores_of(work: Work, policy: Policy) -> dict[str, TeacherScore]:
-    """The round's scores by rollout id, where the objective or the selection needs them."""
-    if not needs_scores(work):
-        return {}
-    whole = work.config.update.teacher_distribution == "hidden_states"
-    mine = of_round(policy) & work.teachers.scores()
-    unread = () if whole else ("hidden_states",)
-    rows = work.run.read("teacher_scores", TeacherScore, mine, without=unread)
-    return {s.rollout_id: s for s in rows}
 
 
 def candidates(work: Work, policy: Policy) -> list[str]:

@@ -187,6 +187,10 @@ class Config(ChoosingSection):
     def needs_teacher_scores(self) -> bool:
         return any(OBJECTIVES[name].needs_teacher for name in self.objective_weights)
 
+    @property
+    def needs_teacher_distribution(self) -> bool:
+        return any(OBJECTIVES[name].needs_distribution for name in self.objective_weights)
+
     @model_validator(mode="after")
     def _objective_has_its_inputs(self) -> Self:
         for name in self.objective_weights:

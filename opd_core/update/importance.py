@@ -12,15 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
 from opd_core.extensions import OBJECTIVES, is_the_trainer
-from opd_core.types import Rollout
 from opd_core.update.chunk import Chunk
 from opd_core.update.objectives import ImportanceLevel, truncated_importance_weights
+
+
+class Answer(Protocol):
+    """A rollout, or as much of it as says who has sampled it."""
+
+    @property
+    def answered_by(self) -> str: ...
+
+    @property
+    def engine(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,7 @@ class Importance:
         objectives = config.objective_weights
         self._shares = {name: w / sum(objectives.values()) for name, w in objectives.items()}
 
-    def needs_old_logprobs(self, rollout: Rollout) -> bool:
+    def needs_old_logprobs(self, rollout: Answer) -> bool:
         """Whether pi_v has to be the trainer's own: where weights are made of it, and where a ratio
         is clipped that another arithmetic would make something else than 1 before the first step.
         """
@@ -73,7 +83,7 @@ class Importance:
             factor_C += share * weights_C * (ratio_C if OBJECTIVES[name].on_policy_only else ones_C)
         return Weights(by_objective, mean_C, cut_C, factor_C)
 
-    def _level(self, objective: str, rollout: Rollout) -> ImportanceLevel | None:
+    def _level(self, objective: str, rollout: Answer) -> ImportanceLevel | None:
         """How an objective weighs a rollout; None: it does not."""
         level = self._settings.tis
         fitting = OBJECTIVES[objective].importance_levels

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from opd_core.config.load import Config
-from opd_core.extensions import OBJECTIVES
 from opd_core.hub.name import model_name
 from opd_core.model.lm_head import load_lm_head, teacher_distribution
 from opd_core.types import TeacherScore, VideoOPDError
@@ -32,10 +31,12 @@ class LossInputs:
         self._config = config
         self._device = device
         self._excluded_ids = excluded_ids
-        distribution = any(OBJECTIVES[name].needs_distribution for name in config.objective_weights)
         self._heads: dict[str, Tensor] = {}
         """Of each teacher by its name in rows, [V, D]; where their whole distribution is needed."""
-        if distribution and self.settings.teacher_distribution == "hidden_states":
+        if (
+            config.needs_teacher_distribution
+            and self.settings.teacher_distribution == "hidden_states"
+        ):
             for teacher in config.all_teachers:
                 head_VD = load_lm_head(teacher.path, teacher.dtype, device)
                 self._heads[model_name(teacher.path)] = head_VD

@@ -19,7 +19,7 @@ from opd_core.model.prefix_tree import Pack, PrefixTree, pack
 from opd_core.model.ranks import Ranks
 from opd_core.model.sharding import whole_pass
 from opd_core.model.tree_model import TreeModel
-from opd_core.types import GroundingExample, Rollout
+from opd_core.types import Rollout
 from opd_core.update.importance import Importance
 from opd_core.update.shares import even_packs
 
@@ -41,15 +41,6 @@ class OldLogprobs:
         self._model, self._importance, self._ranks = model, importance, ranks
         self._precision, self._max_tokens = precision, max_tokens_per_pack
         self._own: dict[Hashable, Tensor] = {}
-
-    def wanted(
-        self, plan: Sequence[Sequence[GroundingExample]], rollouts: dict[str, list[Rollout]]
-    ) -> list[GroundingExample]:
-        """The examples of later steps of `plan` that `remember` has to be given."""
-        first = {e.example_id for batch in plan[:1] for e in batch}
-        later = {e.example_id: e for batch in plan[1:] for e in batch if e.example_id not in first}
-        needs = self._importance.needs_old_logprobs
-        return [e for e in later.values() if any(map(needs, rollouts[e.example_id]))]
 
     def remember(self, trees: Sequence[PrefixTree], counted: bool) -> None:
         """Run these trees, whose completions are the keys' rollouts, without dropout.

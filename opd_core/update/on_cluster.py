@@ -10,7 +10,7 @@ import errno
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,8 @@ from opd_core.model.ranks import ALONE, PATIENCE_SECONDS, Ranks
 from opd_core.model.tree_model import choose_device, set_threads
 from opd_core.prompts.batches import reading_through, store_in_use
 from opd_core.types import Policy, UpdateStep, VideoOPDError
-from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
+from opd_core.update.rows import TrainedRows
+from opd_core.update.student import TrainerFolders, UpdateResult, update_student
 
 ATTEMPTS = 4
 """Of an update whose ranks die."""
@@ -42,7 +43,7 @@ class Asked:
 
     config: Config
     parent: Policy
-    work: Sequence[Trained]
+    rows: TrainedRows
     staging: Path
     base: Path | None
     trainer: TrainerFolders
@@ -69,7 +70,7 @@ def _updated(
     return update_student(
         asked.config,
         asked.parent,
-        asked.work,
+        asked.rows,
         asked.staging,
         on_step,
         asked.base,

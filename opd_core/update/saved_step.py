@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,24 +24,18 @@ from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from opd_core.config.load import Config
 from opd_core.model.ranks import Ranks
-from opd_core.types import (
-    GroundingExample,
-    Policy,
-    Rollout,
-    TeacherScore,
-    TrainedRollout,
-    UpdateStep,
-    VideoOPDError,
-)
+from opd_core.types import GroundingExample, Policy, TrainedRollout, UpdateStep, VideoOPDError
+from opd_core.update.rows import Outline
 from opd_core.update.step_record import FirstStep
 from opd_core.update.trained_model import TrainedModel
 from opd_core.update.trainer_state import save_whole
 
 DONE_FILE = "done.pt"
-FORMAT = 2
+FORMAT = 3
 """Of the folder; one of another format is not used."""
 
 
@@ -93,7 +88,7 @@ class Saving:
         first = saved["first_step"]
         return StepsDone(
             [UpdateStep(**step) for step in saved["steps"]],
-            {row["rollout_id"]: TrainedRollout(**row) for row in saved["trained"]},
+            {one.rollout_id: one for one in _unpacked(**saved["trained"])},
             None if first is None else FirstStep(**first),
         )
 
@@ -124,7 +119,7 @@ class Saving:
             content = {
                 "update": self._key,
                 "steps": [asdict(step) for step in done.steps],
-                "trained": [asdict(rollout) for rollout in done.trained.values()],
+                "trained": _packed(done.trained.values()),
                 "first_step": None if done.first_step is None else asdict(done.first_step),
             }
             save_whole(content, folder / DONE_FILE)
@@ -134,11 +129,30 @@ class Saving:
         self._last = time.monotonic()
 
 
+def _packed(trained: Collection[TrainedRollout]) -> dict[str, list[str] | list[int] | Tensor]:
+    """As few objects: there are as many of them as the steps so far have trained on."""
+    logprobs = (torch.tensor(one.student_logprobs) for one in trained)
+    return {
+        "ids": [one.rollout_id for one in trained],
+        "versions": [one.policy_version for one in trained],
+        "steps": [one.step for one in trained],
+        "lengths": [len(one.student_logprobs) for one in trained],
+        "logprobs": torch.cat([torch.empty(0), *logprobs]),
+    }
+
+
+def _unpacked(
+    ids: list[str], versions: list[int], steps: list[int], lengths: list[int], logprobs: Tensor
+) -> Iterator[TrainedRollout]:
+    parts = (array("f", part.tolist()) for part in logprobs.split(lengths))
+    return map(TrainedRollout, ids, versions, steps, parts)
+
+
 def update_key(
     config: Config,
     parent: Policy,
     plan: Sequence[Sequence[GroundingExample]],
-    rollouts: Sequence[tuple[Rollout, TeacherScore | None]],
+    rollouts: Iterable[Outline],
     begins_with: str,
 ) -> str:
     """A hash of all that decides what an update computes. `begins_with`: what its optimiser
@@ -151,8 +165,9 @@ def update_key(
         [[example.example_id for example in batch] for batch in plan],
     ]
     digest = hashlib.sha256(json.dumps(content).encode())
-    for rollout, score in rollouts:
-        reward = (rollout.student_iou, rollout.predicted_span is not None)
+    for rollout in rollouts:
+        score = rollout.score
+        reward = (rollout.student_iou, rollout.has_span)
         numbers = (rollout.completion_token_ids, rollout.sampling_logprobs, reward)
         of_score = score and (score.teacher_hash, score.content_hash, score.teacher_logprobs)
         digest.update(json.dumps([rollout.rollout_id, numbers, of_score]).encode())

@@ -10,6 +10,7 @@ numbers are None.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,10 +111,16 @@ class StepRecord:
                 else:
                     self._teacher = None
 
-    def by_rollout(self) -> Iterator[tuple[str, tuple[float, ...]]]:
-        """(rollout id, its student log-probs), in the order of the packs."""
+    @property
+    def tokens(self) -> int:
+        """Of all completions, also those that are not in the loss."""
+        return sum(self._lengths)
+
+    def by_rollout(self) -> Iterator[tuple[str, array[float]]]:
+        """(rollout id, its student log-probs, as float32, which they are), in the order of the
+        packs. They are kept until the update ends."""
         for key, part in zip(self.keys, self._student_T().split(self._lengths), strict=True):
-            yield key, tuple(part.tolist())
+            yield key, array("f", part.tolist())
 
     def student_k1(self) -> float | None:
         if self._teacher is None or self._sampling is None:

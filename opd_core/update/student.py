@@ -13,45 +13,29 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from opd_core.config.load import Config
 from opd_core.model.agreement import bound_for, served_dtype
-from opd_core.model.prefix_tree import PrefixTree
 from opd_core.model.ranks import ALONE, Ranks
 from opd_core.model.tree_model import choose_device
-from opd_core.prompts.batches import EncodedBatch, ExampleEncoder, cut_at_videos
-from opd_core.scoring.trees import rollout_tree
+from opd_core.prompts.batches import ExampleEncoder, cut_at_videos
 from opd_core.types import (
     GroundingExample,
     Policy,
-    Rollout,
-    TeacherScore,
     TrainedRollout,
     UpdateStep,
-    VideoOPDError,
     make_seed,
 )
-from opd_core.update.saved_step import Saving, StepsDone, StepStore, update_key
-from opd_core.update.shares import share
+from opd_core.update.ready_steps import ready_steps
+from opd_core.update.rows import TrainedRows
+from opd_core.update.saved_step import Saving, StepsDone, StepStore
 from opd_core.update.step_record import FirstStep
+from opd_core.update.survey import Survey, survey
 from opd_core.update.trained_model import TrainedModel
-from opd_core.update.training_loss import facts_of
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """An example of the update: its selected rollouts and their scores, side by side.
-
-    A score is None where no objective needs the teacher.
-    """
-
-    example: GroundingExample
-    rollouts: tuple[Rollout, ...]
-    scores: tuple[TeacherScore | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +68,7 @@ class TrainerFolders:
 def update_student(
     config: Config,
     parent: Policy,
-    work: Sequence[Trained],
+    rows: TrainedRows,
     staging: Path,
     on_step: Callable[[UpdateStep], None] = lambda _: None,
     base: Path | None = None,
@@ -95,8 +79,8 @@ def update_student(
 ) -> UpdateResult:
     """Train `parent` on its own rollouts and write the new checkpoint into `staging`.
 
-    `work` has the sentences of one video next to each other; `base` is the folder of policy 0,
-    which only `update.grpo.reference_kl` needs. The optimiser begins where the trainer has nothing
+    `rows` are read a step at a time (`rows.py`); `base` is the folder of policy 0, which only
+    `update.grpo.reference_kl` needs. The optimiser begins where the trainer has nothing
     of the parent, and where `restart_optimizer` (`continuation.py`) says so. `on_going_on` is told
     how many steps were made, where a killed update has saved one (`saved_step.py`). `ranks`: those
     that train it together and call this alike; the first one writes, and the others say the same.
@@ -104,42 +88,40 @@ def update_student(
     `VideoOPDError` on rows of another policy, on log-probs that the sampler and the trainer do not
     agree on, and on a loss that is no number; the run is then as it was before.
     """
-    _check_on_policy(config, parent, work)
     settings = config.update
+    plan = plan_steps(rows.examples, config, parent.version)
+    goes_on = trainer.parent is not None and not restart_optimizer
+    known = _surveyed(config, parent, plan, rows, "goes on" if goes_on else "begins", ranks)
     encoder = ExampleEncoder(config, parent.path)
     tokenizer = encoder.prompts.tokenizer
     student = TrainedModel(
         config, parent, tokenizer, base, trainer.parent, restart_optimizer, ranks
     )
-    plan = plan_steps([w.example for w in work], config, parent.version)
-    facts = {
-        fact.rollout.rollout_id: fact
-        for w in work
-        for fact in facts_of(config, w.rollouts, w.scores)
-    }
-    rollouts = {w.example.example_id: list(w.rollouts) for w in work}
-    saving = _saving(config, parent, plan, work, trainer, restart_optimizer, ranks)
+    saving: Saving | None = None
+    if trainer.steps is not None:
+        saving = Saving(trainer.steps, known.key, settings.save_minutes, ranks)
     done = saving.taken_over(student) if saving else StepsDone()
     went_on_at = len(done.steps)
     if went_on_at:
         on_going_on(went_on_at)
     bound = bound_for(
         settings.max_logprob_mismatch,
-        [served_dtype(config, r.engine, config.student.dtype) for w in work for r in w.rollouts]
+        [served_dtype(config, engine, config.student.dtype) for engine in known.engines]
         + [config.student.dtype],
         choose_device(config.machine.device).type,
     )
     stopped: str | None = None
-    if not went_on_at and (later := student.old.wanted(plan, rollouts)):
-        parts = cut_at_videos(later, settings.examples_per_step)
-        for trees, counted in _of_rank(encoder, list(parts), rollouts, parent.version, ranks):
-            student.old.remember(trees, counted)
-    steps = _of_rank(encoder, plan[went_on_at:], rollouts, parent.version, ranks)
-    for number, (trees, counted) in enumerate(steps, start=went_on_at):
+    if not went_on_at and known.run_before:
+        parts = list(cut_at_videos(known.run_before, settings.examples_per_step))
+        for ready in ready_steps(encoder, parts, rows, parent.version, ranks, scores=False):
+            student.old.remember(ready.trees, ready.counted)
+            del ready  # before the next one is read
+    steps = ready_steps(encoder, plan[went_on_at:], rows, parent.version, ranks)
+    for number in range(went_on_at, len(plan)):
+        ready = next(steps)
         began = time.perf_counter()
-        answers = [r for example in plan[number] for r in rollouts[example.example_id]]
-        tokens = sum(len(r.completion_token_ids) for r in answers)
-        measured = student.accumulate(trees, counted, facts, [r.rollout_id for r in answers])
+        measured = student.accumulate(ready.trees, ready.counted, ready.facts(config))
+        del ready
         if number == 0:
             done.first_step = measured.check_first_step(bound)
         policy_kl = measured.policy_kl()
@@ -152,16 +134,17 @@ def update_student(
         rate, grad_norm = student.step(1 - number / len(plan))
         ratio_min, ratio_max = measured.ratio_range()
         logprobs = dict(measured.by_rollout())
-        for rollout_id in (r.rollout_id for r in answers):
-            seen = TrainedRollout(rollout_id, parent.version, number, logprobs[rollout_id])
-            done.trained.setdefault(rollout_id, seen)
+        for example in plan[number]:
+            for rollout_id in rows.rollout_ids(example.example_id):
+                seen = TrainedRollout(rollout_id, parent.version, number, logprobs[rollout_id])
+                done.trained.setdefault(rollout_id, seen)
         done.steps.append(
             UpdateStep(
                 step=number,
                 loss=measured.loss,
                 learning_rate=rate,
                 grad_norm=grad_norm,
-                tokens=tokens,
+                tokens=measured.tokens,
                 rollouts=len(measured.keys),
                 reverse_kl=measured.student_k1(),
                 policy_kl=policy_kl,
@@ -190,21 +173,22 @@ def update_student(
     )
 
 
-def _saving(
+def _surveyed(
     config: Config,
     parent: Policy,
     plan: Sequence[Sequence[GroundingExample]],
-    work: Sequence[Trained],
-    trainer: TrainerFolders,
-    restart_optimizer: bool,
+    rows: TrainedRows,
+    begins_with: str,
     ranks: Ranks,
-) -> Saving | None:
-    if trainer.steps is None:
-        return None
-    pairs = [pair for w in work for pair in zip(w.rollouts, w.scores, strict=True)]
-    goes_on = trainer.parent is not None and not restart_optimizer
-    key = update_key(config, parent, plan, pairs, "goes on" if goes_on else "begins")
-    return Saving(trainer.steps, key, config.update.save_minutes, ranks)
+) -> Survey:
+    """The first rank reads, the others are told."""
+
+    def look() -> Survey | None:
+        return survey(config, parent, plan, rows, begins_with) if ranks.first else None
+
+    known = ranks.of_first(ranks.together(look))
+    assert known is not None, "it is the first one's"
+    return known
 
 
 def plan_steps(
@@ -227,48 +211,3 @@ def plan_steps(
         if batch:
             steps.append(batch)
     return steps[: settings.max_steps]
-
-
-def _of_rank(
-    encoder: ExampleEncoder,
-    steps: Sequence[Sequence[GroundingExample]],
-    rollouts: dict[str, list[Rollout]],
-    version: int,
-    ranks: Ranks,
-) -> Iterator[tuple[list[PrefixTree], bool]]:
-    """The trees of each step that this rank computes, and whether they count."""
-    shares = [share(step, rollouts, ranks) for step in steps]
-    batches = encoder.encode_batches([own.examples for own in shares], "update", version)
-    for own in shares:
-        yield ranks.together(lambda: _trees(next(batches), rollouts)), own.counted
-
-
-def _trees(batch: EncodedBatch, rollouts: dict[str, list[Rollout]]) -> list[PrefixTree]:
-    for item in batch.quarantined:
-        raise VideoOPDError(
-            f"{item.video_path}, on which selected rollouts stand, can no longer be used "
-            f"({item.reason}); restore it and give the command again, or take its annotations "
-            "out of data.train"
-        )
-    return [rollout_tree(video, rollouts) for video in batch.videos]
-
-
-def _check_on_policy(config: Config, parent: Policy, work: Sequence[Trained]) -> None:
-    """Every rollout is of the source that the config names; the student's own are of `parent`."""
-    for item in work:
-        for rollout, score in zip(item.rollouts, item.scores, strict=True):
-            if rollout.answered_by != config.rollout.source:
-                raise VideoOPDError(
-                    f"rollout {rollout.rollout_id} is an answer of the {rollout.answered_by} and "
-                    f"rollout.source is {config.rollout.source!r}; put back the config that the "
-                    "round began with, or start a new run"
-                )
-            if rollout.answered_by == "student" and rollout.policy_hash != parent.weights_hash:
-                raise VideoOPDError(
-                    f"rollout {rollout.rollout_id} was sampled by policy {rollout.policy_version} "
-                    f"(weights {rollout.policy_hash}) but the update trains policy "
-                    f"{parent.version} (weights {parent.weights_hash}); a round trains on its own "
-                    "rollouts only: rerun the rollout stage of this round"
-                )
-            if score is not None and score.rollout_id != rollout.rollout_id:
-                raise ValueError(f"score of {score.rollout_id} beside {rollout.rollout_id}")

@@ -107,17 +107,17 @@ class TrainedModel:
         self,
         trees: Sequence[PrefixTree],
         counted: bool,
-        facts: dict[str, Fact],
-        step: Sequence[str],
+        facts: Mapping[str, Fact],
     ) -> StepRecord:
         """Gradients of the step's loss: summed over packs, divided by the step's token count.
 
-        `step` are its rollouts. `trees` are those of this rank; not `counted`, another's.
+        `trees` and the `facts` of their rollouts are those of this rank; not `counted`, another's.
         """
         for weight in self._trained.values():
             weight.grad = None
-        completions = (facts[key].rollout.completion_token_ids for key in step)
-        tokens = max(sum(self._loss.tokens_in_loss(ids) for ids in completions), 1)
+        completions = [f.rollout.completion_token_ids for f in facts.values()] if counted else []
+        own = sum(self._loss.tokens_in_loss(ids) for ids in completions)
+        tokens = max(sum(self._ranks.gathered(own)), 1)
         measured = StepRecord()
         packs = even_packs(trees, counted, self._settings.max_tokens_per_pack, self._ranks)
         brought = self.model.ahead(pack(group) for group, _ in packs)
@@ -139,7 +139,7 @@ class TrainedModel:
     def _pack_loss(
         self,
         inputs: PackInputs,
-        facts: dict[str, Fact],
+        facts: Mapping[str, Fact],
         reference: dict[Hashable, Tensor] | None,
         tokens: int,
         measured: StepRecord,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from opd_core.types import GroundingExample, Rerun
 from storage.tables import present, views
-from storage.tables.lance_tables import Tables
+from storage.tables.lance_tables import PLACE_IN_TABLE, Tables
 from storage.tables.records import from_rows
 from storage.tables.schemas import TABLES
 from storage.tables.takes import Takes
@@ -92,6 +92,17 @@ class RunRows:
         """True of the rows of a table that no rerun has superseded; None where all are."""
         spec = TABLES.get(name)
         return None if spec is None or spec.round_column is None else self.takes().shown(spec)
+
+    def places(self, name: str, columns: Sequence[str], policy_version: int) -> pl.DataFrame:
+        """`columns` of a round's rows that are in force, in the order they were written, and the
+        `PLACE_IN_TABLE` of each. Ask a `frozen` run: a place is of one version of the table."""
+        in_force = self.in_force(name)
+        rounds = str(TABLES[name].round_column)
+        needed = () if in_force is None else (rounds, "take")
+        names = list(dict.fromkeys((*columns, *needed)))
+        where = f"{rounds} = {policy_version}"
+        rows = self.tables.places(name, names, self.table_version(name), where)
+        return (rows if in_force is None else rows.filter(in_force)).select(*columns, PLACE_IN_TABLE)
 
     def trajectories(self) -> pl.LazyFrame:
         """One row a rollout: example, answer, teacher, score, selection, update."""

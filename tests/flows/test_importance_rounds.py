@@ -29,7 +29,8 @@ from opd_core.types import (
     VideoOPDError,
     make_seed,
 )
-from opd_core.update.student import Trained, UpdateResult, update_student
+from opd_core.update.rows import HeldRows, Trained
+from opd_core.update.student import UpdateResult, update_student
 from tests.known import known
 from tests.stages_before import stages_before
 
@@ -89,7 +90,7 @@ class Round:
             for i in self.order
             if (mine := tuple(r for r in rollouts if r.example_id == i))
         ]
-        return update_student(config, self.parent, items, self.config.with_name(name))
+        return update_student(config, self.parent, HeldRows(items), self.config.with_name(name))
 
     def weights_of(self, name: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file

@@ -22,6 +22,7 @@ from flows.numbers.steps import steps
 from flows.stage.prepare import opened
 from opd_core.config.load import load_config
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
+from opd_core.update.rows import Outline
 from opd_core.update.saved_step import update_key
 from storage.asking.contents import contents
 from storage.runs.run import Run
@@ -303,7 +304,9 @@ def test_the_key_of_an_update_is_of_all_that_it_is_computed_from(before_update: 
         begins: str = "begins",
     ) -> str:
         update = config.update.model_copy(update={"learning_rate": lr})
-        return update_key(config.model_copy(update={"update": update}), parent, plan, pairs, begins)
+        settings = config.model_copy(update={"update": update})
+        outlines = [Outline.of(rollout, score) for rollout, score in pairs]
+        return update_key(settings, parent, plan, outlines, begins)
 
     (rollout, _), *others = pairs
     (scored, score) = next((r, s) for r, s in pairs if s is not None)

@@ -397,7 +397,8 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         begin(work, stages_before("update"))
 
     def train(name: str, *overrides: str) -> tuple[Path, Any]:
-        from opd_core.update.student import Trained, update_student
+        from opd_core.update.rows import HeldRows, Trained
+        from opd_core.update.student import update_student
 
         with opened(str(config)) as work:
             policy = work.policy()
@@ -415,7 +416,8 @@ def trained(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 for i in order if i in answers
             ]  # fmt: skip
         staging = config.with_name(name)
-        return staging, update_student(load_config(config, overrides), policy, items, staging)
+        settings = load_config(config, overrides)
+        return staging, update_student(settings, policy, HeldRows(items), staging)
 
     return train
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from opd_core.config.load import Config, load_config
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy
-from opd_core.update.student import Trained, UpdateResult
+from opd_core.update.rows import Trained
+from opd_core.update.student import UpdateResult
 from tests.opd_core.engines.vllm_fixtures import Kind, make_config, read_examples
 
 STEPS = {

@@ -15,7 +15,8 @@ from opd_core.config.load import Config
 from opd_core.model.ranks import ALONE, Ranks, dealt
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy, VideoOPDError
-from opd_core.update.student import Trained, TrainerFolders, UpdateResult, update_student
+from opd_core.update.rows import HeldRows, Trained
+from opd_core.update.student import TrainerFolders, UpdateResult, update_student
 from tests.opd_core.engines.vllm_fixtures import Kind
 from tests.opd_core.update.gloo_ranks import GlooRanks
 from tests.opd_core.update.played_round import Round, assert_same_policy, assert_same_result
@@ -46,7 +47,7 @@ def update(
     return update_student(
         config,
         parent,
-        work,
+        HeldRows(work),
         folder / "policy",
         base=config.student.path,
         trainer=TrainerFolders(trainer, folder / "trainer"),

@@ -16,6 +16,7 @@ from opd_core.tinyworld.world import World
 from opd_core.types import VideoOPDError
 from opd_core.update.continuation import continuation
 from opd_core.update.on_cluster import Asked, interruptible, update_asked
+from opd_core.update.rows import HeldRows
 from opd_core.update.student import TrainerFolders
 from storage.runs.saved_steps import SavedSteps
 from tests import forked
@@ -39,7 +40,13 @@ def asked(
 ) -> Asked:
     trainer = TrainerFolders(None, folder / "trainer-state", steps(folder))
     return Asked(
-        config, played.policy, played.work, folder / "policy", config.student.path, trainer, False
+        config,
+        played.policy,
+        HeldRows(played.work),
+        folder / "policy",
+        config.student.path,
+        trainer,
+        False,
     )
 
 
@@ -105,10 +112,10 @@ def test_what_one_rank_refuses_ends_the_update_with_its_sentence(
     """Also in the middle of a step, where the other one waits for it."""
     config = played.with_settings(*CLUSTER)
     whole = asked(played, config, tmp_path)
-    first = whole.work[0]
+    first, *others = played.work
     unscored = replace(first, scores=(None, *first.scores[1:]))
     with pytest.raises(VideoOPDError, match="has no teacher score, which update.objective"):
-        update_asked(replace(whole, work=[unscored, *whole.work[1:]]))
+        update_asked(replace(whole, rows=HeldRows([unscored, *others])))
     assert not list(tmp_path.glob("*-ray"))
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,39 @@ def test_read_filters_and_keeps_the_order(tables: Tables) -> None:
     rows = [rollout(i, version=i % 2) for i in (5, 3, 1, 0)]
     tables.append("rollouts", rows, PROVENANCE)
     assert tables.read("rollouts", Rollout, pl.col("policy_version") == 1) == rows[:3]
+
+
+def test_rows_are_found_again_by_their_places_whatever_is_joined_later(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one version: later ones have rows in other files."""
+    columns = ("rollout_id", "student_iou")
+    assert tables.places("rollouts", columns).height == 0, "nothing was written"
+    rows = [rollout(i, version=i % 3, student_iou=i / 100) for i in range(60)]
+    for part in range(0, 60, 3):
+        tables.append("rollouts", rows[part : part + 3], PROVENANCE)
+    version = tables.version("rollouts")
+    found = tables.places("rollouts", columns, version, "policy_version = 1")
+    assert found["rollout_id"].to_list() == [r.rollout_id for r in rows[1::3]]
+    assert found["student_iou"].to_list() == [r.student_iou for r in rows[1::3]]
+    tables.compact("rollouts")
+    tables.append("rollouts", [rollout(99, version=1)], PROVENANCE)
+    turned = found["place_in_table"].to_list()[::-1]
+
+    def read(
+        places: list[int], version: int | None = None, without: Sequence[str] = ()
+    ) -> list[Rollout]:
+        return list(tables.read_at("rollouts", Rollout, places, version, without))
+
+    assert read(turned, version) == rows[1::3][::-1]
+    now = tables.places("rollouts", columns, where="policy_version = 1")["place_in_table"].to_list()
+    assert read(now[:-1]) == rows[1::3] and read([]) == []
+    monkeypatch.setattr(tables_module, "RECORDS_AT_ONCE", 7)
+    assert read(turned, version, ["engine_mismatch"]) == [
+        replace(row, engine_mismatch=None) for row in rows[1::3][::-1]
+    ]
+    with pytest.raises(ValueError, match="cannot be read without"):
+        read(turned, version, ["prompt_token_ids"])
 
 
 def test_tags_never_move(tables: Tables) -> None:
