@@ -16,22 +16,27 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DOOR = "VIDEOOPD_TESTS_RAY_WORKERS"
 """Environment: the socket at which workers are asked for."""
 CONTEXT = "--serialized-runtime-env-context="
 LANGUAGE = "--language="
-OF_PLAIN = {"py_executable": sys.executable, "command_prefix": [], "java_jars": []}
 
 
-def worker_words(words: list[str]) -> list[str] | None:
-    """What stands behind `python` for the worker; None where Ray's own script has to set it up."""
+def worker_words(words: list[str]) -> tuple[list[str], dict[str, str]] | None:
+    """What stands behind `python` for the worker, and variables that it finds beside its parent's;
+    None where Ray's own script has to set it up."""
     rest = [word for word in words if not word.startswith((CONTEXT, LANGUAGE))]
-    contexts = [json.loads(w.removeprefix(CONTEXT)) for w in words if w.startswith(CONTEXT)]
-    wanted = [item for context in contexts for item in context.items() if item[1]]
-    plain = all(OF_PLAIN.get(name) == value for name, value in wanted)
-    return rest if plain and f"{LANGUAGE}PYTHON" in words else None
+    context: dict[str, Any] = {}
+    for word in words:
+        if word.startswith(CONTEXT):
+            context |= json.loads(word.removeprefix(CONTEXT))
+    variables = context.pop("env_vars", {})
+    if context.get("py_executable") == sys.executable:
+        del context["py_executable"]
+    plain = not any(context.values()) and not any("$" in value for value in variables.values())
+    return (rest, variables) if plain and f"{LANGUAGE}PYTHON" in words else None
 
 
 def be_rays_own(words: list[str]) -> NoReturn:
@@ -47,8 +52,9 @@ def main(words: list[str]) -> None:
     asked = worker_words(words)
     if asked is None:
         be_rays_own(words)
+    rest, variables = asked
     message = json.dumps(
-        {"words": asked, "environment": dict(os.environ), "folder": str(Path.cwd()),
+        {"words": rest, "environment": {**os.environ, **variables}, "folder": str(Path.cwd()),
          "session": False, "kept": [], "parent": os.getpid()}
     ).encode()  # fmt: skip
     door = socket.socket(socket.AF_UNIX)

@@ -33,28 +33,32 @@ def two_machines(cores: int = 1) -> Iterator[Cluster]:
     They and those who join them listen on 127.0.0.1 alone.
     """
     from ray._private import ray_constants
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._private.authentication_test_utils import reset_auth_token_state
     from ray.cluster_utils import Cluster
 
-    ensure_token_if_auth_enabled(create_token_if_missing=True)  # as Ray does where it starts one
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # else all other tests come first
+        "RAY_AUTH_MODE": "disabled",  # for all of them alike
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
-    with (
-        patch.dict(os.environ, environment),
-        patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
-    ):
-        cluster = Cluster(
-            initialize_head=True, head_node_args=machine(0) | {"include_dashboard": False}
-        )
-        try:
-            for _ in range(2):
-                cluster.add_node(**machine(cores))
-            yield cluster
-        finally:
-            cluster.shutdown()
+    try:
+        with (
+            patch.dict(os.environ, environment),
+            patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
+        ):
+            reset_auth_token_state()
+            cluster = Cluster(
+                initialize_head=True, head_node_args=machine(0) | {"include_dashboard": False}
+            )
+            try:
+                for _ in range(2):
+                    cluster.add_node(**machine(cores))
+                yield cluster
+            finally:
+                cluster.shutdown()
+    finally:
+        reset_auth_token_state()  # for who asks Ray next in this process
 
 
 def machine(cores: int) -> dict[str, object]:
