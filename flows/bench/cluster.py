@@ -9,7 +9,8 @@ and one process uses a bit of a second core.
 
 The memory is of two processes of their own: one deals a round of 100 examples, one a round of
 10,000. Their rollouts are the annotated answers (`rollout.source = "truth"`): prompts, pixels and
-rows are those of any other stage, and nobody waits for a model.
+rows are those of any other stage, and nobody waits for a model. Then the same of an update
+(`update_memory.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 from flows.bench.interleaved import Row, at_least, at_most, medians
 from flows.bench.rounds import drawn_examples
+from flows.bench.update_memory import update_memory_rows
 from flows.stage.prepare import decoding_once
 from opd_core.cluster.computing import Planned
 from opd_core.cluster.connection import connected
@@ -52,6 +54,7 @@ def cluster_rows(config_file: str, repetitions: int) -> Iterator[Row]:
     """Speed, then memory."""
     yield from _speed(config_file, repetitions)
     yield _memory(config_file)
+    yield from update_memory_rows(config_file, SMALL, LARGE, MEMORY_MIB)
 
 
 def _speed(config_file: str, repetitions: int) -> Iterator[Row]:
