@@ -16,7 +16,8 @@ from storage.runs.run import Run
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[3]
-BEHIND = re.compile(r"^Prefect's page of this run is behind: .*$", re.MULTILINE)
+BEHIND = re.compile(r"Prefect's page of this run is behind: .*; the work goes on$", re.MULTILINE)
+"""Prefect logs into the same file from threads of its own: a line may begin within one of its."""
 ONE_ROUND = """
 import os, signal, sys
 from flows import stages
@@ -68,7 +69,7 @@ def test_a_round_is_finished_without_its_server(
     finally:
         processes.stop(str(home))
     said = BEHIND.findall(log.read_text())
-    assert len(said) == 1 and said[0].endswith("; the work goes on"), log.read_text()[-6000:]
+    assert len(said) == 1, log.read_text()[-6000:]
     assert len(Run.open(config.with_name("run")).evaluations().collect()) == 10
 
 
