@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-# Tests wait for servers and processes, so there is one more than cores; each has up to 5 GB.
+# Tests wait for servers and processes, so there is one more than cores; three take up to 12 GB.
 TESTERS ?= 3
 
 LINT_IMPORTS := $(BIN)/lint-imports --no-logo --no-cache
