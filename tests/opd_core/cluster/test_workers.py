@@ -83,6 +83,17 @@ def test_workers_have_the_priority_of_who_began_them(tiny_config: Callable[..., 
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
+def test_workers_of_these_tests_are_forked(tiny_config: Callable[..., Path]) -> None:
+    """Else all here passes, too, and takes minutes."""
+    import ray
+
+    def begun_by() -> list[str]:
+        return list(psutil.Process(os.getppid()).cmdline())
+
+    with connected(both(tiny_config)[1]):
+        assert str(ROOT / "tests" / "ray_worker.py") in ray.get(ray.remote(begun_by).remote())
+
+
 def test_rollouts_and_scores_are_those_of_one_process(
     tiny_config: Callable[..., Path], lost: Callable[[], Losses]
 ) -> None:
