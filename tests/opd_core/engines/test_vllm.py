@@ -42,6 +42,7 @@ from opd_core.rollout import answers as rollouts
 from opd_core.scoring.trees import OpenScorer, score_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import EngineCrashError, Policy, TeacherScore, VideoOPDError
+from tests import forked
 from tests.known import known, largest
 from tests.opd_core.engines.vllm_fixtures import (
     Answers,
@@ -274,6 +275,11 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
     rows = [replace(r, prompt_token_ids=rest) for r in by_example[item.example.example_id]]
     with pytest.raises(VideoOPDError, match=f"on another prompt than ours .* ours {len(rest)}"):
         list(score_videos([[moved]], {item.example.example_id: rows}))
+
+
+def test_engines_of_these_tests_are_forked(engine: ChildEngine) -> None:
+    """Else all here passes, too, and takes minutes."""
+    assert type(engine._process).__module__ == forked.__name__
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
