@@ -48,6 +48,7 @@ from tests.opd_core.engines.vllm_fixtures import (
     Answers,
     Videos,
     answered,
+    engines,
     make_config,
     make_model,
     read_examples,
@@ -280,6 +281,7 @@ def test_scores_by_vllm_are_those_of_the_hf_scorer(
 def test_engines_of_these_tests_are_forked(engine: ChildEngine) -> None:
     """Else all here passes, too, and takes minutes."""
     assert type(engine._process).__module__ == forked.__name__
+    assert engine._process is not None and engine._process.pid in engines()
 
 
 def test_the_weights_were_compared(engine: ChildEngine) -> None:
@@ -409,14 +411,6 @@ def test_other_weights_are_named(config: Config, tmp_path: Path) -> None:
         assert known(fault).startswith(f"{damaged} differs by up to ")
 
 
-def children() -> set[int]:
-    return {
-        p.pid
-        for p in psutil.Process().children()
-        if "opd_core.engines.vllm.child" in " ".join(p.cmdline())
-    }
-
-
 @pytest.mark.slow
 def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
     folder: Path, tiny_world: World
@@ -438,12 +432,12 @@ def test_a_whole_round_and_a_weight_update_that_the_next_engine_sees(
             "rollout.examples_per_round": 4,
         },
     )
-    before = children()
+    before = engines()
     with opened(str(folder / "round" / "tiny.toml")) as work:
         policy = work.policy()
         for stage in stages_before("evaluate"):
             getattr(stages, stage).fn(work, policy)
-            assert children() == before, f"{stage} left its engine behind"
+            assert engines() == before, f"{stage} left its engine behind"
         stages.evaluate.fn(work, work.policy())
         run = work.run
         rows = run.rollouts().collect()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from opd_core.config.load import load_config
 from opd_core.rollout.answers import sample_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy, make_rollout_id
-from tests.opd_core.engines.vllm_fixtures import make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import engines, make_config, read_examples
 
 pytest.importorskip("vllm")
 pytest.importorskip("ray")
@@ -26,7 +25,11 @@ def test_a_worker_answers_by_vllm(tmp_path: Path, tiny_world: World) -> None:
     config = load_config(tmp_path / "tiny.toml", ["cluster.workers=1"])
     examples = read_examples(config, 5)
     student = Policy(0, config.student.path, "h")
-    batches = list(sample_rollouts(config, student, examples, set()))
+    before = engines()
+    found = sample_rollouts(config, student, examples, set())
+    batches = [next(found)]
+    assert len(engines() - before) == 1, "the worker has one of its own"
+    batches += found
     assert not any(batch.quarantined for batch in batches)
     rows = [row for batch in batches for row in batch.records]
     assert sorted(row.rollout_id for row in rows) == sorted(
@@ -37,5 +40,4 @@ def test_a_worker_answers_by_vllm(tmp_path: Path, tiny_world: World) -> None:
     assert {row.engine for row in rows} == {"vllm"}
     measured = [row.engine_mismatch for row in rows if row.engine_mismatch is not None]
     assert measured and max(measured) < 1e-4
-    left = psutil.Process().children(recursive=True)
-    assert not [p for p in left if "engines.vllm.child" in " ".join(p.cmdline())]
+    assert engines() == before

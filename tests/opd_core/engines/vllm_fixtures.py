@@ -7,11 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
+
 from opd_core.config.load import Config, load_config
 from opd_core.engines.base import Refused, Sample
 from opd_core.model.architectures import ARCHITECTURES, QWEN3_VL
 from opd_core.prompts.batches import EncodedExample
 from opd_core.types import GroundingExample
+from tests.forked import SERVER
 from tests.tiny_config import as_toml, tiny_settings
 
 Videos = tuple[tuple[EncodedExample, ...], ...]
@@ -19,6 +22,15 @@ Answer = TypeVar("Answer", bound=Sample)
 Answers = dict[Hashable, list[Sample]]
 
 Kind = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
+
+
+def engines() -> set[int]:
+    """The processes of vLLM's engines below this one. A forked one has the arguments of the server
+    that it was forked off, a child of ours, which is none."""
+    ours = psutil.Process()
+    below = {p.pid: " ".join(p.cmdline()) for p in ours.children(recursive=True)}
+    servers = {p.pid for p in ours.children() if str(SERVER) in below.get(p.pid, "")}
+    return {p for p, words in below.items() if "engines.vllm.child" in words} - servers
 
 
 def make_model(folder: Path, role: str = "student", seed: int = 0, kind: Kind = "qwen3_vl") -> Path:
