@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,6 +24,7 @@ from opd_core.types import VideoOPDError
 from storage import locks
 from storage.files import disk_troubles, make_folder, sync_folder, write_json
 from storage.tables import older_formats, place
+from storage.tables.columns import Column
 from storage.tables.place import FORMAT_FILE, PLACE
 from storage.tables.provenance import Provenance, git_commit
 from storage.tables.records import from_rows, to_table
@@ -39,6 +41,8 @@ LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
 BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
 """Of `Tables.batches`: rows of a batch, and bytes read from files before they are asked for."""
+KEPT_BYTES = 2**26
+"""The most that an opened run keeps of manifests and of files' footers, and as much of indices."""
 RECORDS_AT_ONCE = 64
 """Of `Tables.read_at`: as records their prompts and top-k take 20 times what they do in columns."""
 PLACE_IN_TABLE = "place_in_table"
@@ -59,6 +63,14 @@ class Tables:
         """The tables that are on disk: all, but in a run of an older format."""
         if format < SCHEMA_VERSION:
             self.names = tuple(n for n in TABLES if place.is_there(folder, n))
+        self._absent: dict[tuple[str, int], list[Column]] = {}
+
+    @cached_property
+    def _session(self) -> lance.Session:
+        """A round opens its tables hundreds of times, and what Lance reads for it never changes."""
+        import lance
+
+        return lance.Session(KEPT_BYTES, KEPT_BYTES)
 
     @classmethod
     def create(cls, folder: Path, store: str | None = None) -> Self:
@@ -117,7 +129,7 @@ class Tables:
         import polars as pl
 
         dataset, spec = self._dataset(name, version), _spec(name)
-        missing = older_formats.absent(spec, dataset.schema) or []
+        missing = self._missing_columns(spec, dataset)
         return older_formats.with_nulls(pl.scan_pyarrow_dataset(dataset), spec, missing)
 
     def read(
@@ -251,7 +263,7 @@ class Tables:
             self._refuse_to_write(_spec(name), self._dataset(name))
 
     def _refuse_to_write(self, spec: TableSpec, dataset: lance.LanceDataset) -> None:
-        missing = older_formats.absent(spec, dataset.schema) or ()
+        missing = self._missing_columns(spec, dataset)
         older_formats.refuse_to_write(self.folder, self.format, missing)
 
     def missing(self, name: str, keys: Sequence[Key]) -> list[Key]:
@@ -310,7 +322,7 @@ class Tables:
         if name not in self.names:
             return older_formats.nothing(spec)
         try:
-            dataset = place.opened(self.folder, name, version)
+            dataset = place.opened(self.folder, name, version, self._session)
         except (ValueError, OSError) as error:
             if "not found" not in str(error).lower():
                 raise
@@ -318,14 +330,22 @@ class Tables:
             raise VideoOPDError(
                 f"{what} {self.folder} is missing; restore it from a copy of the run"
             ) from None
-        missing = older_formats.absent(spec, dataset.schema)
-        if missing is None:
-            raise VideoOPDError(
-                f"the columns of {place.uri(self.folder, name)} are not those of format"
-                f" {self.format}; use the program that wrote them, or start a new run in another"
-                " folder"
-            )
+        self._missing_columns(spec, dataset)
         return dataset
+
+    def _missing_columns(self, spec: TableSpec, dataset: lance.LanceDataset) -> list[Column]:
+        """Those that came after the table was written. Raises where it differs in more."""
+        opened = spec.name, int(dataset.version)
+        if opened not in self._absent:
+            missing = older_formats.absent(spec, dataset.schema)
+            if missing is None:
+                raise VideoOPDError(
+                    f"the columns of {place.uri(self.folder, spec.name)} are not those of format"
+                    f" {self.format}; use the program that wrote them, or start a new run in"
+                    " another folder"
+                )
+            self._absent[opened] = missing
+        return self._absent[opened]
 
 
 def _spec(name: str) -> TableSpec:

@@ -50,14 +50,19 @@ def uri(folder: Path, name: str) -> str:
     return f"{store_of(folder) or folder}/{name}.lance"
 
 
-def opened(folder: Path, name: str, version: int | str | None = None) -> lance.LanceDataset:
+def opened(
+    folder: Path,
+    name: str,
+    version: int | str | None = None,
+    session: lance.Session | None = None,
+) -> lance.LanceDataset:
     """The table as Lance has it. Raises what Lance raises, and `VideoOPDError` where the store does
-    not answer."""
+    not answer. `session`: what Lance has read of its files before; without it they are read."""
     import lance
 
     where = uri(folder, name)
     with answering(where):
-        return lance.dataset(where, version=version)
+        return lance.dataset(where, version=version, session=session)
 
 
 def is_there(folder: Path, name: str) -> bool:
