@@ -45,6 +45,7 @@ from opd_core.types import EngineCrashError, Policy, TeacherScore, VideoOPDError
 from tests import forked
 from tests.known import known, largest
 from tests.opd_core.engines.vllm_fixtures import (
+    NEEDS_VLLM,
     Answers,
     Videos,
     answered,
@@ -54,8 +55,7 @@ from tests.opd_core.engines.vllm_fixtures import (
     read_examples,
 )
 
-pytest.importorskip("vllm")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [NEEDS_VLLM, pytest.mark.timeout(300)]
 
 NEW_TOKENS = 12
 ROOT = Path(__file__).resolve().parents[3]

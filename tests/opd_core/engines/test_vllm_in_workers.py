@@ -10,11 +10,10 @@ from opd_core.config.load import load_config
 from opd_core.rollout.answers import sample_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import Policy, make_rollout_id
-from tests.opd_core.engines.vllm_fixtures import engines, make_config, read_examples
+from tests.opd_core.engines.vllm_fixtures import NEEDS_VLLM, engines, make_config, read_examples
 
-pytest.importorskip("vllm")
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [NEEDS_VLLM, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_a_worker_answers_by_vllm(tmp_path: Path, tiny_world: World) -> None:

@@ -18,11 +18,10 @@ from opd_core.scoring.trees import describe_scorer, score_rollouts
 from opd_core.tinyworld.world import World
 from opd_core.types import GroundingExample, Policy, Rollout, TeacherScore, VideoOPDError
 from tests.known import known
-from tests.opd_core.engines.vllm_fixtures import make_config, make_model, read_examples
+from tests.opd_core.engines.vllm_fixtures import NEEDS_VLLM, make_config, make_model, read_examples
 from tests.vllm_server import SERVED_AS, Door, Served
 
-pytest.importorskip("vllm")
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
+pytestmark = [NEEDS_VLLM, pytest.mark.timeout(1200), pytest.mark.slow]
 
 Work = list[tuple[GroundingExample, list[Rollout]]]
 

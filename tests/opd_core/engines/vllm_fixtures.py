@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import psutil
+import pytest
 
 from opd_core.config.load import Config, load_config
 from opd_core.engines.base import Refused, Sample
@@ -16,6 +18,9 @@ from opd_core.prompts.batches import EncodedExample
 from opd_core.types import GroundingExample
 from tests.forked import SERVER
 from tests.tiny_config import as_toml, tiny_settings
+
+NEEDS_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+"""Found, not imported: that is six CPU seconds for whoever only collects the tests."""
 
 Videos = tuple[tuple[EncodedExample, ...], ...]
 Answer = TypeVar("Answer", bound=Sample)
