@@ -21,6 +21,9 @@ export TRANSFORMERS_OFFLINE := 1
 export DO_NOT_TRACK := 1
 export VLLM_NO_USAGE_STATS := 1
 
+# Hundreds of processes import the same modules: compiled once.
+test test-all quick: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,9 +50,16 @@ view: $(STAMP)  ## the demo's run in a browser: curves, rollouts, video beside t
 	@$(BIN)/videoopd view runs/tiny
 
 .PHONY: test
-test: style  ## lint, and all of pytest (30 minutes)
+test: IN_TURN := --in-turn
+test: all-tests  ## lint, and pytest, with a fifth of the long tests: each change has another fifth
+
+.PHONY: test-all
+test-all: all-tests  ## lint, and pytest with all of them
+
+.PHONY: all-tests
+all-tests: style
 	@failed=0; $(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder || failed=$$?; \
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(IN_TURN) || failed=$$?; \
 	wait $$types || { echo "make: mypy found what stands above" >&2; failed=1; }; \
 	command -v chromium chromium-browser google-chrome > /dev/null || echo "make: no Chromium here:" \
 	  "the tests in a browser (tests/flows/view) were skipped; apt-get install chromium"; \

@@ -55,6 +55,7 @@ from tests import forked  # noqa: E402
 from tests.fork_server import ray_forks_workers  # noqa: E402
 from tests.ray_worker import DOOR  # noqa: E402
 from tests.tiny_config import as_toml, tiny_settings  # noqa: E402
+from tests.turns import has_its_turn, source_hash  # noqa: E402
 
 if TYPE_CHECKING:
     from opd_core.tinyworld.world import World
@@ -72,13 +73,15 @@ def pytest_unconfigure() -> None:
 
 
 LONGEST = (
-    "test_two_machines.py", "test_older_policies.py", "test_vllm.py", "test_moe_rounds.py",
-    "test_update_on_cluster.py", "test_killed_update.py", "test_deployments.py", "test_kill.py",
-    "test_rerun.py", "test_study.py", "test_place.py", "test_run_page.py",
-    "test_sharded_teacher.py", "test_rollouts.py", "test_real_vocabulary_round.py",
-    "test_scalars.py", "test_trajectory_page.py", "test_cluster_round.py",
-    "test_hub_folder.py", "test_trackers.py", "test_commands.py",
-    "test_objective_rounds.py", "test_workers.py", "test_vllm_server.py", "test_focus_rounds.py",
+    "test_two_machines.py", "test_older_policies.py", "test_kill.py", "test_deployments.py",
+    "test_killed_update.py", "test_vllm.py", "test_rerun.py", "test_round.py",
+    "test_teacher_elsewhere.py", "test_run_page.py", "test_trajectory_page.py", "test_place.py",
+    "test_rollouts_page.py", "test_rollouts.py", "test_study.py", "test_vllm_server.py",
+    "test_frame.py", "test_changed_settings.py", "test_audit_divergences.py",
+    "test_cluster_round.py", "test_update_on_cluster.py", "test_moe_rounds.py",
+    "test_focus_rounds.py", "test_changing_annotations.py", "test_models_by_name.py",
+    "test_sharded_update.py", "test_diff.py", "test_several_teachers.py", "test_idle.py",
+    "test_audit.py", "test_cleanup.py", "test_object_store.py",
 )  # fmt: skip
 """Files whose tests take a minute or more, the longest first: they begin in this order, so that no
 worker is alone with one at the end (with pytest-xdist's `--no-loadscope-reorder`)."""
@@ -86,9 +89,24 @@ WORLD = ("tiny_world", "models", "prefect_api")
 """Fixtures that take seconds before a test begins, and whose tests mostly do whole stages."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out. Put the
-    longest files first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--in-turn", action="store_true", help="a fifth of the tests marked in_turn")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not config.getoption("in_turn"):
+        return None
+    return f"in turn: a fifth of the long tests, by the source ({source_hash()[:12]})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out. Leave
+    out the tests whose turn it is not. Put the longest files first."""
+    if config.getoption("in_turn"):
+        source = source_hash()
+        left_out = [item for item in items if not has_its_turn(item, source)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if has_its_turn(item, source)]
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
     for item in items:

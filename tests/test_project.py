@@ -43,4 +43,4 @@ def test_ci_lints_tests_and_builds_the_docs() -> None:
     called = {
         target for file in FLOWS for target in re.findall(r"- run: make (\S+)", file.read_text())
     }
-    assert called >= {"lint", "quick", "test", "docs"}
+    assert called >= {"lint", "quick", "test", "test-all", "docs"}

@@ -118,6 +118,7 @@ def _moved(run: Run, part: str) -> bool:
         {"update.max_grad_norm": 0.5, "update.gradient_checkpointing": True},
     ],
 )
+@pytest.mark.in_turn(always=["changed0"])
 def test_what_takes_effect_and_needs_no_new_optimiser(
     write_config: Any, after_a_round: dict[str, Path], tmp_path: Path, changed: dict[str, Any]
 ) -> None:
@@ -210,6 +211,7 @@ def test_an_optimiser_that_is_gone_or_damaged(
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.in_turn(always=["float32-full"])
 def test_a_run_of_an_older_program_goes_on(
     write_config: WriteConfig, after_a_round: dict[str, Path], tmp_path: Path, kind: str, dtype: str
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_run_of_an_older_program_goes_on(
         ({"update.weights": "bfloat16", "student.dtype": "bfloat16"}, 'weights was "float32"'),
     ],
 )
+@pytest.mark.in_turn
 def test_what_the_moments_are_kept_in_may_change(
     write_config: WriteConfig, after_a_round: dict[str, Path], tmp_path: Path,
     changed: dict[str, object], reason: str,
@@ -250,6 +253,7 @@ def test_what_the_moments_are_kept_in_may_change(
 @pytest.mark.parametrize(
     "change", [{"update.adam_betas": [0.8, 0.95]}, {"update.freeze_vision": False}]
 )
+@pytest.mark.in_turn
 def test_float32_weights_outlive_a_new_optimiser(
     write_config: WriteConfig, tmp_path: Path, change: dict[str, object]
 ) -> None:

@@ -28,6 +28,7 @@ ROUND = {
 }
 
 
+@pytest.mark.in_turn
 def test_an_update_stage_and_the_round_after_it(write_config: Any, tmp_path: Path) -> None:
     alone = write_config(tmp_path / "alone", ROUND)
     with opened(str(alone)) as work:

@@ -207,6 +207,7 @@ def test_a_stage_by_its_deployment(
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_from_any_folder_prefect_finds_the_server_that_is_up(
     up: Project, round_run: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_from_any_folder_prefect_finds_the_server_that_is_up(
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_a_stage_with_nothing_to_force_says_so(
     up: Project, round_run: subprocess.CompletedProcess[str]
 ) -> None:
@@ -227,6 +229,7 @@ def test_a_stage_with_nothing_to_force_says_so(
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_a_failed_flow_is_an_exit_code_and_its_reason(up: Project) -> None:
     done = up.deployment_run("videoopd/score", "config=configs/nothing.toml")
     assert done.returncode == 1
@@ -255,6 +258,7 @@ def test_up_says_how_many_cards_rounds_share(up: Project) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_a_command_uses_the_server_that_is_up(
     up: Project, round_run: subprocess.CompletedProcess[str]
 ) -> None:
@@ -263,6 +267,7 @@ def test_a_command_uses_the_server_that_is_up(
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_up_repairs_what_was_killed(up: Project) -> None:
     state = json.loads((up.folder / ".prefect" / "server.json").read_text())
     os.kill(state["pid"], signal.SIGKILL)

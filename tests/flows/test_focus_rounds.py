@@ -65,6 +65,7 @@ def run_of(shared: Path, tiny_world: World, case: str) -> Run:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.in_turn(always=["gaussian", "buckets"])
 def test_a_round_and_its_audit(shared: Path, tiny_world: World, case: str) -> None:
     run = run_of(shared, tiny_world, case)
     rows = run.selections().sort("rollout_id").collect()
@@ -119,6 +120,7 @@ def test_a_round_and_its_audit(shared: Path, tiny_world: World, case: str) -> No
         ("uniform", "scores_version", 999),
     ],
 )
+@pytest.mark.in_turn(always=["gaussian-weight-0.125"])
 def test_an_audit_finds_what_was_tampered_with(
     shared: Path, tiny_world: World, tmp_path: Path, case: str, column: str, value: Any
 ) -> None:
@@ -235,6 +237,7 @@ def test_another_question_is_asked_again(write_config: Any, asked: Path, tmp_pat
     }
 
 
+@pytest.mark.in_turn
 def test_a_run_whose_question_changes_asks_its_examples_again(
     write_config: Any, tiny_world: World, tmp_path: Path
 ) -> None:

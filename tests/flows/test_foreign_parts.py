@@ -252,6 +252,7 @@ def with_their_packages(folder: Path, code: str, *arguments: object) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.in_turn
 def test_a_round_with_parts_of_another_package(
     config: Path, tmp_path: Path, models: dict[str, Path]
 ) -> None:

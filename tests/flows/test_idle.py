@@ -70,6 +70,7 @@ def test_a_stage_with_nothing_to_do_loads_nothing_heavy(
     assert counts(finished) == before
 
 
+@pytest.mark.in_turn
 def test_answers_that_are_there_are_shown_without_a_model(
     finished: Path, command_environment: dict[str, str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_each_stage_is_seen_to_have_something_to_do_and_does_it_once(
     assert found is not None and found.rows == 0, "the round is committed, and its choice stays"
 
 
+@pytest.mark.in_turn
 def test_what_is_stale_is_something_to_do(write_config: Any, tmp_path: Path) -> None:
     config = str(write_config(tmp_path))
     run_without_server(config, 1)

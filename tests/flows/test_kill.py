@@ -102,6 +102,15 @@ def assert_finished(path: Path, undisturbed: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("point", "n"), POINTS, ids=[f"{p} {n}" for p, n in POINTS])
+@pytest.mark.in_turn(
+    always=[
+        "after create 1",
+        "before append:rollouts 2",
+        "before step 2",
+        "before rename 3",
+        "after append:updates 1",
+    ]
+)
 def test_a_round_killed_at_a_point_is_finished_by_the_same_command(
     launch: Launch, undisturbed: dict[str, Any], write_config: Any, tmp_path: Path,
     point: str, n: int,
@@ -116,6 +125,7 @@ def test_a_round_killed_at_a_point_is_finished_by_the_same_command(
         assert_finished(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.in_turn
 def test_a_round_killed_again_and_again_is_finished_at_last(
     launch: Launch, undisturbed: dict[str, Any], write_config: Any, tmp_path: Path
 ) -> None:
@@ -143,6 +153,7 @@ def test_killed_with_batches_collected_it_computes_those_again(
     assert_finished(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.in_turn
 def test_a_round_killed_at_random_moments_is_finished(
     launch: Launch, undisturbed: dict[str, Any], write_config: Any, tmp_path: Path
 ) -> None:
@@ -168,6 +179,7 @@ def is_finished(run: Path) -> bool:
 
 @pytest.mark.server
 @pytest.mark.parametrize(("point", "n"), [("before append:rollouts", 2), ("after publish", 1)])
+@pytest.mark.in_turn(always=["before append:rollouts-2"])
 def test_the_real_command_killed_is_finished_by_itself(
     undisturbed: dict[str, Any], write_config: Any, tmp_path: Path, command: Any,
     command_environment: dict[str, str], point: str, n: int,

@@ -149,6 +149,7 @@ def assert_as_undisturbed(config: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.in_turn(always=["float32"])
 def test_killed_at_random_steps_it_ends_as_one_that_nobody_killed(
     launch: Launch, write_config: WriteConfig, before_update: Path, undisturbed: Undisturbed,
     tmp_path: Path, case: str,
@@ -171,6 +172,7 @@ def test_killed_at_random_steps_it_ends_as_one_that_nobody_killed(
 
 @pytest.mark.parametrize("point", ["before save", "after save", "after publish", "before saved",
                                    "after saved", "after append:updates"])  # fmt: skip
+@pytest.mark.in_turn(always=["after saved"])
 def test_killed_beside_a_step_it_ends_as_one_that_nobody_killed(
     launch: Launch, write_config: WriteConfig, before_update: Path, undisturbed: Undisturbed,
     tmp_path: Path, point: str,
@@ -196,6 +198,7 @@ def killed(launch: Launch, write_config: WriteConfig, before_update: Path, tmp_p
     return config
 
 
+@pytest.mark.in_turn
 def test_a_step_of_another_update_is_never_used(
     launch: Launch, write_config: WriteConfig, undisturbed: Undisturbed, killed: Path
 ) -> None:

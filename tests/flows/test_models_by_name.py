@@ -158,6 +158,7 @@ def run_in_a_process(
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_a_command_fetches_what_it_needs_and_says_what_it_cannot(
     models: dict[str, Path], write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def moved(before: Path, after: Path) -> dict[str, bool]:
     return {name: not tensor.equal(new[name]) for name, tensor in old.items()}
 
 
+@pytest.mark.in_turn
 def test_lora_rounds_adapt_the_attention(tmp_path: Path, tiny_world: World) -> None:
     run = play(tmp_path, tiny_world, {"update.lora.rank": 4}, MOE, rounds=2)
     assert_evidence(run, 2)
@@ -155,6 +156,7 @@ def test_a_round_in_bfloat16_keeps_the_bounds(tmp_path: Path, tiny_world: World)
     [{}, {"update.lora.rank": 4}],
     ids=["full", "merged"],
 )
+@pytest.mark.in_turn
 def test_rounds_with_vllm(tmp_path: Path, tiny_world: World, settings: dict[str, Any]) -> None:
     """The second round samples from weights that the first has written."""
     pytest.importorskip("vllm")

@@ -24,6 +24,7 @@ def store() -> Iterator[str]:
 
 
 @pytest.mark.kill
+@pytest.mark.in_turn
 def test_a_killed_round_in_a_store_ends_as_one_in_a_folder(
     store: str,  # before what is launched, which has its environment
     launch: Launch,

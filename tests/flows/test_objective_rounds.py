@@ -57,6 +57,7 @@ def config_of(shared: Path, write_config: WriteConfig, case: str) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.in_turn(always=["exact_reverse_kl", "grpo"])
 def test_a_round_and_its_audit(case: str, shared: Path, write_config: Any) -> None:
     config = config_of(shared, write_config, case)
     run = Run.open(config.with_name("run"))
@@ -143,6 +144,7 @@ def _round_of_groups(folder: Path, world: World, *overrides: str) -> Run:
     return Run.open(folder / "run")
 
 
+@pytest.mark.in_turn
 def test_a_weighted_sum_is_the_sum(tiny_world: World, tmp_path: Path) -> None:
     """The loss and the gradient of the first step, of both terms and of each alone."""
     losses, gradients = {}, {}
@@ -201,6 +203,7 @@ def two_rounds(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> d
     return {source: Run.open(folder / source / "run") for source in ("student", "base")}
 
 
+@pytest.mark.in_turn
 def test_policy_0_answers_in_every_round(two_rounds: dict[str, Run]) -> None:
     """Its first round is the on-policy one; in the second the answers are still of policy 0, and no
     number compares them with the policy in training."""

@@ -85,6 +85,7 @@ def expected_gone(run: Path) -> list[int]:
     return [v for v in (1, 2, 3, 4, 5) if v not in {1, 3, 5, best}]
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_tagged_best_every_third_and_the_newest_stay(five_rounds: Path) -> None:
     assert gone(five_rounds) == expected_gone(five_rounds) != []
     run = Run.open(five_rounds)
@@ -100,6 +101,7 @@ def test_tagged_best_every_third_and_the_newest_stay(five_rounds: Path) -> None:
     assert run.policy(0).path.is_dir()
 
 
+@pytest.mark.in_turn
 def test_the_audit_names_what_was_let_go(five_rounds: Path, told: Told) -> None:
     verdicts = {v.link: v for v in audit(Run.open(five_rounds), Depth(deep=1.0, seed=0))}
     assert [v.broken for v in verdicts.values() if v.broken] == []
@@ -120,6 +122,7 @@ def test_the_audit_names_what_was_let_go(five_rounds: Path, told: Told) -> None:
     assert content["whole"] and len(link["checked"]["let_go"]) == len(missing)
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_the_audit_refutes_weights_that_are_missing_without_a_record(
     five_rounds: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +133,7 @@ def test_the_audit_refutes_weights_that_are_missing_without_a_record(
     assert str(run / "policies" / "v3") in broken[WEIGHTS]
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_the_audit_refutes_a_hash_that_was_changed_after_the_weights_went(
     five_rounds: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +144,7 @@ def test_the_audit_refutes_a_hash_that_was_changed_after_the_weights_went(
     assert broken[WEIGHTS].startswith(f"{file}: weights_hash is 'x'")
 
 
+@pytest.mark.in_turn
 def test_what_needs_the_weights_says_what_became_of_them(
     five_rounds: Path, tmp_path: Path, told: Told
 ) -> None:
@@ -162,6 +167,7 @@ def test_what_needs_the_weights_says_what_became_of_them(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_stored_answers_need_no_weights(five_rounds: Path, told: Told) -> None:
     version, file = gone(five_rounds)[0], five_rounds.with_name("run.toml")
     assert f"policy {version}" in told("evaluate", f"{five_rounds}@{version}")
@@ -172,6 +178,7 @@ def test_stored_answers_need_no_weights(five_rounds: Path, told: Told) -> None:
     assert "event happens" in shown.replace("\n", " ") or "seconds" in shown
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_status_says_which_are_tagged_and_which_are_gone(five_rounds: Path, told: Told) -> None:
     content = json.loads(told("status", five_rounds, "--json"))
     by_version = {p["policy_version"]: p for p in content["policies"]}
@@ -182,6 +189,7 @@ def test_status_says_which_are_tagged_and_which_are_gone(five_rounds: Path, told
     assert f"policy {gone(five_rounds)[0]}: its weights were let go on 20" in printed
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_names_are_given_once_and_taken_off(five_rounds: Path, told: Told, tmp_path: Path) -> None:
     run = Path(shutil.copytree(five_rounds, tmp_path / "run"))
     assert "policy 1 in" in told("tag", f"{run}@3", "paper", code=2)
@@ -198,12 +206,14 @@ def test_names_are_given_once_and_taken_off(five_rounds: Path, told: Told, tmp_p
     assert tags == {1: (), 2: (), 3: (), 4: (), 5: ("paper",)}
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_one_may_tag_while_a_round_runs(five_rounds: Path, tmp_path: Path, told: Told) -> None:
     run = Path(shutil.copytree(five_rounds, tmp_path / "run"))
     with Run.open(run).exclusive("round"):
         assert "is tagged now" in told("tag", f"{run}@3", "now")
 
 
+@pytest.mark.in_turn
 def test_a_rerun_keeps_what_it_needs_and_lets_the_superseded_go(
     tiny_world: Any, two_rounds: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +242,7 @@ def test_a_rerun_keeps_what_it_needs_and_lets_the_superseded_go(
 
 @pytest.mark.kill
 @pytest.mark.parametrize("point", ["after record", "before remove", "after remove"])
+@pytest.mark.in_turn(always=["after record"])
 def test_killed_while_letting_go_it_is_made_good_by_the_next_round(
     tiny_world: Any, two_rounds: Path, tmp_path: Path, launch: Launch, point: str
 ) -> None:
@@ -255,6 +266,7 @@ def test_killed_while_letting_go_it_is_made_good_by_the_next_round(
     assert [v.broken for v in audit(Run.open(run), Depth(videos=0.0)) if v.broken] == []
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_what_was_recorded_goes_even_where_the_config_keeps_all_now(
     five_rounds: Path, tmp_path: Path, tiny_world: Any
 ) -> None:
@@ -267,11 +279,13 @@ def test_what_was_recorded_goes_even_where_the_config_keeps_all_now(
     assert gone(run) == gone(five_rounds), "and no more of them"
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_the_best_is_of_what_a_round_has_made(five_rounds: Path) -> None:
     best = best_policy(Run.open(five_rounds))
     assert best is not None and best > 0 and best not in gone(five_rounds)
 
 
+@pytest.mark.in_turn(always=["full"])
 def test_the_best_has_its_weights(five_rounds: Path, tmp_path: Path) -> None:
     """Where the eval split has changed, one that was let go may have answered it better."""
     run = Path(shutil.copytree(five_rounds, tmp_path / "run"))

@@ -37,6 +37,7 @@ def unquantised(write_config: WriteConfig, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("how", ["fp8", "int4"])
+@pytest.mark.in_turn(always=["fp8"])
 def test_a_round_tells_it_takes_nothing_from_an_unquantised_one_and_is_done_again_alike(
     how: str, write_config: WriteConfig, unquantised: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_round_is_scored_in_one_way(write_config: WriteConfig, tmp_path: Path)
     assert {quantised_in(s.scorer) for s in run.read("teacher_scores", TeacherScore)} == {"fp8"}
 
 
+@pytest.mark.in_turn
 def test_answers_of_a_quantised_teacher_are_trained_on_and_sampled_again(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
+@pytest.mark.in_turn(always=["hf"])
 def test_a_whole_round(engine: str, tmp_path: Any, tiny_world: World) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm")

@@ -76,6 +76,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [("policy_gradient", "student", 3), ("exact_reverse_kl", "teacher", 6)],
     ids=["sampled tokens, tied", "distributions, not tied"],
 )
+@pytest.mark.in_turn(always=["distributions, not tied"])
 def test_a_round_has_no_more_than_a_chunk_of_distributions(
     real: dict[str, Path], write_config: WriteConfig, tmp_path: Path, objective: str,
     student: str, copies: int,
@@ -105,6 +106,7 @@ def test_a_round_has_no_more_than_a_chunk_of_distributions(
     assert [verdict.broken for verdict in verdicts if verdict.broken] == []
 
 
+@pytest.mark.in_turn
 def test_vllm_says_only_what_is_a_token(
     real: dict[str, Path], write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ def kill(config: str, name: str, point: str, n: int) -> None:
     assert done.returncode == -9, done.stderr
 
 
+@pytest.mark.in_turn
 def test_a_forced_stage_that_was_killed_goes_on_with_its_take(
     write_config: Any, tmp_path: Path
 ) -> None:
@@ -234,6 +235,7 @@ def notes(run: Path) -> str:
     return "\n".join(note for v in found if v.checked for note in v.checked.notes)
 
 
+@pytest.mark.in_turn
 def test_other_answers_do_not_meet_the_old_scores_in_the_views(
     write_config: Any, tmp_path: Path
 ) -> None:
@@ -276,6 +278,7 @@ def test_a_forced_score_is_computed_and_not_copied(write_config: Any, tmp_path: 
     assert fresh["reused_from"].drop_nulls().str.starts_with(ours).all(), "twins within the round"
 
 
+@pytest.mark.in_turn
 def test_a_draw_of_unusable_examples_is_drawn_again(
     write_config: Any, tiny_world: World, tmp_path: Path
 ) -> None:
@@ -321,6 +324,7 @@ def test_a_rerun_of_nothing_and_of_what_is_not_there(write_config: Any, tmp_path
     assert verdicts(run) == {}
 
 
+@pytest.mark.in_turn
 def test_the_command_runs_a_stage(
     write_config: Any, tmp_path: Path, command: Any, prefect_api: str
 ) -> None:
@@ -342,6 +346,7 @@ def test_the_command_runs_a_stage(
     assert Run.open(tmp_path / "run").takes().stale() == []
 
 
+@pytest.mark.in_turn
 def test_everything_stale_is_run_again_in_its_order(
     write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -397,6 +402,7 @@ def test_divergences_of_other_scores_are_computed_again(write_config: Any, tmp_p
     assert {s.stage for s in Run.open(run).takes().stale()} == {"focus", "update"}
 
 
+@pytest.mark.in_turn
 def test_a_refused_rescore_names_the_config_of_an_older_run(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

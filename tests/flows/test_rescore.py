@@ -93,6 +93,7 @@ def online(config: Path, version: int) -> dict[str, tuple[torch.Tensor, torch.Te
     return {name: (both[0], both[1]) for name, both in found.items()}
 
 
+@pytest.mark.in_turn
 def test_rescored_divergences_are_those_of_both_models_forwards(
     kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

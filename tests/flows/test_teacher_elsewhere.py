@@ -19,6 +19,7 @@ from tests.vllm_server import SERVED_AS, Door, Served
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 
 
+@pytest.mark.in_turn
 def test_a_round_of_a_server_that_dies_midway_and_comes_back(
     tiny_config: Callable[..., Path],
     served_teacher: Served,

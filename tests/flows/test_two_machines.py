@@ -37,6 +37,7 @@ ROUND = {
 }
 
 
+@pytest.mark.in_turn
 def test_a_machine_dies_in_each_stage_and_the_round_ends_as_if_none_had(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ RECIPES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.in_turn(always=["float32", "bfloat16, 8-bit"])
 def test_two_rounds(write_config: WriteConfig, tmp_path: Path, recipe: str) -> None:
     run_without_server(str(write_config(tmp_path, TRUTH | RECIPES[recipe])), 2)
     run = Run.open(tmp_path / "run")
@@ -65,6 +66,7 @@ def test_two_rounds(write_config: WriteConfig, tmp_path: Path, recipe: str) -> N
 
 
 @pytest.mark.kill
+@pytest.mark.in_turn
 def test_a_second_round_that_was_killed_ends_with_the_same_weights(
     launch: Launch, write_config: WriteConfig, tmp_path: Path
 ) -> None:

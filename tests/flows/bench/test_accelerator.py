@@ -22,6 +22,7 @@ def rows() -> list[Row]:
     return list(accelerator_rows(minutes=5, parts=list(CPU_PARTS)))
 
 
+@pytest.mark.in_turn
 def test_every_part_runs_to_its_end(rows: list[Row]) -> None:
     names = [row.name for row in rows]
     assert not [name for name in names if "ended" in name or "not begun" in name]
@@ -46,6 +47,7 @@ def test_steps_of_the_round_move_something(rows: list[Row]) -> None:
     assert all(norm > 0 for row in steps for norm in row.details["grad_norms"])
 
 
+@pytest.mark.in_turn
 def test_a_part_that_hangs_is_ended_and_tells_where_it_stood(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def test_two_models_are_compared_at_each_token_of_the_answers() -> None:
     assert told["KL, 50 %"] <= told["KL, 99 %"] <= told["KL, 99.9 %"] <= told["KL, largest"]
 
 
+@pytest.mark.in_turn
 def test_fewer_bits_are_further_away_and_smaller() -> None:
     rows = list(bench.quantised_teacher_rows(4, 1, 4, world_videos=8))
     assert len(rows) == 2 * len(bench.WAYS)

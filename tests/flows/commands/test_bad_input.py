@@ -334,6 +334,7 @@ def test_annotations_that_are_left_out_are_counted_and_told(
                in note for note in summary.rounds[0].notes), summary.rounds[0].notes  # fmt: skip
 
 
+@pytest.mark.in_turn
 def test_a_decoder_that_hangs_costs_its_timeout_and_its_video(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:

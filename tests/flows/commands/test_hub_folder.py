@@ -85,6 +85,7 @@ def exported(run: str, out: Path) -> ModelCard:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.in_turn
 def test_any_program_loads_a_policy(
     runs: dict[str, Path], loaded_by_anybody: dict[Path, list[str]], kind: str
 ) -> None:

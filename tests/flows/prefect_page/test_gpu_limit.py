@@ -119,6 +119,7 @@ def test_more_cards_than_there_are_is_a_refusal(two_cards: SyncPrefectClient) ->
         pass
 
 
+@pytest.mark.in_turn
 def test_the_slots_of_a_killed_holder_come_back(
     two_cards: SyncPrefectClient, hold: Hold, prefect_api: str
 ) -> None:

@@ -35,6 +35,7 @@ videoopd(sys.argv[1])
 
 
 @pytest.mark.server
+@pytest.mark.in_turn
 def test_a_round_is_finished_without_its_server(
     write_config: Callable[..., Path], tmp_path: Path, command_environment: dict[str, str],
     prefect_home: Callable[[], Path],

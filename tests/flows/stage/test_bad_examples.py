@@ -124,6 +124,7 @@ def failing(where: str, error: Exception) -> Any:
 
 
 @pytest.mark.parametrize("stage", ["validate", "rollout", "score", "evaluate"])
+@pytest.mark.in_turn(always=["rollout"])
 def test_whatever_a_processor_raises_costs_that_sentence_alone(
     write_config: Any,
     files: dict[str, Any],

@@ -82,6 +82,7 @@ def holds(folder: Path) -> None:
     assert not broken, broken
 
 
+@pytest.mark.in_turn
 def test_removed_and_corrected_annotations_are_no_longer_drawn(
     after_a_round: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_removed_and_corrected_annotations_are_no_longer_drawn(
 
 
 @pytest.mark.parametrize("after", ["draw", "rollout", "focus"])
+@pytest.mark.in_turn(always=["rollout"])
 def test_what_is_removed_in_the_middle_of_a_round_is_not_trained_on(
     config: Path, tmp_path: Path, after: str
 ) -> None:
@@ -162,6 +164,7 @@ def test_an_update_of_a_selection_that_has_lost_examples_names_the_way_on(
     holds(tmp_path)
 
 
+@pytest.mark.in_turn
 def test_what_moves_to_the_eval_split_is_never_trained_on_again(
     after_a_round: Path, tmp_path: Path
 ) -> None:

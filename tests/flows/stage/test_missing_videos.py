@@ -64,6 +64,7 @@ def rows(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "one file"])
+@pytest.mark.in_turn(always=["nothing"])
 def test_a_folder_that_is_away_between_rounds_is_one_sentence_and_no_row(
     after_a_round: Path, tmp_path: Path, left: str
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_missing_file_is_left_out_of_its_round_and_tried_again_in_the_next(
 
 
 @pytest.mark.parametrize("stage", ["rollout", "score", "evaluate"])
+@pytest.mark.in_turn(always=["rollout"])
 def test_a_folder_that_goes_away_in_the_middle_of_a_stage(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

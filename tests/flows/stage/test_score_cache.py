@@ -138,6 +138,7 @@ def test_an_audit_finds_a_copy_that_is_none(few_words: Path, tmp_path: Path, col
     assert found and ("no computed score" if column == "reused_from" else column) in found
 
 
+@pytest.mark.in_turn
 def test_killed_while_scoring_it_ends_with_the_same_rows(
     tiny_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_killed_while_scoring_it_ends_with_the_same_rows(
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.in_turn
 def test_another_runs_scores_need_no_teacher(
     write_config: Any, tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ def test_another_runs_scores_need_no_teacher(
     assert found == {f"{origin}/{s.rollout_id}" for s in theirs}
 
 
+@pytest.mark.in_turn
 def test_a_copy_keeps_its_hidden_states(write_config: Any, tmp_path: Path) -> None:
     kept = TINY | {"score.hidden_states": True}
     run_without_server(str(write_config(tmp_path / "first", kept)), 1)

@@ -64,6 +64,7 @@ def fresh(config: Path, *overrides: str) -> None:
     forget_decoded()
 
 
+@pytest.mark.in_turn
 def test_every_stage_of_another_process_reads_what_was_decoded(
     write_config: Any, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_every_stage_of_another_process_reads_what_was_decoded(
     assert seen(tmp_path / "again").equals(seen(tmp_path / "run"))
 
 
+@pytest.mark.in_turn
 def test_the_store_changes_no_number(write_config: Any, tmp_path: Path, decoded: list[str]) -> None:
     config = write_config(tmp_path)
     fresh(config)

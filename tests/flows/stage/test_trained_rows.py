@@ -155,6 +155,7 @@ def test_of_the_teacher_is_read_what_the_objective_needs(
     assert ours.read(ours.examples) == without(all_read(config).work, *unread)
 
 
+@pytest.mark.in_turn
 def test_an_update_has_the_rows_of_one_step_at_a_time(
     copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def killed_and_continued(study: Study) -> dict[str, Any]:
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.in_turn
 def test_a_killed_study_goes_on_where_it_was(
     study: Study, killed_and_continued: dict[str, Any]
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_key_that_has_come_since_was_at_its_default(
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.in_turn
 def test_a_run_that_fails_is_named_and_the_others_go_on(
     study: Study, killed_and_continued: dict[str, Any], tmp_path: Path, write_config: WriteConfig
 ) -> None:

@@ -154,6 +154,7 @@ def test_steps_are_told_as_they_come_and_rounds_when_they_are_finished(
         ("killed", "was killed by signal 9"),
     ],
 )
+@pytest.mark.in_turn(always=["raising-failed (RuntimeError: the disk of the tracker is full)"])
 def test_one_that_fails_or_hangs_is_a_sentence_and_the_others_go_on(
     others: None, config_of: Callable[..., Config], name: str, said: str
 ) -> None:
@@ -235,6 +236,7 @@ def test_a_name_that_is_none_has_a_hint(tmp_path: Path, two_rounds: Finished) ->
         load_config(two_rounds.config, ["tracking.to=['wandb', 'wandb']"])
 
 
+@pytest.mark.in_turn
 def test_a_real_round_is_told_to_a_real_tracker(two_rounds: Finished, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tests.flows.tracking.test_trackers import assert_all_is_there_once

@@ -106,6 +106,7 @@ def test_points_are_what_the_tables_hold(two_rounds: Finished) -> None:
     assert "teacher_kl" not in base and "reward" not in base, "absent is not told, and no zero"
 
 
+@pytest.mark.in_turn(always=["tensorboard"])
 def test_a_run_is_told_once_however_often_it_is_done(
     tracker: str, two_rounds: Finished, tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_folder_that_cannot_be_made_is_told(
     assert "/proc/trackers of trackers cannot be made" in capsys.readouterr().err
 
 
+@pytest.mark.in_turn(always=["tensorboard"])
 def test_what_came_since_a_round_is_added(
     tracker: str, two_rounds: Finished, tmp_path: Path
 ) -> None:
@@ -184,6 +186,7 @@ def test_config_hashes_and_commit_are_told(two_rounds: Finished, tmp_path: Path)
     assert config.get("git_commit") == newest["git_commit"]
 
 
+@pytest.mark.in_turn(always=["tensorboard"])
 def test_it_is_in_what_the_tracker_keeps(
     tracker: str, two_rounds: Finished, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_it_serves_until_ctrl_c(finished: Path, command_environment: dict[str, s
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.in_turn(always=["15"])
 def test_nothing_of_it_is_left_when_it_is_stopped_or_its_terminal_is_closed(
     finished: Path, command_environment: dict[str, str], tmp_path: Path, sent: signal.Signals
 ) -> None:

@@ -87,6 +87,7 @@ with connected(config):
 
 
 @pytest.mark.slow
+@pytest.mark.in_turn
 def test_the_dashboard_of_our_own_ray_names_stages() -> None:
     command = [sys.executable, "-c", DASHBOARD]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)

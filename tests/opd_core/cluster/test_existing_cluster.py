@@ -58,6 +58,7 @@ def free_port() -> int:
             return port
 
 
+@pytest.mark.in_turn
 def test_its_workers_do_the_work(address: str, tmp_path: Path) -> None:
     def work(workers: int) -> Fragile:
         overrides = [f"cluster.workers={workers}", f"cluster.address='{address}'"]

@@ -37,6 +37,7 @@ with connected(load_config("configs/tiny.toml", ["cluster.workers=2"])):
 @pytest.mark.slow
 @pytest.mark.kill
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.in_turn(always=["9"])
 def test_nothing_is_left(sent: signal.Signals) -> None:
     starter = subprocess.Popen(
         [sys.executable, "-c", CODE], cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 TWO = ["cluster.workers=1", "cluster.devices_per_worker=2", "cluster.teacher_shards=2"]
 
 
+@pytest.mark.in_turn
 def test_its_rows_are_those_of_one_process(tmp_path: Path, tiny_world: World) -> None:
     config = make_config(
         tmp_path, tiny_world, {"update.max_tokens_per_pack": 400, "score.hidden_states": True}

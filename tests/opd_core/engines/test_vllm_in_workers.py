@@ -16,6 +16,7 @@ pytest.importorskip("ray")
 pytestmark = [NEEDS_VLLM, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+@pytest.mark.in_turn
 def test_a_worker_answers_by_vllm(tmp_path: Path, tiny_world: World) -> None:
     """Batches handed out one by one, the gate between, the trainer's own log-probs; and no process
     is left."""

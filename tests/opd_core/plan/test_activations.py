@@ -156,6 +156,9 @@ SAVING: list[tuple[str, str, Mode, Trained, bool | float]] = [
 
 
 @pytest.mark.parametrize(("name", "work", "mode", "trained", "checkpointed"), SAVING)
+@pytest.mark.in_turn(
+    always=["tiny-blocks-float32-language-True", "tower-blocks-float32-language-False"]
+)
 def test_what_autograd_saves(
     name: str, work: str, mode: Mode, trained: Trained, checkpointed: bool | float
 ) -> None:
@@ -186,6 +189,9 @@ ALIVE: list[tuple[str, str, Mode, Trained, bool]] = [
 
 
 @pytest.mark.parametrize(("name", "work", "mode", "trained", "checkpointed"), ALIVE)
+@pytest.mark.in_turn(
+    always=["tiny-blocks-float32-language-True", "tower-blocks-float32-nothing-False"]
+)
 def test_what_is_alive_at_the_worst_moment(
     name: str, work: str, mode: Mode, trained: Trained, checkpointed: bool
 ) -> None:

@@ -73,6 +73,7 @@ CASES: dict[str, tuple[Kind, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.in_turn(always=["full", "lora"])
 def test_two_ranks_train_what_one_process_trains(
     ranks: GlooRanks, round_of: Any, tmp_path: Path, case: str
 ) -> None:

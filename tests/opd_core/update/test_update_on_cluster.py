@@ -50,6 +50,7 @@ def asked(
     )
 
 
+@pytest.mark.in_turn
 def test_an_update_whose_rank_is_killed_ends_as_one_process_does(
     played: Round, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_an_update_whose_rank_is_killed_ends_as_one_process_does(
 
 
 @pytest.mark.kill
+@pytest.mark.in_turn
 def test_an_update_whose_driver_is_killed_goes_on(played: Round, tmp_path: Path) -> None:
     import cloudpickle
 

@@ -153,6 +153,7 @@ def test_a_size_is_that_of_qwen3_vls_own_processor(
 
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(**SIZES)
+@pytest.mark.in_turn
 def test_a_size_is_that_of_qwen2_5_vls_own_processor(
     frames: int, height: int, width: int, tokens: int, capped: int | None, shortest: int
 ) -> None:

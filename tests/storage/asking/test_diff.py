@@ -43,6 +43,7 @@ def test_two_rounds_differ_in_policy_and_draw(finished: Finished) -> None:
     assert found.a.endswith("@1") and found.b.endswith("@2")
 
 
+@pytest.mark.in_turn
 def test_another_config_and_teacher(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.models, tmp_path / "models")
     file = tmp_path / "models" / "teacher" / "model.safetensors"

@@ -135,6 +135,7 @@ def the_same(run: Run) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.in_turn(always=["False-0", "True-0"])
 def test_what_is_kept_is_the_view(tmp_path: Path, seed: int, joined: bool) -> None:
     the_same(lived(tmp_path, seed, joined))
 
@@ -177,6 +178,7 @@ def test_a_frozen_run_does_not_see_what_comes_after(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["rollout", "score", "focus", "update"])
 @pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.in_turn(always=["0-score"])
 def test_what_a_rerun_has_superseded_is_not_kept(tmp_path: Path, stage: str, version: int) -> None:
     run = lived(tmp_path, 9)
     for at in range(version + 1):

@@ -117,6 +117,7 @@ def test_a_version_of_somebody_else_is_kept_as_evidence(run: Run, at_once: None)
         appended(run)
 
 
+@pytest.mark.in_turn
 def test_a_real_run_that_was_cleaned_up_is_whole(
     tiny_config: Callable[..., Path], tmp_path: Path, at_once: None
 ) -> None:
