@@ -41,7 +41,7 @@ LOCK_TIMEOUT_SECONDS = 120.0
 COMPACT_ABOVE_FRAGMENTS = 16
 BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
 """Of `Tables.batches`: rows of a batch, and bytes read from files before they are asked for."""
-KEPT_BYTES = 2**26
+KEPT_BYTES = 2**24
 """The most that an opened run keeps of manifests and of files' footers, and as much of indices."""
 RECORDS_AT_ONCE = 64
 """Of `Tables.read_at`: as records their prompts and top-k take 20 times what they do in columns."""
