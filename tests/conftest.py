@@ -103,10 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what is made of the tiny world, however indirectly: `make quick` leaves it out. Leave
     out the tests whose turn it is not. Put the longest files first."""
     if config.getoption("in_turn"):
-        source = source_hash()
-        left_out = [item for item in items if not has_its_turn(item, source)]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if has_its_turn(item, source)]
+        source, every = source_hash(), list(items)
+        items[:] = [item for item in every if has_its_turn(item, source)]
+        config.hook.pytest_deselected(items=list({*every} - {*items}))
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
     for item in items:

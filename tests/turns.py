@@ -14,8 +14,9 @@ from typing import Protocol
 
 import pytest
 
+from tests.tiny_config import ROOT
+
 TURNS = 5
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "opd_core", "storage", "tests")
 
 

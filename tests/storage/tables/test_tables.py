@@ -230,6 +230,21 @@ def test_a_folder_without_tables_is_named(tmp_path: Path, content: str | None) -
         Tables.open(tmp_path)
 
 
+def test_a_table_that_was_put_back_is_read_anew(tables: Tables, tmp_path: Path) -> None:
+    """Whoever has it open keeps what Lance has read, and the copy may reach the same version."""
+    tables.append("rollouts", [rollout(0)], PROVENANCE)
+    folder, copy = tables.folder / "rollouts.lance", tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    tables.append("rollouts", [rollout(1)], PROVENANCE)
+    version = tables.version("rollouts")
+    assert ids(tables) == [rollout(0).rollout_id, rollout(1).rollout_id]
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    Tables.open(tables.folder).append("rollouts", [rollout(2)], PROVENANCE)
+    assert tables.version("rollouts") == version
+    assert ids(tables) == [rollout(0).rollout_id, rollout(2).rollout_id]
+
+
 def test_a_missing_table_or_version_is_named(tables: Tables) -> None:
     with pytest.raises(
         VideoOPDError, match="there is no table 'rollout'; the tables are: examples"
